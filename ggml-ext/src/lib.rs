@@ -1,0 +1,11 @@
+//! The GGUF container, the GGML block types, and the SIMD kernels that compute with them.
+//!
+//! This crate knows bytes and numbers only: no threads, no models, no files opened by name.
+
+pub mod blocks;
+pub mod gguf;
+pub mod kernels;
+pub mod pack;
+mod types;
+
+pub use types::GgmlType;

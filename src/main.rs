@@ -1,0 +1,2 @@
+//! The `lisa-cpp` command.
+fn main() {}
