@@ -1,1 +1,12 @@
-//! (to come)
+//! The engine room: a thread team that runs one program per forward pass, the buffers its members share, and the
+//! operations a forward pass is made of.
+
+mod buffer;
+mod matrix;
+mod ops;
+mod pool;
+
+pub use buffer::{Activations, SharedBuf};
+pub use matrix::{Linear, Matrix};
+pub use ops::Ops;
+pub use pool::{Pool, Worker, default_threads};
