@@ -1,1 +1,216 @@
-//! (to come)
+//! The GGML block types: one file each, with the layout, its reading as integer codes, and its quantiser.
+//!
+//! A block holds `LEN` consecutive elements of a row. Every type reads as small integers and one scale per 16 of them
+//! (some types add an offset), so a kernel written against [`Block::codes`] serves them all, and dequantisation is
+//! derived from it. The order of the floating-point operations is that of the `gguf` Python package, bit for bit.
+//!
+//! To add a type: copy a file, add it to `with_block!`, and add its row to the type table and a fixture; the shared
+//! tests iterate the table.
+
+mod float;
+mod nibbles;
+mod q4_0;
+mod q4_1;
+mod q5_0;
+mod q5_1;
+mod q8_0;
+
+pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+pub use q4_0::Q4_0;
+pub use q4_1::Q4_1;
+pub use q5_0::Q5_0;
+pub use q5_1::Q5_1;
+pub use q8_0::Q8_0;
+
+use crate::GgmlType;
+
+/// A block of `LEN` quantised elements, exactly as it lies in a file: plain bytes without alignment, so that any byte
+/// position of a mapped file can be read as one.
+pub trait Block: bytemuck::Pod {
+    /// The type's row in the table.
+    const TYPE: GgmlType;
+    /// Elements per block.
+    const LEN: usize = Self::TYPE.block_len();
+    /// Consecutive elements that share a scale (and an offset).
+    const GROUP: usize = 16;
+    /// Whether elements have an offset. Where not, `codes` leaves `offset` alone and it may be empty.
+    const HAS_OFFSET: bool;
+
+    /// Reads the block as integer codes: element `i` is `scale[i / 16] * q[i]`, plus `offset[i / 16]` if `HAS_OFFSET`
+    /// (never adding a zero otherwise: it would lose the sign of negative zeros).
+    ///
+    /// `q` has at least `LEN` elements, `scale` (and `offset`) at least `LEN / 16`. Inlined into the caller and free
+    /// of branches, so that it is compiled for the instruction set of the kernel that calls it.
+    fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]);
+
+    /// Quantises `LEN` elements. Values that are not finite give a block of no use, but no panic.
+    fn quantize(x: &[f32]) -> Self;
+
+    /// Dequantises into the first `LEN` elements of `out`.
+    #[inline(always)]
+    fn dequantize(&self, out: &mut [f32]) {
+        let (mut q, mut scale, mut offset) =
+            ([0; MAX_LEN], [0.0; MAX_LEN / 16], [0.0; MAX_LEN / 16]);
+        self.codes(&mut q, &mut scale, &mut offset);
+        let groups = out[..Self::LEN]
+            .chunks_exact_mut(Self::GROUP)
+            .zip(q.chunks_exact(Self::GROUP));
+        for ((out, q), (scale, offset)) in groups.zip(scale.iter().zip(&offset)) {
+            for (out, &q) in out.iter_mut().zip(q) {
+                *out = scale * f32::from(q);
+                if Self::HAS_OFFSET {
+                    *out += offset;
+                }
+            }
+        }
+    }
+}
+
+/// The longest block of any type, in elements.
+pub const MAX_LEN: usize = 256;
+
+/// Runs `$body` with `$B` naming the block of a type chosen at run time, or `$float` for F32, F16 and BF16.
+macro_rules! with_block {
+    ($ty:expr, $B:ident => $body:expr, float => $float:expr) => {
+        $crate::blocks::with_block!(@match $ty, $B, $body, $float,
+            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0)
+    };
+    (@match $ty:expr, $B:ident, $body:expr, $float:expr, $($name:ident)*) => {
+        match $ty {
+            $crate::GgmlType::F32 | $crate::GgmlType::F16 | $crate::GgmlType::BF16 => $float,
+            $($crate::GgmlType::$name => {
+                type $B = $crate::blocks::$name;
+                $body
+            })*
+            ty => todo!("{ty}"),
+        }
+    };
+}
+pub(crate) use with_block;
+
+/// Reads bytes as blocks, in place.
+///
+/// # Panics
+/// If the length is not a multiple of the block's bytes.
+#[inline(always)]
+pub fn blocks<B: Block>(bytes: &[u8]) -> &[B] {
+    bytemuck::cast_slice(bytes)
+}
+
+/// Dequantises one row (or several whole rows) of any type.
+///
+/// # Panics
+/// If `bytes` is not exactly the size of `out.len()` elements.
+pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
+    assert_eq!(
+        ty.row_bytes(out.len()),
+        Some(bytes.len()),
+        "{ty}: {} elements",
+        out.len()
+    );
+    with_block!(ty, B => {
+        for (block, out) in blocks::<B>(bytes).iter().zip(out.chunks_exact_mut(B::LEN)) {
+            block.dequantize(out);
+        }
+    }, float => float::dequantize(ty, bytes, out))
+}
+
+/// Reads one row of a block type as integer codes, as [`Block::codes`] does: `q` has one element per element of the row,
+/// `scale` and `offset` one per 16. `offset` is filled with zeros for the types without one.
+///
+/// # Panics
+/// If the lengths disagree, or the type is F32, F16 or BF16, which have no codes.
+pub fn codes_row(ty: GgmlType, bytes: &[u8], q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
+    assert_eq!(
+        ty.row_bytes(q.len()),
+        Some(bytes.len()),
+        "{ty}: {} elements",
+        q.len()
+    );
+    assert_eq!(
+        (scale.len(), offset.len()),
+        (q.len() / 16, q.len() / 16),
+        "one scale and offset per 16 elements"
+    );
+    with_block!(ty, B => {
+        let groups = B::LEN / B::GROUP;
+        let per_block = q.chunks_exact_mut(B::LEN).zip(scale.chunks_exact_mut(groups)).zip(offset.chunks_exact_mut(groups));
+        for (block, ((q, scale), offset)) in blocks::<B>(bytes).iter().zip(per_block) {
+            offset.fill(0.0);
+            block.codes(q, scale, offset);
+        }
+    }, float => panic!("{ty} has no integer codes"))
+}
+
+/// Quantises one row (or several whole rows) to any type.
+///
+/// # Panics
+/// If `out` is not exactly the size of `x.len()` elements.
+pub fn quantize_row(ty: GgmlType, x: &[f32], out: &mut [u8]) {
+    assert_eq!(
+        ty.row_bytes(x.len()),
+        Some(out.len()),
+        "{ty}: {} elements",
+        x.len()
+    );
+    with_block!(ty, B => {
+        for (x, out) in x.chunks_exact(B::LEN).zip(out.chunks_exact_mut(size_of::<B>())) {
+            out.copy_from_slice(bytemuck::bytes_of(&B::quantize(x)));
+        }
+    }, float => float::quantize(ty, x, out))
+}
+
+/// The reference dot product that kernels are judged by: a row of weights with a row of int8 activations, where
+/// activation `i` is `x_scale[i / 32] * x[i]`. Slow and exact: every product and the sum in double precision.
+///
+/// # Panics
+/// If the lengths disagree.
+pub fn vec_dot(ty: GgmlType, row: &[u8], x: &[i8], x_scale: &[f32]) -> f64 {
+    assert_eq!(x_scale.len() * 32, x.len(), "one scale per 32 activations");
+    let mut weights = vec![0.0; x.len()];
+    dequantize_row(ty, row, &mut weights);
+    let products = weights.iter().zip(x).enumerate();
+    products
+        .map(|(i, (&w, &q))| f64::from(w) * f64::from(x_scale[i / 32]) * f64::from(q))
+        .sum()
+}
+
+/// Fails to compile unless the struct is laid out as the table says.
+const fn assert_layout<B: Block>() {
+    assert!(size_of::<B>() == B::TYPE.block_bytes());
+    assert!(align_of::<B>() == 1);
+    assert!(B::LEN == B::TYPE.block_len() && B::LEN <= MAX_LEN && B::LEN.is_multiple_of(B::GROUP));
+}
+
+/// The first `N` elements, as an array whose length the compiler knows.
+#[inline(always)]
+fn head<T, const N: usize>(x: &[T]) -> &[T; N] {
+    x.first_chunk().expect("slices hold a whole block")
+}
+
+/// The first `N` elements, as an array whose length the compiler knows.
+#[inline(always)]
+fn head_mut<T, const N: usize>(x: &mut [T]) -> &mut [T; N] {
+    x.first_chunk_mut().expect("slices hold a whole block")
+}
+
+/// The element farthest from zero, with its sign; the first of several.
+fn extreme(x: &[f32]) -> f32 {
+    x.iter().fold(
+        0.0,
+        |best: f32, &v| if v.abs() > best.abs() { v } else { best },
+    )
+}
+
+/// The smallest and the largest element.
+fn range(x: &[f32]) -> (f32, f32) {
+    x.iter()
+        .fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| {
+            (lo.min(v), hi.max(v))
+        })
+}
+
+/// `1 / d`, or zero for zero.
+fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}

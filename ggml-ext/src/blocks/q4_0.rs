@@ -1,0 +1,36 @@
+//! Q4_0: 32 elements `d * (c - 8)`, c in 0..=15.
+
+use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, nibbles};
+use crate::GgmlType;
+
+/// Scale, then the codes: element j in the low half of byte j, element 16 + j in its high half.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Q4_0 {
+    d: [u8; 2],
+    qs: [u8; 16],
+}
+
+const _: () = assert_layout::<Q4_0>();
+
+impl Block for Q4_0 {
+    const TYPE: GgmlType = GgmlType::Q4_0;
+    const HAS_OFFSET: bool = false;
+
+    #[inline(always)]
+    fn codes(&self, q: &mut [i8], scale: &mut [f32], _offset: &mut [f32]) {
+        *head_mut(scale) = [float::scale(self.d); 2];
+        *head_mut(q) = nibbles::unpack(&self.qs).map(|c| c as i8 - 8);
+    }
+
+    fn quantize(x: &[f32]) -> Self {
+        let x: &[f32; 32] = head(x);
+        let d = extreme(x) / -8.0;
+        let id = inverse(d);
+        let codes = x.map(|v| ((v * id + 8.5) as u8).min(15));
+        Q4_0 {
+            d: float::scale_bytes(d),
+            qs: nibbles::pack(&codes),
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Q4_1: 32 elements `d * c + m`, c in 0..=15.
+
+use super::{Block, assert_layout, float, head, head_mut, inverse, nibbles, range};
+use crate::GgmlType;
+
+/// Scale, minimum, then the codes: element j in the low half of byte j, element 16 + j in its high half.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Q4_1 {
+    d: [u8; 2],
+    m: [u8; 2],
+    qs: [u8; 16],
+}
+
+const _: () = assert_layout::<Q4_1>();
+
+impl Block for Q4_1 {
+    const TYPE: GgmlType = GgmlType::Q4_1;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
+        *head_mut(scale) = [float::scale(self.d); 2];
+        *head_mut(offset) = [float::scale(self.m); 2];
+        *head_mut(q) = nibbles::unpack(&self.qs).map(|c| c as i8);
+    }
+
+    fn quantize(x: &[f32]) -> Self {
+        let x: &[f32; 32] = head(x);
+        let (min, max) = range(x);
+        let d = (max - min) / 15.0;
+        let id = inverse(d);
+        let codes = x.map(|v| (((v - min) * id + 0.5) as u8).min(15));
+        Q4_1 {
+            d: float::scale_bytes(d),
+            m: float::scale_bytes(min),
+            qs: nibbles::pack(&codes),
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! Q5_1: 32 elements `d * c + m`, c in 0..=31.
+
+use super::{Block, assert_layout, float, head, head_mut, inverse, nibbles, range};
+use crate::GgmlType;
+
+/// Scale, minimum, the fifth bit of code j in bit j of `qh`, then the low four bits: code j in the low half of byte j,
+/// code 16 + j in its high half.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Q5_1 {
+    d: [u8; 2],
+    m: [u8; 2],
+    qh: [u8; 4],
+    qs: [u8; 16],
+}
+
+const _: () = assert_layout::<Q5_1>();
+
+impl Block for Q5_1 {
+    const TYPE: GgmlType = GgmlType::Q5_1;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
+        *head_mut(scale) = [float::scale(self.d); 2];
+        *head_mut(offset) = [float::scale(self.m); 2];
+        *head_mut(q) = nibbles::unpack5(&self.qs, self.qh).map(|c| c as i8);
+    }
+
+    fn quantize(x: &[f32]) -> Self {
+        let x: &[f32; 32] = head(x);
+        let (min, max) = range(x);
+        let d = (max - min) / 31.0;
+        let id = inverse(d);
+        let (qs, qh) = nibbles::pack5(&x.map(|v| (((v - min) * id + 0.5) as u8).min(31)));
+        Q5_1 {
+            d: float::scale_bytes(d),
+            m: float::scale_bytes(min),
+            qh,
+            qs,
+        }
+    }
+}
