@@ -1,6 +1,36 @@
 //! The GGUF container format, versions 2 and 3, little-endian.
+//!
+//! [`Gguf::parse`] is a view over a byte slice (usually a memory map): metadata, names and tensor data are borrowed, not
+//! copied. It trusts nothing: every count, length, type, offset and product is checked against the bytes that are there
+//! before it is used, so that a damaged or hostile file gives a [`GgufError`] that says where and what, and neither a
+//! panic nor an allocation larger than a small multiple of the header. [`GgufWriter`] writes such files, [`split`]
+//! relates the parts of a model stored in several of them.
+//!
+//! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
-/// placeholder
-#[derive(Debug, thiserror::Error)]
-#[error("placeholder")]
-pub struct GgufError;
+mod cursor;
+mod error;
+mod reader;
+mod value;
+
+pub use error::{GgufError, Place, WriteError};
+pub use reader::{Gguf, TensorInfo};
+pub use value::{Array, ArrayIter, StringArray, StringIter, Value, ValueType};
+
+/// The first four bytes of every GGUF file.
+pub const MAGIC: [u8; 4] = *b"GGUF";
+/// The version this crate writes; it reads this one and version 2, which differ in nothing but the number.
+pub const VERSION: u32 = 3;
+/// Alignment of tensor data in a file without `general.alignment`.
+pub const DEFAULT_ALIGNMENT: u64 = 32;
+/// The key that changes the alignment of tensor data.
+pub const ALIGNMENT_KEY: &str = "general.alignment";
+/// Most dimensions a tensor can have.
+pub const MAX_DIMS: usize = 4;
+/// Longest key in bytes: the format's limit.
+pub const MAX_KEY_LEN: usize = 65_535;
+/// Longest tensor name in bytes that is read. The format says 64; ggml keeps names in 64 bytes with a terminator and so
+/// stops at 63, which is what [`GgufWriter`] writes at most.
+pub const MAX_NAME_LEN: usize = 64;
+/// Deepest nesting of arrays that is read. The format sets no limit, files in use have no nested array at all.
+pub const MAX_ARRAY_DEPTH: usize = 4;
