@@ -40,6 +40,9 @@ pub enum Error {
     /// A parameter outside its range; names the flag.
     #[error("{0}")]
     Params(String),
+    /// No token can be chosen from the logits.
+    #[error("sampling: {0}")]
+    Sampling(String),
     /// More tokens than the context can hold.
     #[error(
         "the prompt has {n_prompt} tokens and the context holds {n_ctx}: {} too many (raise -c, shorten the prompt, \
