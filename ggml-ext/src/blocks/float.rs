@@ -94,10 +94,7 @@ mod tests {
     fn every_half_converts_as_the_half_crate_does() {
         for h in 0..=u16::MAX {
             let (ours, theirs) = (f16_to_f32(h), half::f16::from_bits(h).to_f32());
-            assert!(
-                ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()),
-                "{h:#06x}"
-            );
+            assert!(ours.to_bits() == theirs.to_bits() || (ours.is_nan() && theirs.is_nan()), "{h:#06x}");
             if !ours.is_nan() {
                 assert_eq!(f32_to_f16(ours), h);
             }

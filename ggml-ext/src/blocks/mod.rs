@@ -7,20 +7,40 @@
 //! To add a type: copy a file, add it to `with_block!`, and add its row to the type table and a fixture; the shared
 //! tests iterate the table.
 
+mod fit;
 mod float;
-mod nibbles;
+mod iq4_nl;
+mod iq4_xs;
+mod k_scales;
+mod mxfp4;
+mod planes;
+mod q2_k;
+mod q3_k;
 mod q4_0;
 mod q4_1;
+mod q4_k;
 mod q5_0;
 mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+mod q8_k;
 
 pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+pub use iq4_nl::{IQ4_NL, IQ4_VALUES};
+pub use iq4_xs::IQ4_XS;
+pub use mxfp4::MXFP4;
+pub use q2_k::Q2_K;
+pub use q3_k::Q3_K;
 pub use q4_0::Q4_0;
 pub use q4_1::Q4_1;
+pub use q4_k::Q4_K;
 pub use q5_0::Q5_0;
 pub use q5_1::Q5_1;
+pub use q5_k::Q5_K;
+pub use q6_k::Q6_K;
 pub use q8_0::Q8_0;
+pub use q8_k::Q8_K;
 
 use crate::GgmlType;
 
@@ -49,12 +69,9 @@ pub trait Block: bytemuck::Pod {
     /// Dequantises into the first `LEN` elements of `out`.
     #[inline(always)]
     fn dequantize(&self, out: &mut [f32]) {
-        let (mut q, mut scale, mut offset) =
-            ([0; MAX_LEN], [0.0; MAX_LEN / 16], [0.0; MAX_LEN / 16]);
+        let (mut q, mut scale, mut offset) = ([0; MAX_LEN], [0.0; MAX_LEN / 16], [0.0; MAX_LEN / 16]);
         self.codes(&mut q, &mut scale, &mut offset);
-        let groups = out[..Self::LEN]
-            .chunks_exact_mut(Self::GROUP)
-            .zip(q.chunks_exact(Self::GROUP));
+        let groups = out[..Self::LEN].chunks_exact_mut(Self::GROUP).zip(q.chunks_exact(Self::GROUP));
         for ((out, q), (scale, offset)) in groups.zip(scale.iter().zip(&offset)) {
             for (out, &q) in out.iter_mut().zip(q) {
                 *out = scale * f32::from(q);
@@ -73,7 +90,7 @@ pub const MAX_LEN: usize = 256;
 macro_rules! with_block {
     ($ty:expr, $B:ident => $body:expr, float => $float:expr) => {
         $crate::blocks::with_block!(@match $ty, $B, $body, $float,
-            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0)
+            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ4_NL IQ4_XS MXFP4)
     };
     (@match $ty:expr, $B:ident, $body:expr, $float:expr, $($name:ident)*) => {
         match $ty {
@@ -82,7 +99,6 @@ macro_rules! with_block {
                 type $B = $crate::blocks::$name;
                 $body
             })*
-            ty => todo!("{ty}"),
         }
     };
 }
@@ -102,12 +118,7 @@ pub fn blocks<B: Block>(bytes: &[u8]) -> &[B] {
 /// # Panics
 /// If `bytes` is not exactly the size of `out.len()` elements.
 pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
-    assert_eq!(
-        ty.row_bytes(out.len()),
-        Some(bytes.len()),
-        "{ty}: {} elements",
-        out.len()
-    );
+    assert_eq!(ty.row_bytes(out.len()), Some(bytes.len()), "{ty}: {} elements", out.len());
     with_block!(ty, B => {
         for (block, out) in blocks::<B>(bytes).iter().zip(out.chunks_exact_mut(B::LEN)) {
             block.dequantize(out);
@@ -121,17 +132,8 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
 /// # Panics
 /// If the lengths disagree, or the type is F32, F16 or BF16, which have no codes.
 pub fn codes_row(ty: GgmlType, bytes: &[u8], q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
-    assert_eq!(
-        ty.row_bytes(q.len()),
-        Some(bytes.len()),
-        "{ty}: {} elements",
-        q.len()
-    );
-    assert_eq!(
-        (scale.len(), offset.len()),
-        (q.len() / 16, q.len() / 16),
-        "one scale and offset per 16 elements"
-    );
+    assert_eq!(ty.row_bytes(q.len()), Some(bytes.len()), "{ty}: {} elements", q.len());
+    assert_eq!((scale.len(), offset.len()), (q.len() / 16, q.len() / 16), "one scale and offset per 16 elements");
     with_block!(ty, B => {
         let groups = B::LEN / B::GROUP;
         let per_block = q.chunks_exact_mut(B::LEN).zip(scale.chunks_exact_mut(groups)).zip(offset.chunks_exact_mut(groups));
@@ -147,12 +149,7 @@ pub fn codes_row(ty: GgmlType, bytes: &[u8], q: &mut [i8], scale: &mut [f32], of
 /// # Panics
 /// If `out` is not exactly the size of `x.len()` elements.
 pub fn quantize_row(ty: GgmlType, x: &[f32], out: &mut [u8]) {
-    assert_eq!(
-        ty.row_bytes(x.len()),
-        Some(out.len()),
-        "{ty}: {} elements",
-        x.len()
-    );
+    assert_eq!(ty.row_bytes(x.len()), Some(out.len()), "{ty}: {} elements", x.len());
     with_block!(ty, B => {
         for (x, out) in x.chunks_exact(B::LEN).zip(out.chunks_exact_mut(size_of::<B>())) {
             out.copy_from_slice(bytemuck::bytes_of(&B::quantize(x)));
@@ -170,9 +167,7 @@ pub fn vec_dot(ty: GgmlType, row: &[u8], x: &[i8], x_scale: &[f32]) -> f64 {
     let mut weights = vec![0.0; x.len()];
     dequantize_row(ty, row, &mut weights);
     let products = weights.iter().zip(x).enumerate();
-    products
-        .map(|(i, (&w, &q))| f64::from(w) * f64::from(x_scale[i / 32]) * f64::from(q))
-        .sum()
+    products.map(|(i, (&w, &q))| f64::from(w) * f64::from(x_scale[i / 32]) * f64::from(q)).sum()
 }
 
 /// Fails to compile unless the struct is laid out as the table says.
@@ -196,18 +191,12 @@ fn head_mut<T, const N: usize>(x: &mut [T]) -> &mut [T; N] {
 
 /// The element farthest from zero, with its sign; the first of several.
 fn extreme(x: &[f32]) -> f32 {
-    x.iter().fold(
-        0.0,
-        |best: f32, &v| if v.abs() > best.abs() { v } else { best },
-    )
+    x.iter().fold(0.0, |best: f32, &v| if v.abs() > best.abs() { v } else { best })
 }
 
 /// The smallest and the largest element.
 fn range(x: &[f32]) -> (f32, f32) {
-    x.iter()
-        .fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| {
-            (lo.min(v), hi.max(v))
-        })
+    x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| (lo.min(v), hi.max(v)))
 }
 
 /// `1 / d`, or zero for zero.

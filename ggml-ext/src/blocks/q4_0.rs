@@ -1,6 +1,6 @@
 //! Q4_0: 32 elements `d * (c - 8)`, c in 0..=15.
 
-use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, nibbles};
+use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, planes};
 use crate::GgmlType;
 
 /// Scale, then the codes: element j in the low half of byte j, element 16 + j in its high half.
@@ -20,7 +20,7 @@ impl Block for Q4_0 {
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], _offset: &mut [f32]) {
         *head_mut(scale) = [float::scale(self.d); 2];
-        *head_mut(q) = nibbles::unpack(&self.qs).map(|c| c as i8 - 8);
+        *head_mut(q) = planes::nibbles(&self.qs).map(|c| c as i8 - 8);
     }
 
     fn quantize(x: &[f32]) -> Self {
@@ -28,9 +28,6 @@ impl Block for Q4_0 {
         let d = extreme(x) / -8.0;
         let id = inverse(d);
         let codes = x.map(|v| ((v * id + 8.5) as u8).min(15));
-        Q4_0 {
-            d: float::scale_bytes(d),
-            qs: nibbles::pack(&codes),
-        }
+        Q4_0 { d: float::scale_bytes(d), qs: planes::pack_nibbles(&codes) }
     }
 }

@@ -1,6 +1,6 @@
 //! Q5_1: 32 elements `d * c + m`, c in 0..=31.
 
-use super::{Block, assert_layout, float, head, head_mut, inverse, nibbles, range};
+use super::{Block, assert_layout, float, head, head_mut, inverse, planes, range};
 use crate::GgmlType;
 
 /// Scale, minimum, the fifth bit of code j in bit j of `qh`, then the low four bits: code j in the low half of byte j,
@@ -24,7 +24,7 @@ impl Block for Q5_1 {
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
         *head_mut(scale) = [float::scale(self.d); 2];
         *head_mut(offset) = [float::scale(self.m); 2];
-        *head_mut(q) = nibbles::unpack5(&self.qs, self.qh).map(|c| c as i8);
+        *head_mut(q) = planes::five_bits(&self.qs, self.qh).map(|c| c as i8);
     }
 
     fn quantize(x: &[f32]) -> Self {
@@ -32,12 +32,7 @@ impl Block for Q5_1 {
         let (min, max) = range(x);
         let d = (max - min) / 31.0;
         let id = inverse(d);
-        let (qs, qh) = nibbles::pack5(&x.map(|v| (((v - min) * id + 0.5) as u8).min(31)));
-        Q5_1 {
-            d: float::scale_bytes(d),
-            m: float::scale_bytes(min),
-            qh,
-            qs,
-        }
+        let (qs, qh) = planes::pack_five_bits(&x.map(|v| (((v - min) * id + 0.5) as u8).min(31)));
+        Q5_1 { d: float::scale_bytes(d), m: float::scale_bytes(min), qh, qs }
     }
 }

@@ -27,9 +27,6 @@ impl Block for Q8_0 {
         let x: &[f32; 32] = head(x);
         let d = extreme(x).abs() / 127.0;
         let id = inverse(d);
-        Q8_0 {
-            d: float::scale_bytes(d),
-            qs: x.map(|v| (v * id).round() as i8),
-        }
+        Q8_0 { d: float::scale_bytes(d), qs: x.map(|v| (v * id).round() as i8) }
     }
 }

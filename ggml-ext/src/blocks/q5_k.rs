@@ -1,0 +1,44 @@
+//! Q5_K: 256 elements `(d * s) * c - dmin * m`, c in 0..=31, six-bit s and m per 32 elements.
+
+use super::{Block, assert_layout, head, head_mut, k_scales, planes};
+use crate::GgmlType;
+
+/// `d`, `dmin`, packed scales and minima, fifth bits of the codes in planes of 32, their low four bits in planes of 32.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Q5_K {
+    d: [u8; 2],
+    dmin: [u8; 2],
+    scales: [u8; 12],
+    qh: [u8; 32],
+    qs: [u8; 128],
+}
+
+const _: () = assert_layout::<Q5_K>();
+
+impl Block for Q5_K {
+    const TYPE: GgmlType = GgmlType::Q5_K;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
+        k_scales::expand(self.d, self.dmin, &self.scales, head_mut(scale), head_mut(offset));
+        let q: &mut [i8; 256] = head_mut(q);
+        let low = planes::unpack::<4, 32, 128, 256>(&self.qs);
+        let high = planes::unpack::<1, 32, 32, 256>(&self.qh);
+        for i in 0..256 {
+            q[i] = (low[i] | high[i] << 4) as i8;
+        }
+    }
+
+    fn quantize(x: &[f32]) -> Self {
+        let k_scales::Quantized { d, dmin, scales, codes } = k_scales::quantize(head(x), 31.0);
+        Q5_K {
+            d,
+            dmin,
+            scales,
+            qh: planes::pack::<1, 32, 32, 256>(&codes.map(|c| c >> 4)),
+            qs: planes::pack::<4, 32, 128, 256>(&codes),
+        }
+    }
+}

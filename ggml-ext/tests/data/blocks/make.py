@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""Makes the fixtures of the block types with the `gguf` package (PyPI; made with 0.19.0).
+
+    python3 make.py model.gguf [more.gguf ...]
+
+For every type T:
+  T.bin.gz        blocks: the start of a tensor of each model that has the type, what the package quantises, and random ones
+  T.f32.gz        the package's dequantisation of T.bin, as float32 bytes
+  T.quantized.gz  the package's quantisation of input.f32, where the package can quantise
+The models used were SmolLM2-135M-Instruct Q4_1 and gemma-3-270m Q4_K_M.
+"""
+
+import gzip
+import pathlib
+import sys
+
+import numpy as np
+from gguf import GGMLQuantizationType as T
+from gguf import GGUFReader, quants
+from gguf.constants import GGML_QUANT_SIZES
+
+HERE = pathlib.Path(__file__).parent
+rng = np.random.default_rng(20240229)
+
+# Type -> byte positions of the half-precision numbers of a block.
+TYPES = {
+    "F32": [], "F16": [], "BF16": [], "MXFP4": [], "Q8_K": [],
+    "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
+    "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
+    "IQ4_NL": [0], "IQ4_XS": [0],
+}
+
+
+def put(name, data):
+    (HERE / name).write_bytes(gzip.compress(data, 9, mtime=0))
+
+
+def make_input():
+    """2048 numbers: Gaussian blocks of several sizes, and blocks that are hard to get right."""
+    x = rng.standard_normal((64, 32)).astype(np.float32)
+    x[0:24] *= 0.03
+    x[24:32] *= np.float32(2.0) ** np.arange(-28, 4, 4).reshape(8, 1)  # scales that are subnormal or zero in half precision
+    x[32:36] *= 1000
+    x[36:40] = 0
+    x[37] = 1.5
+    x[38] = -1.5
+    x[39, 7] = -3
+    x[40] = np.arange(-16, 16) / 2  # ties of rounding
+    x[41] = np.arange(16, -16, -1) / 2
+    x[42] = np.tile([1, -1], 16)  # the largest magnitude twice, with both signs
+    x[43] = np.tile([-1, 1], 16)
+    x[44] = np.arange(32) * 8
+    x[45] = abs(x[45])
+    x[46] = -abs(x[46])
+    x[47] *= 1e7  # scales that are infinite in half precision
+    x[48:56] = np.round(x[48:56] * 4) / 4
+    return x.reshape(-1)
+
+
+def random_blocks(name, n):
+    size = GGML_QUANT_SIZES[T[name]][1]
+    blocks = rng.integers(0, 256, (n, size), dtype=np.uint8)
+    for at in TYPES[name]:
+        scale = (rng.standard_normal(n) * 2.0 ** rng.integers(-20, 4, n)).astype(np.float16)
+        scale[:6] = [0, -0.0, np.inf, 6e-8, -65504, np.nan]  # 6e-8: the smallest subnormal
+        blocks[:, at : at + 2] = scale.view(np.uint8).reshape(n, 2)
+    return blocks.reshape(-1)
+
+
+def dequantize(name, data):
+    if name == "Q8_K":  # not in the package: single-precision scale, 256 codes, 16 sums
+        blocks = data.reshape(-1, 292)
+        d = blocks[:, :4].copy().view(np.float32)
+        return d * blocks[:, 4:260].copy().view(np.int8).astype(np.float32)
+    return quants.dequantize(data, T[name])
+
+
+def main():
+    models = [GGUFReader(path) for path in sys.argv[1:]]
+    x = make_input()
+    put("input.f32.gz", x.tobytes())
+    for name in TYPES:
+        block_len, size = GGML_QUANT_SIZES[T[name]]
+        n = 1024 // block_len
+        parts = []
+        for model in models:
+            for tensor in [t for t in model.tensors if t.tensor_type == T[name]][:2]:
+                parts.append(np.asarray(tensor.data).view(np.uint8).reshape(-1)[: n * size // 2].copy())
+        real = len(parts)
+        try:
+            q = np.ascontiguousarray(quants.quantize(x.copy(), T[name])).view(np.uint8).reshape(-1)
+            put(f"{name}.quantized.gz", q.tobytes())
+            parts.append(q)
+        except NotImplementedError:
+            q = None
+        parts.append(random_blocks(name, max(n, 16)))
+        data = np.concatenate(parts)
+        put(f"{name}.bin.gz", data.tobytes())
+        put(f"{name}.f32.gz", dequantize(name, data).astype(np.float32).tobytes())
+        print(name, f"{real} real tensors, quantised: {q is not None}, {data.size} bytes")
+
+
+if __name__ == "__main__":
+    with np.errstate(all="ignore"):
+        main()
