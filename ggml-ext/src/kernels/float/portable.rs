@@ -1,0 +1,140 @@
+//! Any CPU: four lanes of the `wide` crate, which uses what the build's target is sure to have (SSE2 on x86-64).
+
+use super::convert;
+use super::simd::Simd;
+use half::f16;
+use wide::f32x4;
+
+#[derive(Clone, Copy)]
+pub(super) struct V(f32x4);
+
+/// `2^n` for whole `n` in `-126..=127`.
+#[inline(always)]
+fn pow2(n: i32) -> f32 {
+    // A NaN was cast to 0, so `n` is always in range.
+    f32::from_bits(((n + 127) as u32) << 23)
+}
+
+// SAFETY (of every block below): the trait's contract is that pointers are valid for the lanes named.
+impl Simd for V {
+    const LANES: usize = 4;
+    const NT_ROWS: usize = 2;
+    const NN_ROWS: usize = 4;
+    const NN_VECS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        V(f32x4::splat(x))
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: see the impl.
+        V(f32x4::new(unsafe { p.cast::<[f32; 4]>().read_unaligned() }))
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: see the impl.
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(self.0.to_array()) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self {
+        let mut all = [0.0f32; 4];
+        // SAFETY: see the impl; n < 4 elements are copied into four.
+        unsafe { std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), n) };
+        V(f32x4::new(all))
+    }
+    #[inline(always)]
+    unsafe fn store_partial(self, p: *mut f32, n: usize) {
+        // SAFETY: see the impl; n < 4 elements are copied out of four.
+        unsafe { std::ptr::copy_nonoverlapping(self.0.to_array().as_ptr(), p, n) };
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const f16) -> Self {
+        // SAFETY: see the impl.
+        let h = unsafe { p.cast::<[f16; 4]>().read_unaligned() };
+        V(f32x4::new(h.map(convert::f16_to_f32_bits)))
+    }
+    #[inline(always)]
+    unsafe fn load_f16_partial(p: *const f16, n: usize) -> Self {
+        let mut all = [f16::ZERO; 4];
+        // SAFETY: see the impl; n < 4 elements are copied into four.
+        unsafe { std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), n) };
+        V(f32x4::new(all.map(convert::f16_to_f32_bits)))
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, p: *mut f16) {
+        // SAFETY: see the impl.
+        unsafe { p.cast::<[f16; 4]>().write_unaligned(self.0.to_array().map(convert::f32_to_f16_bits)) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16_partial(self, p: *mut f16, n: usize) {
+        let all = self.0.to_array().map(convert::f32_to_f16_bits);
+        // SAFETY: see the impl; n < 4 elements are copied out of four.
+        unsafe { std::ptr::copy_nonoverlapping(all.as_ptr(), p, n) };
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        V(self.0 + o.0)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        V(self.0 - o.0)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        V(self.0 * o.0)
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        V(self.0 / o.0)
+    }
+    #[inline(always)]
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self {
+        V(self.0 * b.0 + c.0)
+    }
+    #[inline(always)]
+    unsafe fn min(self, o: Self) -> Self {
+        let (a, b) = (self.0.to_array(), o.0.to_array());
+        V(f32x4::new(std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })))
+    }
+    #[inline(always)]
+    unsafe fn max(self, o: Self) -> Self {
+        let (a, b) = (self.0.to_array(), o.0.to_array());
+        V(f32x4::new(std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })))
+    }
+    #[inline(always)]
+    unsafe fn abs(self) -> Self {
+        V(self.0.abs())
+    }
+    #[inline(always)]
+    unsafe fn if_less(self, limit: Self, a: Self, b: Self) -> Self {
+        let (x, l, a, b) = (self.0.to_array(), limit.0.to_array(), a.0.to_array(), b.0.to_array());
+        V(f32x4::new(std::array::from_fn(|i| if x[i] < l[i] { a[i] } else { b[i] })))
+    }
+    #[inline(always)]
+    unsafe fn scale2(self, n: Self) -> Self {
+        // In two steps, because 2^n itself may not be a normal float; only the last one can round.
+        let n = n.0.to_array().map(|n| n as i32);
+        let half = f32x4::new(n.map(|n| pow2(n >> 1)));
+        let rest = f32x4::new(n.map(|n| pow2(n - (n >> 1))));
+        V(self.0 * half * rest)
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let [a, b, c, d] = self.0.to_array();
+        (a + c) + (b + d)
+    }
+    #[inline(always)]
+    unsafe fn lane_max(self) -> f32 {
+        let [a, b, c, d] = self.0.to_array();
+        a.max(b).max(c.max(d))
+    }
+    #[inline(always)]
+    unsafe fn store_sums(v: [Self; 4], alpha: f32, p: *mut f32) {
+        let [a, b, c, d] = f32x4::transpose(v.map(|v| v.0));
+        // SAFETY: see the impl; four floats are written.
+        unsafe { V(((a + c) + (b + d)) * f32x4::splat(alpha)).store(p) }
+    }
+}

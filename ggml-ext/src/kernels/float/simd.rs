@@ -1,0 +1,95 @@
+//! The vector type every float kernel is written over.
+//!
+//! A kernel is one generic function; each tier supplies a [`Simd`] type and compiles its own copy of the kernel inside
+//! a function that enables the tier's instructions. Everything here must therefore be `#[inline(always)]`: a call that
+//! is not inlined would be compiled without them.
+
+use half::f16;
+
+/// A vector of `LANES` floats and the handful of operations the kernels need.
+///
+/// # Safety
+/// Every method may use the tier's instructions, so the caller must be running on a CPU that has them. Methods that take
+/// a pointer also need it to be valid for the elements they name; no alignment beyond the element's is required.
+pub(super) trait Simd: Copy {
+    /// Floats in one vector.
+    const LANES: usize;
+    /// Rows of the tile of [`super::gemm::sgemm_nt`], which has four columns: `4 * NT_ROWS` sums stay in registers.
+    const NT_ROWS: usize;
+    /// Rows of the tile of [`super::gemm::sgemm_nn_acc`].
+    const NN_ROWS: usize;
+    /// Vectors in a row of the tile of [`super::gemm::sgemm_nn_acc`] when it is `NN_ROWS` high.
+    const NN_VECS: usize;
+
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    /// The first `n < LANES` elements; the other lanes are zero.
+    unsafe fn load_partial(p: *const f32, n: usize) -> Self;
+    /// The first `n < LANES` lanes.
+    unsafe fn store_partial(self, p: *mut f32, n: usize);
+    unsafe fn load_f16(p: *const f16) -> Self;
+    unsafe fn load_f16_partial(p: *const f16, n: usize) -> Self;
+    /// Rounds to nearest, ties to even.
+    unsafe fn store_f16(self, p: *mut f16);
+    unsafe fn store_f16_partial(self, p: *mut f16, n: usize);
+
+    unsafe fn add(self, o: Self) -> Self;
+    unsafe fn sub(self, o: Self) -> Self;
+    unsafe fn mul(self, o: Self) -> Self;
+    unsafe fn div(self, o: Self) -> Self;
+    /// `self * b + c`, rounded once where the tier has a fused instruction.
+    unsafe fn mul_add(self, b: Self, c: Self) -> Self;
+    /// Lane-wise minimum; a NaN in `o` comes through.
+    unsafe fn min(self, o: Self) -> Self;
+    /// Lane-wise maximum; a NaN in `o` comes through.
+    unsafe fn max(self, o: Self) -> Self;
+    unsafe fn abs(self) -> Self;
+    /// `self < limit ? a : b`, lane by lane.
+    unsafe fn if_less(self, limit: Self, a: Self, b: Self) -> Self;
+    /// `self * 2^n` for whole `n` in `-256..=256`, rounded as if once: gradual underflow, overflow to infinity.
+    unsafe fn scale2(self, n: Self) -> Self;
+
+    /// Sum of the lanes, always in the same order.
+    unsafe fn sum(self) -> f32;
+    /// Maximum of the lanes.
+    unsafe fn lane_max(self) -> f32;
+    /// `p[i] = alpha * sum of the lanes of v[i]` for four vectors; every one is summed in the same order.
+    unsafe fn store_sums(v: [Self; 4], alpha: f32, p: *mut f32);
+}
+
+/// An element that loads as f32: `f32` itself, or `f16` converted in registers.
+pub(super) trait Elem: Copy {
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load<V: Simd>(p: *const Self) -> V;
+    /// # Safety
+    /// As [`Simd::load_partial`].
+    unsafe fn load_partial<V: Simd>(p: *const Self, n: usize) -> V;
+}
+
+impl Elem for f32 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(p: *const f32) -> V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { V::load(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial<V: Simd>(p: *const f32, n: usize) -> V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { V::load_partial(p, n) }
+    }
+}
+
+impl Elem for f16 {
+    #[inline(always)]
+    unsafe fn load<V: Simd>(p: *const f16) -> V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { V::load_f16(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_partial<V: Simd>(p: *const f16, n: usize) -> V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { V::load_f16_partial(p, n) }
+    }
+}
