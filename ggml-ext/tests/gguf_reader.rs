@@ -7,14 +7,7 @@ use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, Value, ValueType};
 
 fn i32s(values: &[i32]) -> Vec<u8> {
-    array(
-        ValueType::I32.id(),
-        values.len() as u64,
-        &values
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect::<Vec<_>>(),
-    )
+    array(ValueType::I32.id(), values.len() as u64, &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())
 }
 
 #[test]
@@ -38,11 +31,7 @@ fn reads_every_value_type() {
     assert_eq!((g.version(), g.alignment()), (3, 32));
     let keys: Vec<_> = g.metadata().map(|(k, v)| (k, v.type_name())).collect();
     assert_eq!(keys.len(), 13);
-    assert!(
-        keys.iter()
-            .all(|(k, ty)| k == ty || (*k == "array" && ty == "array of i32")),
-        "{keys:?}"
-    );
+    assert!(keys.iter().all(|(k, ty)| k == ty || (*k == "array" && ty == "array of i32")), "{keys:?}");
     assert_eq!(g.get("u8"), Some(&Value::U8(200)));
     assert_eq!(g.get("i8"), Some(&Value::I8(-128)));
     assert_eq!(g.u32("u16"), Ok(Some(65535)));
@@ -71,38 +60,14 @@ fn getters_say_what_they_found() {
     assert_eq!(g.u32("absent"), Ok(None));
     assert!(g.strings("absent").unwrap().is_none());
     for (error, text) in [
-        (
-            g.str("n").unwrap_err(),
-            r#"key "n" is of type u32, expected string"#,
-        ),
-        (
-            g.f32("n").unwrap_err(),
-            r#"key "n" is of type u32, expected f32"#,
-        ),
-        (
-            g.u32("s").unwrap_err(),
-            r#"key "s" is of type string, expected u32"#,
-        ),
-        (
-            g.u32("big").unwrap_err(),
-            r#"key "big" is 1099511627776, which does not fit in u32"#,
-        ),
-        (
-            g.u32s("list").unwrap_err(),
-            r#"key "list" is -2, which does not fit in array of u32"#,
-        ),
-        (
-            g.strings("list").unwrap_err(),
-            r#"key "list" is of type array of i32, expected array of string"#,
-        ),
-        (
-            g.f32s("list").unwrap_err(),
-            r#"key "list" is of type array of i32, expected array of f32"#,
-        ),
-        (
-            g.i32s("n").unwrap_err(),
-            r#"key "n" is of type u32, expected array of i32"#,
-        ),
+        (g.str("n").unwrap_err(), r#"key "n" is of type u32, expected string"#),
+        (g.f32("n").unwrap_err(), r#"key "n" is of type u32, expected f32"#),
+        (g.u32("s").unwrap_err(), r#"key "s" is of type string, expected u32"#),
+        (g.u32("big").unwrap_err(), r#"key "big" is 1099511627776, which does not fit in u32"#),
+        (g.u32s("list").unwrap_err(), r#"key "list" is -2, which does not fit in array of u32"#),
+        (g.strings("list").unwrap_err(), r#"key "list" is of type array of i32, expected array of string"#),
+        (g.f32s("list").unwrap_err(), r#"key "list" is of type array of i32, expected array of f32"#),
+        (g.i32s("n").unwrap_err(), r#"key "n" is of type u32, expected array of i32"#),
     ] {
         assert_eq!(error.to_string(), text);
     }
@@ -110,10 +75,7 @@ fn getters_say_what_they_found() {
 
 #[test]
 fn reads_arrays_without_copying_them() {
-    let strings: Vec<u8> = ["<unk>", "", "▁the", "\n"]
-        .iter()
-        .flat_map(string)
-        .collect();
+    let strings: Vec<u8> = ["<unk>", "", "▁the", "\n"].iter().flat_map(string).collect();
     let inner = [i32s(&[1, 2]), i32s(&[]), i32s(&[3])].concat();
     let bytes = Raw::new()
         .pair("tokens", 9, &array(ValueType::String.id(), 4, &strings))
@@ -123,10 +85,7 @@ fn reads_arrays_without_copying_them() {
         .build();
     let g = Gguf::parse(&bytes).unwrap();
     let tokens = g.strings("tokens").unwrap().unwrap();
-    assert_eq!(
-        tokens.iter().collect::<Vec<_>>(),
-        ["<unk>", "", "▁the", "\n"]
-    );
+    assert_eq!(tokens.iter().collect::<Vec<_>>(), ["<unk>", "", "▁the", "\n"]);
     assert_eq!((tokens.len(), tokens.iter().len()), (4, 4));
     let file = bytes.as_ptr_range();
     assert!(tokens.iter().all(|t| file.contains(&t.as_ptr())));
@@ -135,41 +94,24 @@ fn reads_arrays_without_copying_them() {
     assert_eq!(lens, [2, 0, 1]);
     assert_eq!(g.bools("flags"), Ok(Some(vec![true, false, true])));
     assert!(g.strings("empty").unwrap().unwrap().is_empty());
-    assert_eq!(
-        g.get("nested").unwrap().to_string(),
-        "array[3] [i32[2] [1, 2], i32[0] [], i32[1] [3]]"
-    );
+    assert_eq!(g.get("nested").unwrap().to_string(), "array[3] [i32[2] [1, 2], i32[0] [], i32[1] [3]]");
     common::walk(&g);
 }
 
 #[test]
 fn finds_tensors_and_their_bytes() {
     for (version, alignment) in [(3, 32), (2, 32), (3, 64), (3, 1), (3, 4096)] {
-        let raw = Raw {
-            version,
-            alignment,
-            ..Raw::new()
-        };
-        let raw = if alignment == 32 {
-            raw
-        } else {
-            raw.u32("general.alignment", alignment as u32)
-        };
+        let raw = Raw { version, alignment, ..Raw::new() };
+        let raw = if alignment == 32 { raw } else { raw.u32("general.alignment", alignment as u32) };
         let bytes = raw
             .tensor("a", &[3], GgmlType::F32)
             .tensor("b", &[64, 2], GgmlType::Q4_0)
             .tensor("c", &[256, 1, 2, 1], GgmlType::Q6_K)
             .build();
         let g = Gguf::parse(&bytes).unwrap();
-        assert_eq!(
-            (g.version(), g.alignment(), g.tensors().len()),
-            (version, alignment as u64, 3)
-        );
+        assert_eq!((g.version(), g.alignment(), g.tensors().len()), (version, alignment as u64, 3));
         let b = g.tensor("b").unwrap();
-        assert_eq!(
-            (b.row_len(), b.n_rows(), b.n_elements(), b.n_bytes, b.ty),
-            (64, 2, 128, 72, GgmlType::Q4_0)
-        );
+        assert_eq!((b.row_len(), b.n_rows(), b.n_elements(), b.n_bytes, b.ty), (64, 2, 128, 72, GgmlType::Q4_0));
         for t in g.tensors() {
             assert_eq!(t.offset % alignment as u64, 0);
             let expected: Vec<u8> = (0..t.n_bytes).map(|i| i as u8).collect();
@@ -183,33 +125,15 @@ fn finds_tensors_and_their_bytes() {
 #[test]
 fn accepts_the_edges() {
     // A vocabulary-only file has no tensors, and need not be padded to the alignment either.
-    assert!(
-        Gguf::parse(&Raw::new().u32("k", 1).build())
-            .unwrap()
-            .tensors()
-            .is_empty()
-    );
-    assert_eq!(
-        Gguf::parse(&Raw::new().build()).unwrap().metadata().len(),
-        0
-    );
+    assert!(Gguf::parse(&Raw::new().u32("k", 1).build()).unwrap().tensors().is_empty());
+    assert_eq!(Gguf::parse(&Raw::new().build()).unwrap().metadata().len(), 0);
     // The longest names.
-    let raw =
-        Raw::new()
-            .string(&"k".repeat(65535), "v")
-            .tensor(&"t".repeat(64), &[1], GgmlType::F32);
+    let raw = Raw::new().string(&"k".repeat(65535), "v").tensor(&"t".repeat(64), &[1], GgmlType::F32);
     assert!(Gguf::parse(&raw.build()).is_ok());
     // Tensors out of file order, unused bytes between and after them.
-    let bytes = Raw::new()
-        .raw_tensor("b", 1, &[1], 0, 64)
-        .raw_tensor("a", 1, &[1], 0, 0)
-        .data(100)
-        .build();
+    let bytes = Raw::new().raw_tensor("b", 1, &[1], 0, 64).raw_tensor("a", 1, &[1], 0, 0).data(100).build();
     let g = Gguf::parse(&bytes).unwrap();
-    assert_eq!(
-        g.tensor("b").unwrap().offset - g.tensor("a").unwrap().offset,
-        64
-    );
+    assert_eq!(g.tensor("b").unwrap().offset - g.tensor("a").unwrap().offset, 64);
     // Arrays to the depth limit.
     let nested = (0..3).fold(i32s(&[1]), |inner, _| array(9, 1, &inner));
     assert!(Gguf::parse(&Raw::new().pair("deep", 9, &nested).build()).is_ok());

@@ -27,17 +27,10 @@ impl<'a> Cursor<'a> {
     #[inline]
     pub fn take(&mut self, n: u64, what: &'static str) -> Result<&'a [u8], Fault> {
         let rest = &self.bytes[self.pos..];
-        let taken = usize::try_from(n)
-            .ok()
-            .and_then(|n| rest.get(..n))
-            .ok_or(Fault {
-                offset: self.offset(),
-                kind: FaultKind::Truncated {
-                    what,
-                    needed: n,
-                    remaining: rest.len() as u64,
-                },
-            })?;
+        let taken = usize::try_from(n).ok().and_then(|n| rest.get(..n)).ok_or(Fault {
+            offset: self.offset(),
+            kind: FaultKind::Truncated { what, needed: n, remaining: rest.len() as u64 },
+        })?;
         self.pos += taken.len();
         Ok(taken)
     }
@@ -64,10 +57,7 @@ impl<'a> Cursor<'a> {
         let count = self.u64(what)?;
         let max = self.remaining() / min_bytes;
         if count > max {
-            return Err(Fault {
-                offset,
-                kind: FaultKind::Count { what, count, max },
-            });
+            return Err(Fault { offset, kind: FaultKind::Count { what, count, max } });
         }
         Ok(count)
     }
@@ -78,21 +68,14 @@ impl<'a> Cursor<'a> {
         let len = self.u64(what)?;
         let offset = self.offset();
         let bytes = self.take(len, what)?;
-        std::str::from_utf8(bytes).map_err(|e| Fault {
-            offset,
-            kind: FaultKind::NotUtf8 {
-                valid_up_to: e.valid_up_to() as u64,
-            },
-        })
+        std::str::from_utf8(bytes)
+            .map_err(|e| Fault { offset, kind: FaultKind::NotUtf8 { valid_up_to: e.valid_up_to() as u64 } })
     }
 
     pub fn value_type(&mut self) -> Result<ValueType, Fault> {
         let offset = self.offset();
         let found = self.u32("the value type")?;
-        ValueType::from_id(found).ok_or(Fault {
-            offset,
-            kind: FaultKind::UnknownValueType { found },
-        })
+        ValueType::from_id(found).ok_or(Fault { offset, kind: FaultKind::UnknownValueType { found } })
     }
 
     /// A value of type `ty`; `depth` is the number of arrays around it.
@@ -121,10 +104,7 @@ impl<'a> Cursor<'a> {
     /// An array: element type, count, elements. Every element is checked here, so that iterating cannot fail later.
     fn array_value(&mut self, depth: usize) -> Result<Array<'a>, Fault> {
         if depth == MAX_ARRAY_DEPTH {
-            return Err(Fault {
-                offset: self.offset(),
-                kind: FaultKind::Nesting,
-            });
+            return Err(Fault { offset: self.offset(), kind: FaultKind::Nesting });
         }
         let elem = self.value_type()?;
         let len = self.count("array elements", elem.min_bytes())?;
@@ -158,9 +138,6 @@ fn to_bool(found: u8, offset: u64) -> Result<bool, Fault> {
     match found {
         0 => Ok(false),
         1 => Ok(true),
-        _ => Err(Fault {
-            offset,
-            kind: FaultKind::NotBool { found },
-        }),
+        _ => Err(Fault { offset, kind: FaultKind::NotBool { found } }),
     }
 }

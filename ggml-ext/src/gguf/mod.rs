@@ -11,11 +11,14 @@
 mod cursor;
 mod error;
 mod reader;
+pub mod split;
 mod value;
+mod writer;
 
 pub use error::{GgufError, Place, WriteError};
 pub use reader::{Gguf, TensorInfo};
 pub use value::{Array, ArrayIter, StringArray, StringIter, Value, ValueType};
+pub use writer::GgufWriter;
 
 /// The first four bytes of every GGUF file.
 pub const MAGIC: [u8; 4] = *b"GGUF";

@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use super::cursor::Cursor;
 use super::error::{GgufError, Place};
 use super::value::{Array, StringArray, Value};
-use super::{
-    ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_LEN, MAX_NAME_LEN, VERSION,
-};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_LEN, MAX_NAME_LEN, VERSION};
 use crate::GgmlType;
 
 /// The smallest metadata pair: key length, one byte of key, value type, one byte of value.
@@ -70,37 +68,19 @@ impl<'a> Gguf<'a> {
         let version = read_version(bytes, &mut cursor)?;
         let header = |fault: super::error::Fault| fault.at(Place::Header);
         let n_tensors = cursor.count("tensors", MIN_TENSOR_BYTES).map_err(header)?;
-        let n_pairs = cursor
-            .count("metadata pairs", MIN_PAIR_BYTES)
-            .map_err(header)?;
+        let n_pairs = cursor.count("metadata pairs", MIN_PAIR_BYTES).map_err(header)?;
 
         let (metadata, by_key) = read_metadata(&mut cursor, n_pairs)?;
         let alignment = match by_key.get(ALIGNMENT_KEY).map(|&i| metadata[i].1) {
             None => DEFAULT_ALIGNMENT,
             Some(Value::U32(a)) if a.is_power_of_two() => a.into(),
             Some(v) => {
-                return Err(GgufError::Alignment {
-                    found: format!("{v} ({})", v.type_name()),
-                });
+                return Err(GgufError::Alignment { found: format!("{v} ({})", v.type_name()) });
             }
         };
         let (mut tensors, by_name, stated_at) = read_tensors(&mut cursor, n_tensors)?;
-        locate_data(
-            &mut tensors,
-            &stated_at,
-            cursor.offset(),
-            alignment,
-            bytes.len() as u64,
-        )?;
-        Ok(Gguf {
-            bytes,
-            version,
-            alignment,
-            metadata,
-            by_key,
-            tensors,
-            by_name,
-        })
+        locate_data(&mut tensors, &stated_at, cursor.offset(), alignment, bytes.len() as u64)?;
+        Ok(Gguf { bytes, version, alignment, metadata, by_key, tensors, by_name })
     }
 
     /// The format version: 2 or 3.
@@ -179,9 +159,7 @@ impl<'a> Gguf<'a> {
 
     /// An array of bools.
     pub fn bools(&self, key: &str) -> Result<Option<Vec<bool>>, GgufError> {
-        self.typed(key, "array of bool", |v| {
-            v.as_array()?.iter().map(|e| e.as_bool()).collect()
-        })
+        self.typed(key, "array of bool", |v| v.as_array()?.iter().map(|e| e.as_bool()).collect())
     }
 
     /// All tensors in file order.
@@ -213,65 +191,38 @@ impl<'a> Gguf<'a> {
         };
         match get(value) {
             Some(v) => Ok(Some(v)),
-            None => Err(GgufError::WrongType {
-                key: key.into(),
-                found: value.type_name(),
-                expected,
-            }),
+            None => Err(GgufError::WrongType { key: key.into(), found: value.type_name(), expected }),
         }
     }
 
-    fn int<T: TryFrom<i128>>(
-        &self,
-        key: &str,
-        expected: &'static str,
-    ) -> Result<Option<T>, GgufError> {
-        self.typed(key, expected, Value::as_int)?
-            .map(|v| fit(v, key, expected))
-            .transpose()
+    fn int<T: TryFrom<i128>>(&self, key: &str, expected: &'static str) -> Result<Option<T>, GgufError> {
+        self.typed(key, expected, Value::as_int)?.map(|v| fit(v, key, expected)).transpose()
     }
 
-    fn ints<T: TryFrom<i128>>(
-        &self,
-        key: &str,
-        expected: &'static str,
-    ) -> Result<Option<Vec<T>>, GgufError> {
+    fn ints<T: TryFrom<i128>>(&self, key: &str, expected: &'static str) -> Result<Option<Vec<T>>, GgufError> {
         let is_int = |a: &Array| a.elem_type().is_int();
         let Some(array) = self.typed(key, expected, |v| v.as_array().filter(is_int))? else {
             return Ok(None);
         };
-        array
-            .iter()
-            .filter_map(|v| v.as_int())
-            .map(|v| fit(v, key, expected))
-            .collect::<Result<_, _>>()
-            .map(Some)
+        array.iter().filter_map(|v| v.as_int()).map(|v| fit(v, key, expected)).collect::<Result<_, _>>().map(Some)
     }
 }
 
 fn fit<T: TryFrom<i128>>(v: i128, key: &str, expected: &'static str) -> Result<T, GgufError> {
-    T::try_from(v).map_err(|_| GgufError::OutOfRange {
-        key: key.into(),
-        found: v.to_string(),
-        expected,
-    })
+    T::try_from(v).map_err(|_| GgufError::OutOfRange { key: key.into(), found: v.to_string(), expected })
 }
 
 fn read_version(bytes: &[u8], cursor: &mut Cursor) -> Result<u32, GgufError> {
     let magic = bytes.get(..4).unwrap_or(bytes);
     if magic != MAGIC {
-        return Err(GgufError::Magic {
-            found: magic.into(),
-        });
+        return Err(GgufError::Magic { found: magic.into() });
     }
     let header = |fault: super::error::Fault| fault.at(Place::Header);
     cursor.u32("the magic").map_err(header)?;
     match cursor.u32("the version").map_err(header)? {
         version @ 2..=VERSION => Ok(version),
         // No version is anywhere near 65536: a number with only high bits is a small one in the other byte order.
-        swapped if swapped != 0 && swapped & 0xffff == 0 => Err(GgufError::BigEndian {
-            version: swapped.swap_bytes(),
-        }),
+        swapped if swapped != 0 && swapped & 0xffff == 0 => Err(GgufError::BigEndian { version: swapped.swap_bytes() }),
         version => Err(GgufError::Version { version }),
     }
 }
@@ -285,16 +236,10 @@ fn read_metadata<'a>(cursor: &mut Cursor<'a>, n_pairs: u64) -> Result<Metadata<'
         let offset = cursor.offset();
         let key = read_name(cursor, "the key", MAX_KEY_LEN, || Place::Key(i))?;
         if by_key.insert(key, metadata.len()).is_some() {
-            return Err(GgufError::DuplicateKey {
-                key: key.into(),
-                offset,
-            });
+            return Err(GgufError::DuplicateKey { key: key.into(), offset });
         }
         let value = cursor.value_type().and_then(|ty| cursor.value(ty, 0));
-        metadata.push((
-            key,
-            value.map_err(|fault| fault.at(Place::Value(key.into())))?,
-        ));
+        metadata.push((key, value.map_err(|fault| fault.at(Place::Value(key.into())))?));
     }
     Ok((metadata, by_key))
 }
@@ -307,14 +252,10 @@ fn read_name<'a>(
     place: impl Fn() -> Place,
 ) -> Result<&'a str, GgufError> {
     let offset = cursor.offset();
-    let len = (*cursor).u64(what).map_err(|fault| fault.at(place()))?;
+    let mut peek = *cursor;
+    let len = peek.u64(what).map_err(|fault| fault.at(place()))?;
     if len == 0 || len > max as u64 {
-        return Err(GgufError::NameLength {
-            place: place(),
-            offset,
-            len,
-            max: max as u64,
-        });
+        return Err(GgufError::NameLength { place: place(), offset, len, max: max as u64 });
     }
     cursor.string(what).map_err(|fault| fault.at(place()))
 }
@@ -329,10 +270,7 @@ fn read_tensors<'a>(cursor: &mut Cursor<'a>, n_tensors: u64) -> Result<Tensors<'
         let offset = cursor.offset();
         let name = read_name(cursor, "the name", MAX_NAME_LEN, || Place::TensorInfo(i))?;
         if by_name.insert(name, tensors.len()).is_some() {
-            return Err(GgufError::DuplicateTensor {
-                tensor: name.into(),
-                offset,
-            });
+            return Err(GgufError::DuplicateTensor { tensor: name.into(), offset });
         }
         let (tensor, stated) = read_tensor(cursor, name)?;
         tensors.push(tensor);
@@ -348,11 +286,7 @@ fn read_tensor(cursor: &mut Cursor, name: &str) -> Result<(TensorInfo, u64), Ggu
     let offset = cursor.offset();
     let n_dims = cursor.u32("the dimension count").map_err(truncated)?;
     if n_dims == 0 || n_dims as usize > MAX_DIMS {
-        return Err(GgufError::DimCount {
-            tensor: tensor(),
-            offset,
-            found: n_dims,
-        });
+        return Err(GgufError::DimCount { tensor: tensor(), offset, found: n_dims });
     }
     let shape_at = cursor.offset();
     let mut shape = Vec::with_capacity(n_dims as usize);
@@ -360,31 +294,18 @@ fn read_tensor(cursor: &mut Cursor, name: &str) -> Result<(TensorInfo, u64), Ggu
         let offset = cursor.offset();
         let n = cursor.u64("a dimension").map_err(truncated)?;
         if n == 0 {
-            return Err(GgufError::ZeroDim {
-                tensor: tensor(),
-                offset,
-                dim,
-            });
+            return Err(GgufError::ZeroDim { tensor: tensor(), offset, dim });
         }
         shape.push(n);
     }
     let type_at = cursor.offset();
     let id = cursor.u32("the type").map_err(truncated)?;
-    let ty = GgmlType::from_id(id).ok_or_else(|| GgufError::UnsupportedType {
-        tensor: tensor(),
-        offset: type_at,
-        id,
-    })?;
+    let ty =
+        GgmlType::from_id(id).ok_or_else(|| GgufError::UnsupportedType { tensor: tensor(), offset: type_at, id })?;
 
     let row = shape[0];
     if !row.is_multiple_of(ty.block_len() as u64) {
-        return Err(GgufError::RowLength {
-            tensor: tensor(),
-            offset: shape_at,
-            shape,
-            row,
-            ty,
-        });
+        return Err(GgufError::RowLength { tensor: tensor(), offset: shape_at, shape, row, ty });
     }
     let n_bytes = checked_bytes(&shape, ty).ok_or_else(|| GgufError::TooLarge {
         tensor: tensor(),
@@ -393,16 +314,7 @@ fn read_tensor(cursor: &mut Cursor, name: &str) -> Result<(TensorInfo, u64), Ggu
     })?;
     let stated_at = cursor.offset();
     let offset = cursor.u64("the data offset").map_err(truncated)?;
-    Ok((
-        TensorInfo {
-            name: tensor(),
-            shape,
-            ty,
-            offset,
-            n_bytes,
-        },
-        stated_at,
-    ))
+    Ok((TensorInfo { name: tensor(), shape, ty, offset, n_bytes }, stated_at))
 }
 
 /// Bytes of a tensor whose rows divide into blocks; `None` when elements or bytes do not fit in an `i64`, the type that
@@ -426,24 +338,11 @@ fn locate_data(
     for (t, &offset) in tensors.iter_mut().zip(stated_at) {
         if !t.offset.is_multiple_of(alignment) {
             let tensor = t.name.clone();
-            return Err(GgufError::Misaligned {
-                tensor,
-                offset,
-                found: t.offset,
-                alignment,
-            });
+            return Err(GgufError::Misaligned { tensor, offset, found: t.offset, alignment });
         }
         let start = data_start.saturating_add(t.offset);
-        if start
-            .checked_add(t.n_bytes)
-            .is_none_or(|end| end > file_len)
-        {
-            return Err(GgufError::OutOfBounds {
-                tensor: t.name.clone(),
-                start,
-                n_bytes: t.n_bytes,
-                file_len,
-            });
+        if start.checked_add(t.n_bytes).is_none_or(|end| end > file_len) {
+            return Err(GgufError::OutOfBounds { tensor: t.name.clone(), start, n_bytes: t.n_bytes, file_len });
         }
         t.offset = start;
     }
@@ -454,12 +353,7 @@ fn locate_data(
         let (a, b) = (pair[0], pair[1]);
         let end = a.offset + a.n_bytes;
         if b.offset < end {
-            return Err(GgufError::Overlap {
-                tensor: b.name.clone(),
-                start: b.offset,
-                other: a.name.clone(),
-                end,
-            });
+            return Err(GgufError::Overlap { tensor: b.name.clone(), start: b.offset, other: a.name.clone(), end });
         }
     }
     Ok(())

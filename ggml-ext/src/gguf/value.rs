@@ -136,29 +136,17 @@ impl<'a> Value<'a> {
 
     /// The value of type bool.
     pub fn as_bool(&self) -> Option<bool> {
-        if let Value::Bool(v) = *self {
-            Some(v)
-        } else {
-            None
-        }
+        if let Value::Bool(v) = *self { Some(v) } else { None }
     }
 
     /// The value of type string.
     pub fn as_str(&self) -> Option<&'a str> {
-        if let Value::String(v) = *self {
-            Some(v)
-        } else {
-            None
-        }
+        if let Value::String(v) = *self { Some(v) } else { None }
     }
 
     /// The value of type array.
     pub fn as_array(&self) -> Option<Array<'a>> {
-        if let Value::Array(v) = *self {
-            Some(v)
-        } else {
-            None
-        }
+        if let Value::Array(v) = *self { Some(v) } else { None }
     }
 }
 
@@ -225,19 +213,12 @@ impl<'a> Array<'a> {
 
     /// The elements.
     pub fn iter(&self) -> ArrayIter<'a> {
-        ArrayIter {
-            elem: self.elem,
-            left: self.len,
-            cursor: Cursor::new(self.bytes),
-        }
+        ArrayIter { elem: self.elem, left: self.len, cursor: Cursor::new(self.bytes) }
     }
 
     /// The array as strings; `None` when its elements are of another type.
     pub fn strings(&self) -> Option<StringArray<'a>> {
-        (self.elem == ValueType::String).then_some(StringArray {
-            len: self.len,
-            bytes: self.bytes,
-        })
+        (self.elem == ValueType::String).then_some(StringArray { len: self.len, bytes: self.bytes })
     }
 
     /// The elements if they are f32 or f64, the latter rounded.
@@ -249,12 +230,7 @@ impl<'a> Array<'a> {
             }
             ValueType::F64 => {
                 let (chunks, _) = self.bytes.as_chunks::<8>();
-                Some(
-                    chunks
-                        .iter()
-                        .map(|&b| f64::from_le_bytes(b) as f32)
-                        .collect(),
-                )
+                Some(chunks.iter().map(|&b| f64::from_le_bytes(b) as f32).collect())
             }
             _ => None,
         }
@@ -311,10 +287,7 @@ impl<'a> StringArray<'a> {
 
     /// The strings in order.
     pub fn iter(&self) -> StringIter<'a> {
-        StringIter {
-            left: self.len,
-            cursor: Cursor::new(self.bytes),
-        }
+        StringIter { left: self.len, cursor: Cursor::new(self.bytes) }
     }
 }
 

@@ -13,9 +13,9 @@ pub struct Raw {
     pub n_tensors: Option<u64>,
     pub n_pairs: Option<u64>,
     pub alignment: usize,
-    pairs: (u64, Vec<u8>),
-    tensors: (u64, Vec<u8>),
-    data: Vec<u8>,
+    pub pairs: (u64, Vec<u8>),
+    pub tensors: (u64, Vec<u8>),
+    pub data: Vec<u8>,
 }
 
 impl Default for Raw {
@@ -69,14 +69,7 @@ impl Raw {
     }
 
     /// A tensor description of which every field is given.
-    pub fn raw_tensor(
-        mut self,
-        name: impl AsRef<[u8]>,
-        n_dims: u32,
-        dims: &[u64],
-        ty: u32,
-        offset: u64,
-    ) -> Self {
+    pub fn raw_tensor(mut self, name: impl AsRef<[u8]>, n_dims: u32, dims: &[u64], ty: u32, offset: u64) -> Self {
         self.tensors.0 += 1;
         let out = &mut self.tensors.1;
         out.extend(string(name));
@@ -91,8 +84,7 @@ impl Raw {
     pub fn tensor(mut self, name: &str, dims: &[u64], ty: GgmlType) -> Self {
         let n_elements: u64 = dims.iter().product();
         let n_bytes = n_elements as usize / ty.block_len() * ty.block_bytes();
-        self.data
-            .resize(self.data.len().next_multiple_of(self.alignment), 0);
+        self.data.resize(self.data.len().next_multiple_of(self.alignment), 0);
         let offset = self.data.len();
         self.data.extend((0..n_bytes).map(|i| i as u8));
         self.raw_tensor(name, dims.len() as u32, dims, ty.id(), offset as u64)
@@ -142,7 +134,7 @@ pub fn walk(g: &Gguf) -> u64 {
     let mut seen = 0u64;
     for (key, value) in g.metadata() {
         seen += key.len() as u64 + value.to_string().len() as u64;
-        assert_eq!(g.get(key), Some(value).filter(|v| *v == *v));
+        assert!(std::ptr::eq(g.get(key).unwrap(), value));
         if let Some(a) = value.as_array() {
             let mut elements = 0;
             for v in a.iter() {
@@ -154,21 +146,8 @@ pub fn walk(g: &Gguf) -> u64 {
                 assert_eq!(strings.iter().count(), strings.len());
             }
         }
-        let _ = (
-            g.u32(key),
-            g.i32(key),
-            g.u64(key),
-            g.f32(key),
-            g.bool(key),
-            g.str(key),
-        );
-        let _ = (
-            g.strings(key),
-            g.f32s(key),
-            g.i32s(key),
-            g.u32s(key),
-            g.bools(key),
-        );
+        let _ = (g.u32(key), g.i32(key), g.u64(key), g.f32(key), g.bool(key), g.str(key));
+        let _ = (g.strings(key), g.f32s(key), g.i32s(key), g.u32s(key), g.bools(key));
     }
     for t in g.tensors() {
         assert_eq!(g.tensor(&t.name), Some(t));
