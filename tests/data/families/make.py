@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+"""Writes the tiny random-weight models of this folder, and packs reference logits beside them.
+
+    make.py models OUT              OUT/NAME.gguf, OUT/NAME.runs (one line a run: n_ctx, then the token ids)
+    make.py pack OUT LOGITS DEST    DEST/NAME.gguf.gz, DEST/NAME.json.gz
+                                    from LOGITS/NAME.RUN.f32, row-major [n_tokens][n_vocab]
+
+Needs `numpy` and `gguf` from PyPI. Every value is drawn from a generator seeded by the model's name, and matrices
+are rounded to a power-of-two grid: exact in F32, and they compress well.
+"""
+import gzip
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+N_EMBD = 64
+
+
+class Tiny:
+    """One model: hyperparameters with the defaults of the table below, changed by keyword."""
+
+    def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
+                 n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False,
+                 fused=False, n_rot=None, keys=None, tensors=None, runs=None):
+        self.name, self.arch = name, arch
+        self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
+        self.head_dim = head_dim or N_EMBD // n_head
+        self.explicit_head_dim = head_dim is not None
+        self.n_ff, self.n_vocab, self.n_ctx = n_ff, n_vocab, n_ctx
+        self.freq_base, self.eps, self.tied = freq_base, eps, tied
+        self.bias, self.qk_norm, self.sandwich, self.fused = bias, qk_norm, sandwich, fused
+        self.n_rot = n_rot
+        self.keys, self.tensors = keys or {}, tensors or {}
+        self.rng = np.random.default_rng(zlib.crc32(name.encode()))
+        # (n_ctx, number of tokens, every how many positions the logits are kept)
+        self.runs = runs or [(n_ctx, 48, 1)]
+
+    def matrix(self, n_out, n_in, gain):
+        std = gain / np.sqrt(n_in)
+        step = 2.0 ** np.floor(np.log2(std / 8))
+        return (np.round(self.rng.normal(0, std, (n_out, n_in)) / step) * step).astype(np.float32)
+
+    def vector(self, n, mean, std):
+        return self.rng.normal(mean, std, n).astype(np.float32)
+
+    def write(self, path):
+        w = gguf.GGUFWriter(path, self.arch)
+        a = self.arch
+        w.add_name("tiny random weights")
+        w.add_uint32(f"{a}.context_length", self.n_ctx)
+        w.add_uint32(f"{a}.embedding_length", N_EMBD)
+        w.add_uint32(f"{a}.block_count", self.n_layer)
+        w.add_uint32(f"{a}.feed_forward_length", self.n_ff)
+        w.add_uint32(f"{a}.attention.head_count", self.n_head)
+        if self.n_head_kv is not None:
+            w.add_uint32(f"{a}.attention.head_count_kv", self.n_head_kv)
+        w.add_float32(f"{a}.attention.layer_norm_rms_epsilon", self.eps)
+        if self.freq_base is not None:
+            w.add_float32(f"{a}.rope.freq_base", self.freq_base)
+        if self.explicit_head_dim:
+            w.add_uint32(f"{a}.attention.key_length", self.head_dim)
+            w.add_uint32(f"{a}.attention.value_length", self.head_dim)
+        if self.n_rot is not None:
+            w.add_uint32(f"{a}.rope.dimension_count", self.n_rot)
+        for key, value in self.keys.items():
+            key = f"{a}.{key}"
+            if isinstance(value, bool):
+                w.add_bool(key, value)
+            elif isinstance(value, int):
+                w.add_uint32(key, value)
+            elif isinstance(value, float):
+                w.add_float32(key, value)
+            elif isinstance(value, str):
+                w.add_string(key, value)
+            else:
+                w.add_array(key, value)
+        self.add_tokenizer(w)
+        self.add_tensors(w)
+        w.write_header_to_file()
+        w.write_kv_data_to_file()
+        w.write_tensors_to_file()
+        w.close()
+
+    def add_tokenizer(self, w):
+        """SentencePiece: <unk> <s> </s>, the 256 byte pieces, then letters with and without a leading space."""
+        tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
+        types = [2, 3, 3] + [6] * 256
+        pieces = ["\u2581"] + [f"\u2581{c}" for c in "abcdefghijklmnopqrstuvwxyz"] + list("abcdefghijklmnopqrstuvwxyz")
+        pieces = pieces[: self.n_vocab - len(tokens)]
+        tokens += pieces
+        types += [1] * len(pieces)
+        assert len(tokens) == self.n_vocab
+        w.add_tokenizer_model("llama")
+        w.add_token_list(tokens)
+        w.add_token_scores([0.0] * 259 + [-float(i) for i in range(len(pieces))])
+        w.add_token_types(types)
+        w.add_bos_token_id(1)
+        w.add_eos_token_id(2)
+        w.add_unk_token_id(0)
+        w.add_add_bos_token(True)
+        w.add_add_space_prefix(True)
+
+    def add_tensors(self, w):
+        d_q = self.n_head * self.head_dim
+        d_kv = (self.n_head_kv or self.n_head) * self.head_dim
+        # Gains: scores of standard deviation about 2, branches that grow the residual stream by about as much as it
+        # holds, logits of standard deviation about 3. QK-normed models take the sharpness from the norm weights.
+        emb = 0.35 if self.tied or self.sandwich else 1.0
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, N_EMBD, emb * np.sqrt(N_EMBD)))
+        for name, tensor in self.tensors.items():
+            w.add_tensor(name, np.asarray(tensor, dtype=np.float32))
+        for i in range(self.n_layer):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            add("attn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+            q, k = self.matrix(d_q, N_EMBD, 1.4), self.matrix(d_kv, N_EMBD, 1.4)
+            v = self.matrix(d_kv, N_EMBD, 1.0)
+            if self.fused:
+                add("attn_qkv.weight", np.concatenate([q, k, v]))
+            else:
+                add("attn_q.weight", q)
+                add("attn_k.weight", k)
+                add("attn_v.weight", v)
+            for what, n in (("q", d_q), ("k", d_kv), ("v", d_kv)):
+                if what in self.bias:
+                    add(f"attn_{what}.bias", self.vector(n, 0.0, 0.5))
+            if self.qk_norm:
+                add("attn_q_norm.weight", self.vector(self.head_dim, 1.4, 0.3))
+                add("attn_k_norm.weight", self.vector(self.head_dim, 1.4, 0.3))
+            add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
+            if "o" in self.bias:
+                add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
+            if self.sandwich:
+                add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
+            add("ffn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+            gate, up = self.matrix(self.n_ff, N_EMBD, 1.3), self.matrix(self.n_ff, N_EMBD, 1.3)
+            if self.fused:
+                add("ffn_up.weight", np.concatenate([gate, up]))
+            else:
+                add("ffn_gate.weight", gate)
+                add("ffn_up.weight", up)
+            add("ffn_down.weight", self.matrix(N_EMBD, self.n_ff, 1.3))
+            if "ffn" in self.bias:
+                add("ffn_gate.bias", self.vector(self.n_ff, 0.0, 0.3))
+                add("ffn_up.bias", self.vector(self.n_ff, 0.0, 0.3))
+                add("ffn_down.bias", self.vector(N_EMBD, 0.0, 0.3))
+            if self.sandwich:
+                add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
+        w.add_tensor("output_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+        if not self.tied:
+            w.add_tensor("output.weight", self.matrix(self.n_vocab, N_EMBD, 3.0))
+
+    def ids(self, n):
+        return [1] + self.rng.integers(3, self.n_vocab, n - 1).tolist()
+
+
+def ramp(n, first, last):
+    """Rope factors that grow geometrically, each of its own value so that a wrong order shows."""
+    return np.geomspace(first, last, n)
+
+
+def models():
+    linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+    gemma = dict(qk_norm=True, sandwich=True, tied=True, freq_base=1000000.0, eps=1e-6)
+    return [
+        Tiny("llama", "llama", runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("llama_mha_tied", "llama", n_head_kv=None, freq_base=None, tied=True, n_vocab=301, n_ff=72),
+        Tiny("llama_mqa", "llama", n_head_kv=1, freq_base=500000.0, eps=1e-2),
+        Tiny("llama_linear", "llama", keys=linear),
+        Tiny("llama_linear_old_key", "llama", keys={"rope.scale_linear": 2.0}),
+        Tiny("llama_rope_freqs", "llama", freq_base=500000.0, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
+        Tiny("llama_yarn", "llama", keys=yarn),
+        Tiny("llama_head_dim", "llama", head_dim=20, n_rot=20),
+        Tiny("llama_bias", "llama", bias=("q", "k", "v", "o", "ffn")),
+        Tiny("llama_window_key", "llama", keys={"attention.sliding_window": 8}),
+        Tiny("qwen2", "qwen2", bias=("q", "k", "v"), freq_base=1000000.0, eps=1e-6),
+        Tiny("qwen2_tied_yarn", "qwen2", bias=("q", "k", "v"), tied=True, keys=yarn, eps=1e-2),
+        Tiny("qwen3", "qwen3", head_dim=32, qk_norm=True, freq_base=1000000.0, eps=1e-6),
+        Tiny("qwen3_tied", "qwen3", head_dim=16, n_head_kv=4, qk_norm=True, tied=True, eps=1e-2),
+        Tiny("gemma3", "gemma3", n_layer=7, n_head_kv=1, head_dim=32, n_ff=48, keys={"attention.sliding_window": 8},
+             runs=[(512, 48, 1), (512, 300, 6)], **gemma),
+        Tiny("gemma3_pattern", "gemma3", n_layer=4, head_dim=24, n_ff=96, keys={
+            "attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False, False, True],
+            "rope.freq_base_swa": 3000.0}, **gemma),
+        Tiny("gemma3_linear", "gemma3", n_layer=4, n_ff=96, keys={
+            "attention.sliding_window": 8, "attention.sliding_window_pattern": 2,
+            "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}, **{**gemma, "eps": 1e-2}),
+        Tiny("gemma3_softcap_untied", "gemma3", n_layer=3, n_ff=96, keys={
+            "final_logit_softcapping": 5.0}, **{**gemma, "tied": False}),
+        Tiny("phi3", "phi3", fused=True, n_rot=16),
+        Tiny("phi3_longrope", "phi3", fused=True, n_rot=16, n_ctx=1024, tensors={
+            "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
+            keys={"rope.scaling.original_context_length": 256, "rope.scaling.attn_factor": 1.19},
+            runs=[(256, 48, 1), (512, 48, 1), (512, 300, 6)]),
+        Tiny("phi3_partial_tied", "phi3", fused=True, n_rot=12, tied=True, eps=1e-2),
+        Tiny("phi3_window_key", "phi3", fused=True, n_rot=16, keys={"attention.sliding_window": 8}),
+    ]
+
+
+def pack(out, logits, dest):
+    for model in models():
+        (dest / f"{model.name}.gguf.gz").write_bytes(
+            gzip.compress((out / f"{model.name}.gguf").read_bytes(), 9, mtime=0))
+        runs = []
+        for r, line in enumerate((out / f"{model.name}.runs").read_text().splitlines()):
+            n_ctx, *ids = map(int, line.split())
+            table = np.fromfile(logits / f"{model.name}.{r}.f32", dtype=np.float32).reshape(len(ids), model.n_vocab)
+            assert np.isfinite(table).all()
+            every = model.runs[r][2]
+            positions = [p for p in range(len(ids)) if p % every == every - 1]
+            runs.append({
+                "n_ctx": n_ctx,
+                "ids": ids,
+                "positions": positions,
+                "logits": [[float(f"{x:.8g}") for x in table[p].tolist()] for p in positions],
+            })
+            kept = table[positions]
+            print(f"{model.name:24} run {r}: logits std {kept.std():.2f}, range {kept.min():.1f}..{kept.max():.1f}")
+        text = json.dumps({"model": model.name, "runs": runs}, separators=(",", ":"))
+        (dest / f"{model.name}.json.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+def main():
+    if len(sys.argv) == 3 and sys.argv[1] == "models":
+        out = Path(sys.argv[2])
+        out.mkdir(parents=True, exist_ok=True)
+        for model in models():
+            model.write(out / f"{model.name}.gguf")
+            lines = [" ".join(map(str, [n_ctx] + model.ids(n))) for n_ctx, n, _ in model.runs]
+            (out / f"{model.name}.runs").write_text("\n".join(lines) + "\n")
+    elif len(sys.argv) == 5 and sys.argv[1] == "pack":
+        pack(*map(Path, sys.argv[2:]))
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
