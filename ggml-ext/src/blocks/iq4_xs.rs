@@ -30,7 +30,7 @@ impl Block for IQ4_XS {
             let s = low | ((high >> (2 * j)) as u8 & 3) << 4;
             *scale = d * f32::from(s as i8 - 32);
         }
-        *head_mut(q) = planes::unpack::<4, 16, 128, 256>(&self.qs).map(iq4_nl::level);
+        iq4_nl::store_levels(q, &planes::unpack::<4, 16, 128, 256>(&self.qs));
     }
 
     fn quantize(x: &[f32]) -> Self {

@@ -41,6 +41,15 @@ pub(super) fn expand(d: [u8; 2], dmin: [u8; 2], packed: &[u8; 12], scale: &mut [
     }
 }
 
+/// Scale of every 16 elements from the block's `d` and signed integers.
+#[inline(always)]
+pub(super) fn expand_signed(d: [u8; 2], scales: &[i8; 16], scale: &mut [f32; 16]) {
+    let d = float::scale(d);
+    for (scale, &s) in scale.iter_mut().zip(scales) {
+        *scale = d * f32::from(s);
+    }
+}
+
 /// A block's scales as stored, and its codes.
 pub(super) struct Quantized {
     pub d: [u8; 2],
@@ -55,12 +64,7 @@ pub(super) fn quantize(x: &[f32; 256], max_code: f32) -> Quantized {
     for (j, x) in x.chunks_exact(32).enumerate() {
         (scales[j], mins[j]) = fit::scale_and_min(x, max_code);
     }
-    let six_bits = |values: &[f32; 8]| {
-        let stored = float::scale_bytes(values.iter().fold(0.0, |a: f32, &b| a.max(b)) / 63.0);
-        let id = inverse(float::scale(stored));
-        (stored, values.map(|v| fit::round(v * id, 0.0, 63.0) as u8))
-    };
-    let ((d, scales), (dmin, mins)) = (six_bits(&scales), six_bits(&mins));
+    let ((d, scales), (dmin, mins)) = (unsigned(scales, 63.0), unsigned(mins, 63.0));
     let packed = pack(&scales, &mins);
     // The codes are chosen for the scales as stored, not for those wished for.
     let (mut scale, mut offset) = ([0.0; 16], [0.0; 16]);
@@ -70,9 +74,28 @@ pub(super) fn quantize(x: &[f32; 256], max_code: f32) -> Quantized {
     Quantized { d, dmin, scales: packed, codes }
 }
 
-/// Scales of sixteen groups as signed integers `-peak..peak` times a half-precision `d`: what Q3_K and Q6_K store.
+/// Scales that are not negative as integers `0..=max` times a half-precision `d`.
+pub(super) fn unsigned<const N: usize>(wished: [f32; N], max: f32) -> ([u8; 2], [u8; N]) {
+    let d = float::scale_bytes(extreme(&wished) / max);
+    let id = inverse(float::scale(d));
+    (d, wished.map(|s| fit::round(s * id, 0.0, max) as u8))
+}
+
+/// Scales as integers `-peak..peak` times a half-precision `d`, which may be negative.
 pub(super) fn signed<const N: usize>(wished: [f32; N], peak: f32) -> ([u8; 2], [i8; N]) {
     let d = float::scale_bytes(extreme(&wished) / -peak);
     let id = inverse(float::scale(d));
     (d, wished.map(|s| fit::round(s * id, -peak, peak - 1.0) as i8))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn packing_keeps_every_bit() {
+        for seed in 0..64_u8 {
+            let scales = std::array::from_fn(|j| seed.wrapping_mul(37).wrapping_add(11 * j as u8) & 63);
+            let mins = std::array::from_fn(|j| seed.wrapping_mul(53).wrapping_add(29 * j as u8) & 63);
+            assert_eq!(super::unpack(&super::pack(&scales, &mins)), (scales, mins));
+        }
+    }
 }

@@ -189,6 +189,16 @@ fn head_mut<T, const N: usize>(x: &mut [T]) -> &mut [T; N] {
     x.first_chunk_mut().expect("slices hold a whole block")
 }
 
+/// Writes codes, `zero` standing for zero. (A loop, as `array::map` is left as a call that knows nothing of the caller's
+/// instruction set; wrapping, as overflow checks would keep debug builds from vectorising.)
+#[inline(always)]
+fn store<const N: usize>(q: &mut [i8], codes: &[u8; N], zero: u8) {
+    let q: &mut [i8; N] = head_mut(q);
+    for (q, code) in q.iter_mut().zip(codes) {
+        *q = code.wrapping_sub(zero) as i8;
+    }
+}
+
 /// The element farthest from zero, with its sign; the first of several.
 fn extreme(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |best: f32, &v| if v.abs() > best.abs() { v } else { best })

@@ -29,8 +29,8 @@ fn doubled(code: u8) -> i8 {
     let magnitude = code & 7;
     let steps_of_two = magnitude.saturating_sub(4);
     let steps_of_four = magnitude.saturating_sub(6) << 1;
-    let value = (magnitude + steps_of_two + steps_of_four) as i8;
-    if code & 8 == 0 { value } else { -value }
+    let value = magnitude.wrapping_add(steps_of_two).wrapping_add(steps_of_four) as i8;
+    if code & 8 == 0 { value } else { value.wrapping_neg() }
 }
 
 impl Block for MXFP4 {
@@ -40,7 +40,10 @@ impl Block for MXFP4 {
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], _offset: &mut [f32]) {
         *head_mut(scale) = [half_scale(self.e); 2];
-        *head_mut(q) = planes::nibbles(&self.qs).map(doubled);
+        let q: &mut [i8; 32] = head_mut(q);
+        for (q, &code) in q.iter_mut().zip(&planes::nibbles(&self.qs)) {
+            *q = doubled(code);
+        }
     }
 
     fn quantize(x: &[f32]) -> Self {

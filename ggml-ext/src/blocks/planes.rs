@@ -36,6 +36,14 @@ pub(super) fn pack<const BITS: usize, const STRIDE: usize, const N: usize, const
     packed
 }
 
+/// Puts the bits of `high` above the lowest `bits` of each code.
+#[inline(always)]
+pub(super) fn add_high<const M: usize>(codes: &mut [u8; M], high: &[u8; M], bits: u32) {
+    for (code, high) in codes.iter_mut().zip(high) {
+        *code |= high << bits;
+    }
+}
+
 /// The codes of the 32-element blocks: the low halves of all bytes, then the high halves.
 #[inline(always)]
 pub(super) fn nibbles(packed: &[u8; 16]) -> [u8; 32] {
@@ -63,4 +71,29 @@ pub(super) fn five_bits(packed: &[u8; 16], high: [u8; 4]) -> [u8; 32] {
 pub(super) fn pack_five_bits(codes: &[u8; 32]) -> ([u8; 16], [u8; 4]) {
     let high = codes.iter().rev().fold(0_u32, |bits, &code| bits << 1 | u32::from(code >> 4 & 1));
     (pack_nibbles(codes), high.to_le_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assert_inverse<const BITS: usize, const STRIDE: usize, const N: usize, const M: usize>() {
+        let bytes: [u8; N] = std::array::from_fn(|i| (i * 167 + 13) as u8);
+        assert_eq!(pack::<BITS, STRIDE, N, M>(&unpack::<BITS, STRIDE, N, M>(&bytes)), bytes);
+    }
+
+    #[test]
+    fn packing_keeps_every_bit() {
+        assert_inverse::<4, 64, 128, 256>();
+        assert_inverse::<2, 32, 64, 256>();
+        assert_inverse::<1, 32, 32, 256>();
+        let (low, high) = (std::array::from_fn(|i| (i * 167 + 13) as u8), [0x01, 0x80, 0xa5, 0x5a]);
+        assert_eq!(pack_five_bits(&five_bits(&low, high)), (low, high));
+    }
+
+    #[test]
+    fn codes_lie_in_planes() {
+        let codes = unpack::<2, 2, 4, 16>(&[0b11_10_01_00, 0b00_01_10_11, 0xff, 0]);
+        assert_eq!(codes, [0, 3, 1, 2, 2, 1, 3, 0, 3, 0, 3, 0, 3, 0, 3, 0]);
+    }
 }

@@ -1,6 +1,6 @@
 //! Q2_K: 256 elements `(d * s) * c - dmin * m`, c in 0..=3, four-bit s and m per 16 elements.
 
-use super::{Block, assert_layout, fit, float, head, head_mut, inverse, planes};
+use super::{Block, assert_layout, fit, float, head, head_mut, inverse, k_scales, planes, store};
 use crate::GgmlType;
 
 /// Scales (s low, m high), two-bit codes in planes of 32, `d`, `dmin`.
@@ -22,9 +22,12 @@ impl Block for Q2_K {
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
         let (d, dmin) = (float::scale(self.d), float::scale(self.dmin));
-        *head_mut(scale) = self.scales.map(|s| d * f32::from(s & 15));
-        *head_mut(offset) = self.scales.map(|s| -(dmin * f32::from(s >> 4)));
-        *head_mut(q) = planes::unpack::<2, 32, 64, 256>(&self.qs).map(|c| c as i8);
+        let (scale, offset): (&mut [f32; 16], &mut [f32; 16]) = (head_mut(scale), head_mut(offset));
+        for (j, s) in self.scales.iter().enumerate() {
+            scale[j] = d * f32::from(s & 15);
+            offset[j] = -(dmin * f32::from(s >> 4));
+        }
+        store(q, &planes::unpack::<2, 32, 64, 256>(&self.qs), 0);
     }
 
     fn quantize(x: &[f32]) -> Self {
@@ -33,12 +36,8 @@ impl Block for Q2_K {
         for (j, x) in x.chunks_exact(16).enumerate() {
             (scales[j], mins[j]) = fit::scale_and_min(x, 3.0);
         }
-        let four_bits = |values: &[f32; 16]| {
-            let stored = float::scale_bytes(values.iter().fold(0.0, |a: f32, &b| a.max(b)) / 15.0);
-            let id = inverse(float::scale(stored));
-            (stored, values.map(|v| fit::round(v * id, 0.0, 15.0) as u8))
-        };
-        let ((d, scales), (dmin, mins)) = (four_bits(&scales), four_bits(&mins));
+        let (d, scales) = k_scales::unsigned(scales, 15.0);
+        let (dmin, mins) = k_scales::unsigned(mins, 15.0);
         let mut block = Q2_K { scales: std::array::from_fn(|j| scales[j] | mins[j] << 4), qs: [0; 64], d, dmin };
         // The codes are chosen for the scales as stored.
         let (mut scale, mut offset) = ([0.0; 16], [0.0; 16]);

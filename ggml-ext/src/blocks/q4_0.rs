@@ -1,6 +1,6 @@
 //! Q4_0: 32 elements `d * (c - 8)`, c in 0..=15.
 
-use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, planes};
+use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, planes, store};
 use crate::GgmlType;
 
 /// Scale, then the codes: element j in the low half of byte j, element 16 + j in its high half.
@@ -20,7 +20,7 @@ impl Block for Q4_0 {
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], _offset: &mut [f32]) {
         *head_mut(scale) = [float::scale(self.d); 2];
-        *head_mut(q) = planes::nibbles(&self.qs).map(|c| c as i8 - 8);
+        store(q, &planes::nibbles(&self.qs), 8);
     }
 
     fn quantize(x: &[f32]) -> Self {

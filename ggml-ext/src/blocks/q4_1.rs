@@ -1,6 +1,6 @@
 //! Q4_1: 32 elements `d * c + m`, c in 0..=15.
 
-use super::{Block, assert_layout, float, head, head_mut, inverse, planes, range};
+use super::{Block, assert_layout, float, head, head_mut, inverse, planes, range, store};
 use crate::GgmlType;
 
 /// Scale, minimum, then the codes: element j in the low half of byte j, element 16 + j in its high half.
@@ -22,7 +22,7 @@ impl Block for Q4_1 {
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
         *head_mut(scale) = [float::scale(self.d); 2];
         *head_mut(offset) = [float::scale(self.m); 2];
-        *head_mut(q) = planes::nibbles(&self.qs).map(|c| c as i8);
+        store(q, &planes::nibbles(&self.qs), 0);
     }
 
     fn quantize(x: &[f32]) -> Self {

@@ -1,6 +1,6 @@
 //! Q4_K: 256 elements `(d * s) * c - dmin * m`, c in 0..=15, six-bit s and m per 32 elements.
 
-use super::{Block, assert_layout, head, head_mut, k_scales, planes};
+use super::{Block, assert_layout, head, head_mut, k_scales, planes, store};
 use crate::GgmlType;
 
 /// `d`, `dmin`, packed scales and minima, four-bit codes in planes of 32.
@@ -22,7 +22,7 @@ impl Block for Q4_K {
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
         k_scales::expand(self.d, self.dmin, &self.scales, head_mut(scale), head_mut(offset));
-        *head_mut(q) = planes::unpack::<4, 32, 128, 256>(&self.qs).map(|c| c as i8);
+        store(q, &planes::unpack::<4, 32, 128, 256>(&self.qs), 0);
     }
 
     fn quantize(x: &[f32]) -> Self {

@@ -1,6 +1,6 @@
 //! Q5_0: 32 elements `d * (c - 16)`, c in 0..=31.
 
-use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, planes};
+use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, planes, store};
 use crate::GgmlType;
 
 /// Scale, the fifth bit of code j in bit j of `qh`, then the low four bits: code j in the low half of byte j, code 16 + j
@@ -22,7 +22,7 @@ impl Block for Q5_0 {
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], _offset: &mut [f32]) {
         *head_mut(scale) = [float::scale(self.d); 2];
-        *head_mut(q) = planes::five_bits(&self.qs, self.qh).map(|c| c as i8 - 16);
+        store(q, &planes::five_bits(&self.qs, self.qh), 16);
     }
 
     fn quantize(x: &[f32]) -> Self {

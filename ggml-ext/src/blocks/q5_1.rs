@@ -1,6 +1,6 @@
 //! Q5_1: 32 elements `d * c + m`, c in 0..=31.
 
-use super::{Block, assert_layout, float, head, head_mut, inverse, planes, range};
+use super::{Block, assert_layout, float, head, head_mut, inverse, planes, range, store};
 use crate::GgmlType;
 
 /// Scale, minimum, the fifth bit of code j in bit j of `qh`, then the low four bits: code j in the low half of byte j,
@@ -24,7 +24,7 @@ impl Block for Q5_1 {
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
         *head_mut(scale) = [float::scale(self.d); 2];
         *head_mut(offset) = [float::scale(self.m); 2];
-        *head_mut(q) = planes::five_bits(&self.qs, self.qh).map(|c| c as i8);
+        store(q, &planes::five_bits(&self.qs, self.qh), 0);
     }
 
     fn quantize(x: &[f32]) -> Self {

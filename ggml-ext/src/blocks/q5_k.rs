@@ -1,6 +1,6 @@
 //! Q5_K: 256 elements `(d * s) * c - dmin * m`, c in 0..=31, six-bit s and m per 32 elements.
 
-use super::{Block, assert_layout, head, head_mut, k_scales, planes};
+use super::{Block, assert_layout, head, head_mut, k_scales, planes, store};
 use crate::GgmlType;
 
 /// `d`, `dmin`, packed scales and minima, fifth bits of the codes in planes of 32, their low four bits in planes of 32.
@@ -23,12 +23,9 @@ impl Block for Q5_K {
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
         k_scales::expand(self.d, self.dmin, &self.scales, head_mut(scale), head_mut(offset));
-        let q: &mut [i8; 256] = head_mut(q);
-        let low = planes::unpack::<4, 32, 128, 256>(&self.qs);
-        let high = planes::unpack::<1, 32, 32, 256>(&self.qh);
-        for i in 0..256 {
-            q[i] = (low[i] | high[i] << 4) as i8;
-        }
+        let mut codes = planes::unpack::<4, 32, 128, 256>(&self.qs);
+        planes::add_high(&mut codes, &planes::unpack::<1, 32, 32, 256>(&self.qh), 4);
+        store(q, &codes, 0);
     }
 
     fn quantize(x: &[f32]) -> Self {

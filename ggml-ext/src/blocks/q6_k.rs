@@ -1,6 +1,6 @@
 //! Q6_K: 256 elements `(d * s) * (c - 32)`, c in 0..=63, eight-bit s per 16 elements.
 
-use super::{Block, assert_layout, fit, float, head, head_mut, inverse, k_scales, planes};
+use super::{Block, assert_layout, fit, float, head, head_mut, inverse, k_scales, planes, store};
 use crate::GgmlType;
 
 /// Low four bits of the codes in planes of 64, their top two in planes of 32, scales, `d`.
@@ -21,14 +21,10 @@ impl Block for Q6_K {
 
     #[inline(always)]
     fn codes(&self, q: &mut [i8], scale: &mut [f32], _offset: &mut [f32]) {
-        let d = float::scale(self.d);
-        *head_mut(scale) = self.scales.map(|s| d * f32::from(s));
-        let q: &mut [i8; 256] = head_mut(q);
-        let low = planes::unpack::<4, 64, 128, 256>(&self.ql);
-        let high = planes::unpack::<2, 32, 64, 256>(&self.qh);
-        for i in 0..256 {
-            q[i] = (low[i] | high[i] << 4) as i8 - 32;
-        }
+        k_scales::expand_signed(self.d, &self.scales, head_mut(scale));
+        let mut codes = planes::unpack::<4, 64, 128, 256>(&self.ql);
+        planes::add_high(&mut codes, &planes::unpack::<2, 32, 64, 256>(&self.qh), 4);
+        store(q, &codes, 32);
     }
 
     fn quantize(x: &[f32]) -> Self {
