@@ -60,9 +60,9 @@ macro_rules! float_kernels {
             q8_0_to_f32 = convert::q8_0_to_f32(src: &[u8], dst: &mut [f32]) -> ();
             rope_norm = rope::rope_norm(x: &mut [f32], cos: &[f32], sin: &[f32]) -> ();
             rope_neox = rope::rope_neox(x: &mut [f32], cos: &[f32], sin: &[f32]) -> ();
-            sgemm_nt = gemm::scores(alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) -> ();
+            sgemm_nt = gemm::sgemm_nt(alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) -> ();
             scores_f16 = gemm::scores_f16(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) -> ();
-            sgemm_nn_acc = gemm::values(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
+            sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
         }
     };

@@ -71,11 +71,22 @@ impl Simd for V {
     }
     #[inline(always)]
     unsafe fn load_f16_partial(p: *const f16, n: usize) -> Self {
-        let mut all = [f16::ZERO; 8];
-        // SAFETY: see the impl; n < 8 elements are copied into eight.
+        // Four, two and one elements, by the bits of `n`: a copy of variable length would be a call.
+        let (mut all, mut at) = (0u128, 0);
+        // SAFETY: see the impl; the parts read add up to n < 8 elements.
         unsafe {
-            std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), n);
-            Self::load_f16(all.as_ptr())
+            if n & 4 != 0 {
+                all = u128::from(p.cast::<u64>().read_unaligned());
+                at = 4;
+            }
+            if n & 2 != 0 {
+                all |= u128::from(p.add(at).cast::<u32>().read_unaligned()) << (16 * at);
+                at += 2;
+            }
+            if n & 1 != 0 {
+                all |= u128::from((*p.add(at)).to_bits()) << (16 * at);
+            }
+            V(_mm256_cvtph_ps(_mm_set_epi64x((all >> 64) as i64, all as i64)))
         }
     }
     #[inline(always)]

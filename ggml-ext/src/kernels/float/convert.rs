@@ -43,17 +43,23 @@ pub(super) fn f32_to_f16_bits(x: f32) -> f16 {
 
 #[inline(always)]
 pub(super) unsafe fn f16_to_f32<V: Simd>(src: &[f16], dst: &mut [f32]) {
-    let n = src.len();
-    let (s, d) = (src.as_ptr(), dst.as_mut_ptr());
+    // SAFETY: the slices are of one length (checked by the caller).
+    unsafe { f16_to_f32_raw::<V>(src.as_ptr(), dst.as_mut_ptr(), src.len()) }
+}
+
+/// # Safety
+/// As [`Simd`]'s; both pointers are valid for `n` elements.
+#[inline(always)]
+pub(super) unsafe fn f16_to_f32_raw<V: Simd>(src: *const f16, dst: *mut f32, n: usize) {
     let mut i = 0;
-    // SAFETY: both slices hold `n` elements (checked by the caller) and every access is below `n`.
+    // SAFETY: every access is below `n`.
     unsafe {
         while i + V::LANES <= n {
-            V::load_f16(s.add(i)).store(d.add(i));
+            V::load_f16(src.add(i)).store(dst.add(i));
             i += V::LANES;
         }
         if i < n {
-            V::load_f16_partial(s.add(i), n - i).store_partial(d.add(i), n - i);
+            V::load_f16_partial(src.add(i), n - i).store_partial(dst.add(i), n - i);
         }
     }
 }
@@ -111,8 +117,14 @@ pub(super) unsafe fn quantize_q8_0<V: Simd>(src: &[f32], dst: &mut [u8]) {
         let d = amax / 127.0;
         let inverse = if d > 0.0 { 1.0 / d } else { 0.0 };
         out[..2].copy_from_slice(&f32_to_f16_bits(d).to_bits().to_le_bytes());
-        for (o, &v) in out[2..].iter_mut().zip(x) {
-            *o = (v * inverse).round() as i8 as u8;
+        let codes: &mut [u8; Q8_0_LEN] = (&mut out[2..]).try_into().expect("34 - 2 bytes");
+        for (o, &v) in codes.iter_mut().zip(x) {
+            // To nearest with ties away from zero, as GGML rounds: adding the float just below 1/2 before truncating.
+            // The limits bind only where NaN or infinity came in, and they make the conversion one instruction.
+            #[expect(clippy::manual_clamp, reason = "`clamp` would let a NaN through")]
+            let x = (v * inverse).max(-127.0).min(127.0);
+            // SAFETY: `max` with a NaN is the other operand, so this is a number within 127.5 of 0.
+            *o = unsafe { (x + 0.499_999_97f32.copysign(x)).to_int_unchecked::<i32>() } as u8;
         }
     }
 }

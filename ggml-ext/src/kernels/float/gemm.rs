@@ -4,38 +4,90 @@
 //! rows share a tile therefore never changes a bit of any of them: one query row or a whole ubatch, on one thread or many,
 //! come out the same.
 
+use super::convert;
 use super::simd::{Elem, Simd};
 use super::{Rows, RowsMut};
 use half::f16;
+use std::mem::MaybeUninit;
 
 /// Columns (rows of `b`) of the tile of [`sgemm_nt`].
 const NT_COLS: usize = 4;
 
+/// Longest row that is converted to f32 once for all tiles of query rows: that of every head dimension in use.
+const MAX_CONVERTED: usize = 256;
+
 /// `c[i][j] = alpha * a[i] . b[j]`.
 #[inline(always)]
-pub(super) unsafe fn sgemm_nt<V: Simd, B: Elem>(alpha: f32, a: Rows<f32>, b: Rows<B>, c: RowsMut<f32>) {
-    let (m, n, d) = (a.n_rows(), b.n_rows(), a.len());
-    let mut j = 0;
-    while j < n {
-        // SAFETY: rows `i..i + tile` of `a` and `c` are below `m`; the pointers in `cols` are rows below `n` of `b`, the last
-        // one repeated when fewer than four are left, and only the columns that exist are stored.
+pub(super) unsafe fn sgemm_nt<V: Simd>(alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) {
+    let (n, d) = (b.n_rows(), a.len());
+    for j in (0..n).step_by(NT_COLS) {
+        // SAFETY: the pointers are rows below `n` of `b`, the last one repeated where fewer than four are left.
         unsafe {
-            let cols = std::array::from_fn(|t| b.row_ptr((j + t).min(n - 1)));
-            let n_cols = NT_COLS.min(n - j);
-            let mut i = 0;
-            while i < m {
-                let rows = V::NT_ROWS.min(m - i);
-                let (ap, cp) = (a.row_ptr(i), c.row_ptr(i).add(j));
-                match rows {
-                    4 => nt_tile::<V, B, 4>(d, alpha, ap, a.stride(), cols, cp, c.stride(), n_cols),
-                    3 => nt_tile::<V, B, 3>(d, alpha, ap, a.stride(), cols, cp, c.stride(), n_cols),
-                    2 => nt_tile::<V, B, 2>(d, alpha, ap, a.stride(), cols, cp, c.stride(), n_cols),
-                    _ => nt_tile::<V, B, 1>(d, alpha, ap, a.stride(), cols, cp, c.stride(), n_cols),
-                }
-                i += rows;
+            nt_columns::<V, f32>(d, alpha, &a, four_rows(&b, j), &c, j);
+        }
+    }
+}
+
+/// [`sgemm_nt`] with f16 rows: converted inside the tile when one tile covers all rows of `q`, else once, beforehand.
+#[inline(always)]
+pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
+    let (n, d) = (k.n_rows(), q.len());
+    if q.n_rows() <= V::NT_ROWS || d > MAX_CONVERTED {
+        for j in (0..n).step_by(NT_COLS) {
+            // SAFETY: the pointers are rows below `n` of `k`, the last one repeated where fewer than four are left.
+            unsafe { nt_columns::<V, f16>(d, alpha, &q, four_rows(&k, j), &out, j) }
+        }
+        return;
+    }
+    let mut converted = [const { MaybeUninit::<f32>::uninit() }; NT_COLS * MAX_CONVERTED];
+    let converted: *mut f32 = converted.as_mut_ptr().cast();
+    for j in (0..n).step_by(NT_COLS) {
+        let rows = [0, 1, 2, 3].map(|t| converted.wrapping_add(t * MAX_CONVERTED));
+        // SAFETY: as above; of each of the buffer's four rows, `d <= MAX_CONVERTED` floats are written and then read.
+        unsafe {
+            for (src, dst) in four_rows(&k, j).into_iter().zip(rows) {
+                convert::f16_to_f32_raw::<V>(src, dst, d);
+            }
+            nt_columns::<V, f32>(d, alpha, &q, rows.map(|r| r.cast_const()), &out, j);
+        }
+    }
+}
+
+/// Rows `j..j + 4`, the last one repeated where there are fewer.
+#[inline(always)]
+fn four_rows<T>(b: &Rows<T>, j: usize) -> [*const T; NT_COLS] {
+    [0, 1, 2, 3].map(|t| b.row_ptr((j + t).min(b.n_rows() - 1)))
+}
+
+/// Columns `j..j + 4`, as many as there are, of all rows of the result.
+///
+/// # Safety
+/// `b` points at four rows of `d` elements, `a` has rows of `d` and `c` is of `a`'s rows and has column `j`.
+#[inline(always)]
+unsafe fn nt_columns<V: Simd, B: Elem>(
+    d: usize,
+    alpha: f32,
+    a: &Rows<f32>,
+    b: [*const B; NT_COLS],
+    c: &RowsMut<f32>,
+    j: usize,
+) {
+    let (m, n_cols) = (a.n_rows(), NT_COLS.min(c.len() - j));
+    let (a_stride, c_stride) = (a.stride(), c.stride());
+    let mut i = 0;
+    while i < m {
+        let rows = V::NT_ROWS.min(m - i);
+        // SAFETY: rows `i..i + rows` are below `m`, and only the columns that exist are stored.
+        unsafe {
+            let (ap, cp) = (a.row_ptr(i), c.row_ptr(i).add(j));
+            match rows {
+                4 => nt_tile::<V, B, 4>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
+                3 => nt_tile::<V, B, 3>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
+                2 => nt_tile::<V, B, 2>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
+                _ => nt_tile::<V, B, 1>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
             }
         }
-        j += NT_COLS;
+        i += rows;
     }
 }
 
@@ -98,8 +150,11 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
 }
 
 /// `c[i] += sum_k p[i][k] * v[k]`, the sum in the order of `k`.
+///
+/// # Safety
+/// As [`Simd`]'s; the shapes agree.
 #[inline(always)]
-pub(super) unsafe fn sgemm_nn_acc<V: Simd, B: Elem>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>) {
+unsafe fn nn_acc<V: Simd, B: Elem>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>) {
     let (m, n, d) = (p.n_rows(), v.n_rows(), c.len());
     if n == 0 {
         return;
@@ -236,25 +291,13 @@ impl<B: Elem> NnTile<B> {
 }
 
 #[inline(always)]
-pub(super) unsafe fn scores<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f32>, out: RowsMut<f32>) {
+pub(super) unsafe fn sgemm_nn_acc<V: Simd>(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
-    unsafe { sgemm_nt::<V, f32>(alpha, q, k, out) }
-}
-
-#[inline(always)]
-pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
-    // SAFETY: the caller's contract.
-    unsafe { sgemm_nt::<V, f16>(alpha, q, k, out) }
-}
-
-#[inline(always)]
-pub(super) unsafe fn values<V: Simd>(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
-    // SAFETY: the caller's contract.
-    unsafe { sgemm_nn_acc::<V, f32>(p, v, out) }
+    unsafe { nn_acc::<V, f32>(p, v, out) }
 }
 
 #[inline(always)]
 pub(super) unsafe fn values_f16<V: Simd>(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
-    unsafe { sgemm_nn_acc::<V, f16>(p, v, out) }
+    unsafe { nn_acc::<V, f16>(p, v, out) }
 }

@@ -3,16 +3,26 @@
 use super::convert;
 use super::simd::Simd;
 use half::f16;
-use wide::f32x4;
+use wide::bytemuck::cast;
+use wide::{f32x4, i32x4, u32x4};
 
 #[derive(Clone, Copy)]
 pub(super) struct V(f32x4);
 
 /// `2^n` for whole `n` in `-126..=127`.
 #[inline(always)]
-fn pow2(n: i32) -> f32 {
-    // A NaN was cast to 0, so `n` is always in range.
-    f32::from_bits(((n + 127) as u32) << 23)
+fn pow2(n: i32x4) -> f32x4 {
+    cast((n + i32x4::splat(127)) << 23)
+}
+
+/// [`convert::f16_to_f32_bits`] on four lanes.
+#[inline(always)]
+fn f16_to_f32(h: [f16; 4]) -> f32x4 {
+    let h = u32x4::new(h.map(|h| u32::from(h.to_bits())));
+    let magnitude: u32x4 = (h & u32x4::splat(0x7fff)) << 13;
+    let scaled: u32x4 = cast(cast::<_, f32x4>(magnitude) * f32x4::splat(f32::from_bits(0x7780_0000)));
+    let special = magnitude.simd_gt(u32x4::splat(0x0f7f_ffff)) & u32x4::splat(0x7f80_0000);
+    cast(scaled | special | (h & u32x4::splat(0x8000)) << 16)
 }
 
 // SAFETY (of every block below): the trait's contract is that pointers are valid for the lanes named.
@@ -51,15 +61,14 @@ impl Simd for V {
     #[inline(always)]
     unsafe fn load_f16(p: *const f16) -> Self {
         // SAFETY: see the impl.
-        let h = unsafe { p.cast::<[f16; 4]>().read_unaligned() };
-        V(f32x4::new(h.map(convert::f16_to_f32_bits)))
+        V(f16_to_f32(unsafe { p.cast::<[f16; 4]>().read_unaligned() }))
     }
     #[inline(always)]
     unsafe fn load_f16_partial(p: *const f16, n: usize) -> Self {
         let mut all = [f16::ZERO; 4];
         // SAFETY: see the impl; n < 4 elements are copied into four.
         unsafe { std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), n) };
-        V(f32x4::new(all.map(convert::f16_to_f32_bits)))
+        V(f16_to_f32(all))
     }
     #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16) {
@@ -109,16 +118,14 @@ impl Simd for V {
     }
     #[inline(always)]
     unsafe fn if_less(self, limit: Self, a: Self, b: Self) -> Self {
-        let (x, l, a, b) = (self.0.to_array(), limit.0.to_array(), a.0.to_array(), b.0.to_array());
-        V(f32x4::new(std::array::from_fn(|i| if x[i] < l[i] { a[i] } else { b[i] })))
+        V(self.0.simd_lt(limit.0).select(a.0, b.0))
     }
     #[inline(always)]
     unsafe fn scale2(self, n: Self) -> Self {
         // In two steps, because 2^n itself may not be a normal float; only the last one can round.
-        let n = n.0.to_array().map(|n| n as i32);
-        let half = f32x4::new(n.map(|n| pow2(n >> 1)));
-        let rest = f32x4::new(n.map(|n| pow2(n - (n >> 1))));
-        V(self.0 * half * rest)
+        let n = n.0.fast_round_int();
+        let half = n >> 1;
+        V(self.0 * pow2(half) * pow2(n - half))
     }
 
     #[inline(always)]

@@ -1,0 +1,81 @@
+//! The products of attention at shapes of prefill and decode, on every tier of this CPU.
+//!
+//! Criterion's elements per second are floating-point operations per second; a multiply-add counts as two.
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::{Rows, RowsMut};
+use half::f16;
+use std::hint::black_box;
+
+/// Query rows, keys, head dimension.
+const SHAPES: [(usize, usize, usize); 7] =
+    [(1, 256, 64), (3, 256, 64), (4, 256, 128), (32, 128, 64), (96, 128, 64), (32, 128, 128), (32, 128, 256)];
+
+fn products(c: &mut Criterion) {
+    for kernels in Kernels::available() {
+        let k = kernels.float;
+        let mut group = c.benchmark_group(format!("float/{}", kernels.tier));
+        for (m, n, d) in SHAPES {
+            group.throughput(Throughput::Elements(2 * (m * n * d) as u64));
+            let ramp = |len: usize| (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect::<Vec<_>>();
+            let (q, p, keys) = (ramp(m * d), ramp(m * n), ramp(n * d));
+            let halves: Vec<f16> = keys.iter().map(|&x| f16::from_f32(x)).collect();
+            let (mut scores, mut out) = (vec![0.0; m * n], vec![0.0; m * d]);
+            let shape = format!("{m}x{n}x{d}");
+            group.bench_function(BenchmarkId::new("sgemm_nt", &shape), |b| {
+                b.iter(|| {
+                    let c = RowsMut::new(black_box(&mut scores), m, n, n);
+                    k.sgemm_nt(0.125, Rows::new(black_box(&q), m, d, d), Rows::new(black_box(&keys), n, d, d), c);
+                })
+            });
+            group.bench_function(BenchmarkId::new("scores_f16", &shape), |b| {
+                b.iter(|| {
+                    let c = RowsMut::new(black_box(&mut scores), m, n, n);
+                    k.scores_f16(0.125, Rows::new(black_box(&q), m, d, d), Rows::new(black_box(&halves), n, d, d), c);
+                })
+            });
+            group.bench_function(BenchmarkId::new("sgemm_nn_acc", &shape), |b| {
+                b.iter(|| {
+                    let c = RowsMut::new(black_box(&mut out), m, d, d);
+                    k.sgemm_nn_acc(Rows::new(black_box(&p), m, n, n), Rows::new(black_box(&keys), n, d, d), c);
+                })
+            });
+            group.bench_function(BenchmarkId::new("values_f16", &shape), |b| {
+                b.iter(|| {
+                    let c = RowsMut::new(black_box(&mut out), m, d, d);
+                    k.values_f16(Rows::new(black_box(&p), m, n, n), Rows::new(black_box(&halves), n, d, d), c);
+                })
+            });
+        }
+        group.finish();
+    }
+}
+
+/// Elements per second of what runs once per row.
+fn rows(c: &mut Criterion) {
+    for kernels in Kernels::available() {
+        let k = kernels.float;
+        let mut group = c.benchmark_group(format!("float/{}", kernels.tier));
+        let n = 1536;
+        group.throughput(Throughput::Elements(n as u64));
+        let x: Vec<f32> = (0..n).map(|i| (i % 97) as f32 / 9.7 - 5.0).collect();
+        let mut y = x.clone();
+        let mut halves = vec![f16::ZERO; n];
+        group.bench_function("softmax", |b| b.iter(|| k.softmax(black_box(&mut y))));
+        group.bench_function("silu_mul", |b| b.iter(|| k.silu_mul(black_box(&x), black_box(&x), &mut y)));
+        group.bench_function("gelu_mul", |b| b.iter(|| k.gelu_mul(black_box(&x), black_box(&x), &mut y)));
+        group.bench_function("rms_norm", |b| b.iter(|| k.rms_norm(black_box(&x), black_box(&x), 1e-5, &mut y)));
+        group.bench_function("f32_to_f16", |b| b.iter(|| k.f32_to_f16(black_box(&x), &mut halves)));
+        group.bench_function("f16_to_f32", |b| b.iter(|| k.f16_to_f32(black_box(&halves), &mut y)));
+        let mut head = x[..64].to_vec();
+        let (cos, sin) = ([0.6; 32], [0.8; 32]);
+        group.throughput(Throughput::Elements(64));
+        group.bench_function("rope_norm", |b| b.iter(|| k.rope_norm(black_box(&mut head), &cos, &sin)));
+        group.bench_function("rope_neox", |b| b.iter(|| k.rope_neox(black_box(&mut head), &cos, &sin)));
+        group.finish();
+    }
+}
+
+criterion_group!(benches, products, rows);
+criterion_main!(benches);
