@@ -1,15 +1,244 @@
-//! Products of quantised weights with int8 activations.
+//! Matrix products, and the int8 form of activations.
+//!
+//! Quantised weights meet int8 activations ([`Q8Rows`]): the products of codes are summed exactly in integers over the
+//! 16 or 32 columns that share a scale, and those sums are added up in f32. [`IntKernels::matmul`] runs on weights packed
+//! by [`crate::pack`], where a vector lane is a row of the matrix, and on the file's own bytes for the types without a
+//! packed layout. [`IntKernels::matmul_f32`] keeps activations in f32, for weights that are floats and for exact mode.
+//!
+//! Each algorithm is written once ([`packed`], [`raw`], [`dense`], [`quantize`]) over the vectors of [`isa::Isa`], which
+//! a tier implements. Within a tier an element of a product never depends on how many rows or tokens a call has, so
+//! neither batch size nor thread count changes what a model says.
 
-use super::Tier;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod dense;
+mod formats;
+mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod packed;
+mod portable;
+mod q8;
+mod quantize;
+mod raw;
 
-/// The integer kernels of one tier.
+pub use q8::{Q8Rows, Q8View};
+
+use std::ops::Range;
+
+use super::{Kernels, Tier};
+use crate::pack::{self, MatrixRef};
+use q8::Q8Block;
+
+/// The matrix kernels of one tier.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub struct IntKernels {}
+pub struct IntKernels {
+    quantize_row: unsafe fn(&[f32], &mut [Q8Block]),
+    packed: unsafe fn(&packed::Product),
+    raw: unsafe fn(&packed::Product, &mut MatmulScratch),
+    dense: unsafe fn(&dense::Product, &mut MatmulScratch),
+}
+
+/// Declares a tier's table: the generic kernels compiled with the tier's features.
+macro_rules! int_kernels {
+    ($isa:ty $(, features $features:literal)?) => {
+        /// The tier's kernels, which run on CPUs with its features only.
+        pub(super) const KERNELS: super::IntKernels = {
+            use super::{MatmulScratch, dense, packed, q8, quantize, raw};
+
+            $(#[target_feature(enable = $features)])?
+            unsafe fn quantize_row(x: &[f32], blocks: &mut [q8::Q8Block]) {
+                // SAFETY: compiled with the features of the tier.
+                unsafe { quantize::row::<$isa>(x, blocks) }
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn packed_of<P: super::formats::Format>(p: &packed::Product) {
+                // SAFETY: compiled with the features of the tier; the rest is the caller's promise.
+                unsafe { packed::matmul::<$isa, P>(p) }
+            }
+            unsafe fn packed(p: &packed::Product) {
+                // SAFETY: the caller's promise; the type is the matrix's.
+                $crate::pack::with_packed!(p.w.ty, P => unsafe { packed_of::<P>(p) },
+                    else => unreachable!("{} has no packed layout", p.w.ty))
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn raw_of<B: $crate::blocks::Block>(p: &packed::Product, scratch: &mut MatmulScratch) {
+                // SAFETY: compiled with the features of the tier; the rest is the caller's promise.
+                unsafe { raw::matmul::<$isa, B>(p, scratch) }
+            }
+            unsafe fn raw(p: &packed::Product, scratch: &mut MatmulScratch) {
+                // SAFETY: the caller's promise; the type is the matrix's.
+                $crate::blocks::with_block!(p.w.ty, B => unsafe { raw_of::<B>(p, scratch) },
+                    float => unreachable!("{} has no codes", p.w.ty))
+            }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn dense(p: &dense::Product, scratch: &mut MatmulScratch) {
+                // SAFETY: compiled with the features of the tier; the rest is the caller's promise.
+                unsafe { dense::matmul::<$isa>(p, scratch) }
+            }
+            super::IntKernels { quantize_row, packed, raw, dense }
+        };
+    };
+}
+use int_kernels;
 
 impl IntKernels {
     /// The kernels of `tier`, which the caller has found to be supported by this CPU.
-    pub(super) fn for_supported_tier(_tier: Tier) -> Self {
-        IntKernels {}
+    pub(super) fn for_supported_tier(tier: Tier) -> Self {
+        match tier {
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => avx2::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx512 => avx512::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Tier::Neon => neon::KERNELS,
+            _ => portable::KERNELS,
+        }
+    }
+
+    /// `out[t * out_stride + r] = sum_c w[r][c] * x[t][c]` for `r` in `rows` and all rows `t` of `x`, with quantised
+    /// weights. A packed `w` is computed in groups: `rows` starts at a multiple of [`pack::ROWS`] and ends at one or at
+    /// the last row.
+    ///
+    /// # Safety
+    /// For every `t` and every `r` in `rows`, `out.add(t * out_stride + r)` may be written and no other thread touches
+    /// it meanwhile. (Other elements of `out` are not touched, so threads may share a buffer by rows.)
+    ///
+    /// # Panics
+    /// If `w` is of a float type, `x` has not `w.cols` columns, `rows` is not as described, or `w.data` is too short.
+    pub unsafe fn matmul(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        x: Q8View,
+        scratch: &mut MatmulScratch,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        check(w, &rows, x.k());
+        assert!(!w.ty.is_float(), "{} weights have no int8 product", w.ty);
+        let p = packed::Product { w, rows, x, out, out_stride };
+        if p.rows.is_empty() || p.x.n_rows() == 0 {
+            return;
+        }
+        // SAFETY: the table exists, so the CPU has the tier's features; the operands were checked to be as large as
+        // they claim, and the caller vouches for the output.
+        unsafe { if w.packed { (self.packed)(&p) } else { (self.raw)(&p, scratch) } }
+    }
+
+    /// As [`IntKernels::matmul`], for weights of any type and activations in f32: `x` is rows of `w.cols` elements.
+    ///
+    /// # Safety
+    /// As [`IntKernels::matmul`].
+    ///
+    /// # Panics
+    /// If `x` is not whole rows, `rows` is not within `w`, or `w.data` is too short.
+    pub unsafe fn matmul_f32(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        x: &[f32],
+        scratch: &mut MatmulScratch,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        check(w, &rows, w.cols);
+        assert!(w.cols > 0 && x.len().is_multiple_of(w.cols), "{} elements in rows of {}", x.len(), w.cols);
+        let p = dense::Product { w, rows, x, out, out_stride };
+        // SAFETY: as in `matmul`.
+        unsafe { (self.dense)(&p, scratch) }
     }
 }
+
+/// Checks what the kernels rely on for reading within bounds.
+fn check(w: &MatrixRef, rows: &Range<usize>, k: usize) {
+    assert_eq!(w.cols, k, "columns of weights and activations");
+    assert!(rows.start <= rows.end && rows.end <= w.rows, "rows {rows:?} of {}", w.rows);
+    let bytes = if w.packed {
+        assert!(rows.start.is_multiple_of(pack::ROWS), "rows {rows:?} do not start a group");
+        assert!(rows.end.is_multiple_of(pack::ROWS) || rows.end == w.rows, "rows {rows:?} do not end a group");
+        pack::packed_bytes(w.ty, w.rows, w.cols)
+    } else {
+        w.ty.row_bytes(w.cols).and_then(|row| row.checked_mul(w.rows))
+    };
+    assert!(bytes.is_some_and(|n| n <= w.data.len()), "{} bytes of {} x {} {}", w.data.len(), w.rows, w.cols, w.ty);
+}
+
+impl Kernels {
+    /// [`IntKernels::matmul`] of this tier.
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn matmul(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        x: Q8View,
+        scratch: &mut MatmulScratch,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.int.matmul(w, rows, x, scratch, out, out_stride) }
+    }
+
+    /// [`IntKernels::matmul_f32`] of this tier.
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn matmul_f32(
+        &self,
+        w: &MatrixRef,
+        rows: Range<usize>,
+        x: &[f32],
+        scratch: &mut MatmulScratch,
+        out: *mut f32,
+        out_stride: usize,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.int.matmul_f32(w, rows, x, scratch, out, out_stride) }
+    }
+}
+
+/// Work space of the products, one per thread. It grows to what the widest matrix needs and stays so.
+#[derive(Debug, Default)]
+pub struct MatmulScratch {
+    codes: Vec<i8>,
+    floats: Vec<f32>,
+}
+
+/// A row of weights as codes.
+struct RowCodes<'a> {
+    codes: &'a mut [i8],
+    /// One per 16 codes.
+    scale: &'a mut [f32],
+    /// One per 16 codes.
+    offset: &'a mut [f32],
+    /// One per 4 codes.
+    lanes: &'a mut [f32],
+}
+
+impl MatmulScratch {
+    fn codes(&mut self, k: usize) -> RowCodes<'_> {
+        self.codes.resize(self.codes.len().max(k), 0);
+        let floats = grown(&mut self.floats, k / 16 * 2 + k / 4);
+        let (scale, rest) = floats.split_at_mut(k / 16);
+        let (offset, lanes) = rest.split_at_mut(k / 16);
+        RowCodes { codes: &mut self.codes[..k], scale, offset, lanes }
+    }
+
+    fn floats(&mut self, n: usize) -> &mut [f32] {
+        grown(&mut self.floats, n)
+    }
+}
+
+fn grown(floats: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    floats.resize(floats.len().max(n), 0.0);
+    &mut floats[..n]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! AVX2 with FMA and F16C: two registers per line.
+//!
+//! There is no instruction for four-way int8 products: `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in
+//! 16 bits, saturating. Codes of few bits leave room there for several such sums before they are widened; signed codes
+//! are split into magnitude and sign, and the sign is moved to the activations.
+
+#![expect(unsafe_op_in_unsafe_fn, reason = "each function is a few instructions under the contract of `Isa`")]
+
+use std::arch::x86_64::*;
+
+use super::isa::Isa;
+
+/// The tier's vectors.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2;
+
+super::int_kernels!(super::avx2::Avx2, features "avx2,fma,f16c");
+
+/// How many sums of two products of codes of `bits` bits with -127..=127 fit in 16 bits: at most all 8 of a set of lines.
+const fn sums_in_16_bits(bits: u32) -> usize {
+    let largest = ((1_usize << bits) - 1) * 127 * 2;
+    let n = i16::MAX as usize / largest;
+    if n < 8 { n } else { 8 }
+}
+
+impl Isa for Avx2 {
+    type Line = [__m256i; 2];
+    type Sums = [__m256i; 2];
+    type Floats = [__m256; 2];
+    type Floats8 = __m256;
+
+    const TOKENS: usize = 4;
+    const MANY_REGISTERS: bool = false;
+    const UNSIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn line(p: *const u8) -> [__m256i; 2] {
+        [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())]
+    }
+    #[inline(always)]
+    unsafe fn splat_line(byte: u8) -> [__m256i; 2] {
+        [_mm256_set1_epi8(byte as i8); 2]
+    }
+    #[inline(always)]
+    unsafe fn and(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_and_si256(a[0], b[0]), _mm256_and_si256(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn or(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_or_si256(a[0], b[0]), _mm256_or_si256(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn xor(a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        [_mm256_xor_si256(a[0], b[0]), _mm256_xor_si256(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn shift([a, b]: [__m256i; 2], n: i32) -> [__m256i; 2] {
+        // The counts are constants once inlined, and the instructions become those with immediates.
+        let count = _mm_cvtsi32_si128(n.abs());
+        match n {
+            0 => [a, b],
+            1.. => [_mm256_sll_epi16(a, count), _mm256_sll_epi16(b, count)],
+            _ => [_mm256_srl_epi16(a, count), _mm256_srl_epi16(b, count)],
+        }
+    }
+    #[inline(always)]
+    unsafe fn look_up(table: &[u8; 16], [a, b]: [__m256i; 2]) -> [__m256i; 2] {
+        let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+        [_mm256_shuffle_epi8(table, a), _mm256_shuffle_epi8(table, b)]
+    }
+
+    #[inline(always)]
+    unsafe fn zero_sums() -> [__m256i; 2] {
+        [_mm256_setzero_si256(); 2]
+    }
+    #[inline(always)]
+    unsafe fn splat_shifted(value: *const i32, shift: u32) -> [__m256i; 2] {
+        [_mm256_sll_epi32(_mm256_set1_epi32(*value), _mm_cvtsi32_si128(shift as i32)); 2]
+    }
+    #[inline(always)]
+    unsafe fn dot<const N: usize>(
+        bits: u32,
+        mut sums: [__m256i; 2],
+        lines: &[[__m256i; 2]; N],
+        x: *const i8,
+    ) -> [__m256i; 2] {
+        let ones = _mm256_set1_epi16(1);
+        let mut g = 0;
+        if bits == 8 {
+            while g < N {
+                let x = _mm256_set1_epi32(x.cast::<i32>().add(g).read_unaligned());
+                let mut h = 0;
+                while h < 2 {
+                    let q = lines[g][h];
+                    // 128 * 127 * 2 just fits in 16 bits.
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+                    sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(pairs, ones));
+                    h += 1;
+                }
+                g += 1;
+            }
+            return sums;
+        }
+        while g < N {
+            let end = if N - g < sums_in_16_bits(bits) { N } else { g + sums_in_16_bits(bits) };
+            let mut pairs = [_mm256_setzero_si256(); 2];
+            while g < end {
+                let x = _mm256_set1_epi32(x.cast::<i32>().add(g).read_unaligned());
+                pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(lines[g][0], x));
+                pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(lines[g][1], x));
+                g += 1;
+            }
+            sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(pairs[0], ones));
+            sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs[1], ones));
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn to_floats(sums: [__m256i; 2]) -> [__m256; 2] {
+        [_mm256_cvtepi32_ps(sums[0]), _mm256_cvtepi32_ps(sums[1])]
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> [__m256; 2] {
+        [_mm256_setzero_ps(); 2]
+    }
+    #[inline(always)]
+    unsafe fn splat(value: *const f32) -> [__m256; 2] {
+        [_mm256_set1_ps(*value); 2]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [__m256; 2] {
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u8) -> [__m256; 2] {
+        [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast()))]
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u8) -> [__m256; 2] {
+        let first = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+        let last = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(16).cast()));
+        [_mm256_castsi256_ps(_mm256_slli_epi32(first, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(last, 16))]
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> [__m256; 2] {
+        Self::to_floats(bytes(p))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> [__m256; 2] {
+        let first = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()));
+        let last = _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()));
+        Self::to_floats([first, last])
+    }
+    #[inline(always)]
+    unsafe fn load_e8m0_half(p: *const u8) -> [__m256; 2] {
+        let [a, b] = bytes(p);
+        [power_of_two(a), power_of_two(b)]
+    }
+    #[inline(always)]
+    unsafe fn load_u4_pairs(p: *const u8) -> ([__m256; 2], [__m256; 2]) {
+        let [a, b] = bytes(p);
+        let mask = _mm256_set1_epi32(15);
+        let low = [_mm256_and_si256(a, mask), _mm256_and_si256(b, mask)];
+        let high = [_mm256_srli_epi32(a, 4), _mm256_srli_epi32(b, 4)];
+        (Self::to_floats(low), Self::to_floats(high))
+    }
+    #[inline(always)]
+    unsafe fn mul(a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])]
+    }
+    #[inline(always)]
+    unsafe fn fma(a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])]
+    }
+    #[inline(always)]
+    unsafe fn negate(a: [__m256; 2]) -> [__m256; 2] {
+        let sign = _mm256_set1_ps(-0.0);
+        [_mm256_xor_ps(a[0], sign), _mm256_xor_ps(a[1], sign)]
+    }
+    #[inline(always)]
+    unsafe fn store(a: [__m256; 2], p: *mut f32) {
+        _mm256_storeu_ps(p, a[0]);
+        _mm256_storeu_ps(p.add(8), a[1]);
+    }
+    #[inline(always)]
+    unsafe fn sum(a: [__m256; 2]) -> f32 {
+        sum8(_mm256_add_ps(a[0], a[1]))
+    }
+
+    #[inline(always)]
+    unsafe fn max_abs(a: [__m256; 2], b: [__m256; 2]) -> f32 {
+        let sign = _mm256_set1_ps(-0.0);
+        let abs = |v| _mm256_andnot_ps(sign, v);
+        let max = _mm256_max_ps(_mm256_max_ps(abs(a[0]), abs(a[1])), _mm256_max_ps(abs(b[0]), abs(b[1])));
+        let max = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps(max, 1));
+        let max = _mm_max_ps(max, _mm_movehl_ps(max, max));
+        _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)))
+    }
+    #[inline(always)]
+    unsafe fn quantize(x: [__m256; 2], scale: f32, codes: *mut i8) -> i32 {
+        let scale = _mm256_set1_ps(scale);
+        let first = _mm256_cvtps_epi32(_mm256_mul_ps(x[0], scale));
+        let last = _mm256_cvtps_epi32(_mm256_mul_ps(x[1], scale));
+        // Packing interleaves the 128-bit halves; the permutation puts them back in order.
+        let words = _mm256_permute4x64_epi64(_mm256_packs_epi32(first, last), 0b11_01_10_00);
+        let halves = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+        _mm_storeu_si128(codes.cast(), halves);
+        let sums = _mm256_add_epi32(first, last);
+        let sums = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+        let sums = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0b10_11));
+        _mm_cvtsi128_si32(_mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0b01)))
+    }
+
+    #[inline(always)]
+    unsafe fn zero8() -> __m256 {
+        _mm256_setzero_ps()
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(q: *const i8, x: *const i8) -> __m256 {
+        let (q, x) = (_mm256_loadu_si256(q.cast()), _mm256_loadu_si256(x.cast()));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+        _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+    #[inline(always)]
+    unsafe fn load8(p: *const f32) -> __m256 {
+        _mm256_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn fma8(a: __m256, b: __m256, scale: f32, c: __m256) -> __m256 {
+        _mm256_fmadd_ps(a, _mm256_mul_ps(b, _mm256_set1_ps(scale)), c)
+    }
+    #[inline(always)]
+    unsafe fn sum8(a: __m256) -> f32 {
+        sum8(a)
+    }
+}
+
+/// 16 bytes, widened.
+#[inline(always)]
+unsafe fn bytes(p: *const u8) -> [__m256i; 2] {
+    [_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))]
+}
+
+/// `2^(e - 128)`.
+#[inline(always)]
+unsafe fn power_of_two(e: __m256i) -> __m256 {
+    let normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    let subnormal = _mm256_sllv_epi32(_mm256_set1_epi32(0x0020_0000), e);
+    let small = _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e);
+    _mm256_castsi256_ps(_mm256_blendv_epi8(normal, subnormal, small))
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+pub(super) unsafe fn sum8(a: __m256) -> f32 {
+    let sum = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
+}

@@ -1,0 +1,159 @@
+//! Activations quantised to int8.
+
+use std::cell::UnsafeCell;
+use std::ops::Range;
+
+use crate::kernels::Kernels;
+
+/// Elements per block.
+pub(super) const BLOCK: usize = 32;
+
+/// 32 activations, `x[i] = scale * codes[i]`, with the sums that products with offset or unsigned weight codes need,
+/// all on one cache line: a product touches each block once per row group.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Q8Block {
+    /// -127..=127.
+    pub codes: [i8; BLOCK],
+    /// The largest magnitude / 127; 0 if all elements are 0.
+    pub scale: f32,
+    /// `scale` times the sum of the codes.
+    pub sum: f32,
+    /// Minus the sum of the codes.
+    pub neg_sum: i32,
+    /// The same for the first and the last 16.
+    pub neg_half: [i32; 2],
+    /// `scale` times the sum of the first and the last 16 codes.
+    pub half: [f32; 2],
+}
+
+const _: () = assert!(size_of::<Q8Block>() == 64);
+
+impl Q8Block {
+    const ZERO: Self =
+        Q8Block { codes: [0; BLOCK], scale: 0.0, sum: 0.0, neg_sum: 0, neg_half: [0; 2], half: [0.0; 2] };
+}
+
+/// Rows of activations in int8, written and read by several threads in turn.
+///
+/// Every 32 elements have a scale of their own: their largest magnitude / 127. Codes are rounded to nearest, ties to
+/// even. Rows may be shorter than the capacity says, and are independent of each other.
+#[derive(Debug)]
+pub struct Q8Rows {
+    blocks: Box<[UnsafeCell<Q8Block>]>,
+    stride: usize,
+    k: usize,
+}
+
+// SAFETY: the cells are written by `quantize_row` and read through `view` only, whose callers promise that no row is
+// written while anybody else reads or writes it.
+unsafe impl Sync for Q8Rows {}
+
+impl Q8Rows {
+    /// Room for `n_rows` rows of `k` elements.
+    ///
+    /// # Panics
+    /// If `k` is not a multiple of 32.
+    pub fn new(n_rows: usize, k: usize) -> Self {
+        assert!(k.is_multiple_of(BLOCK), "rows of {k} are not whole blocks of {BLOCK}");
+        // An odd number of cache lines per row, so that the same column of neighbouring rows, which a product reads
+        // together, falls into different cache sets.
+        let stride = (k / BLOCK) | 1;
+        let blocks = (0..n_rows * stride).map(|_| UnsafeCell::new(Q8Block::ZERO)).collect();
+        Q8Rows { blocks, stride, k }
+    }
+
+    /// Rows there is room for.
+    pub fn n_rows(&self) -> usize {
+        self.blocks.len() / self.stride
+    }
+
+    /// Elements per row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Quantises `x` into row `row`. Elements that are not finite make products with their row meaningless.
+    ///
+    /// # Safety
+    /// No other thread reads or writes this row at the same time, and no view of it exists.
+    ///
+    /// # Panics
+    /// If there is no such row or `x` is not `k` long.
+    pub unsafe fn quantize_row(&self, kernels: &Kernels, row: usize, x: &[f32]) {
+        assert!(row < self.n_rows() && x.len() == self.k, "row {row} of {}, {} elements", self.n_rows(), x.len());
+        let cells = &self.blocks[row * self.stride..][..self.k / BLOCK];
+        // SAFETY: UnsafeCell<T> has the layout of T; the caller promises that the row is this thread's alone. The
+        // kernel runs on this CPU because `kernels` exists.
+        unsafe {
+            let blocks = std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len());
+            (kernels.int.quantize_row)(x, blocks);
+        }
+    }
+
+    /// Quantises rows of `k` elements, the first into row 0.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows, or more than there is room for.
+    pub fn quantize(&mut self, kernels: &Kernels, x: &[f32]) {
+        assert!(self.k > 0 && x.len().is_multiple_of(self.k), "{} elements in rows of {}", x.len(), self.k);
+        for (row, x) in x.chunks_exact(self.k).enumerate() {
+            // SAFETY: `&mut self` excludes views and other writers.
+            unsafe { self.quantize_row(kernels, row, x) }
+        }
+    }
+
+    /// The operand of a product: rows `rows`.
+    ///
+    /// # Safety
+    /// No thread writes these rows while the view is in use.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub unsafe fn view(&self, rows: Range<usize>) -> Q8View<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.n_rows(), "rows {rows:?} of {}", self.n_rows());
+        let cells = &self.blocks[rows.start * self.stride..rows.end * self.stride];
+        // SAFETY: UnsafeCell<T> has the layout of T; the caller promises that nobody writes.
+        let blocks =
+            unsafe { std::slice::from_raw_parts(UnsafeCell::raw_get(cells.as_ptr()).cast_const(), cells.len()) };
+        Q8View { blocks, stride: self.stride, k: self.k }
+    }
+}
+
+/// Rows of int8 activations, to read; made by [`Q8Rows::view`].
+#[derive(Debug, Clone, Copy)]
+pub struct Q8View<'a> {
+    blocks: &'a [Q8Block],
+    stride: usize,
+    k: usize,
+}
+
+impl<'a> Q8View<'a> {
+    /// Rows in the view.
+    pub fn n_rows(&self) -> usize {
+        self.blocks.len() / self.stride
+    }
+
+    /// Elements per row.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// The address of a row's first block; the blocks of a row follow each other.
+    #[inline(always)]
+    pub(super) fn row(&self, row: usize) -> *const Q8Block {
+        self.blocks[row * self.stride..].as_ptr()
+    }
+
+    /// Blocks from one row to the next.
+    #[inline(always)]
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The blocks of a row.
+    #[cfg(test)]
+    pub(super) fn blocks(&self, row: usize) -> &'a [Q8Block] {
+        &self.blocks[row * self.stride..][..self.k / BLOCK]
+    }
+}
