@@ -44,10 +44,8 @@ pub enum Error {
     #[error("sampling: {0}")]
     Sampling(String),
     /// More tokens than the context can hold.
-    #[error(
-        "the prompt has {n_prompt} tokens and the context holds {n_ctx}: {} too many (raise -c, shorten the prompt, \
-         or pass --context-shift)", n_prompt + 1 - n_ctx
-    )]
+    #[error("{n_prompt} tokens do not fit into a context of {n_ctx}: {} too many; raise -c or shorten the prompt",
+        n_prompt.saturating_sub(*n_ctx))]
     ContextFull {
         /// Tokens asked for, those already in the context included.
         n_prompt: usize,

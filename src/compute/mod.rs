@@ -7,6 +7,6 @@ mod ops;
 mod pool;
 
 pub use buffer::{Activations, SharedBuf};
-pub use matrix::{Linear, Matrix};
-pub use ops::Ops;
+pub use matrix::{FileBytes, Hold, Linear, Matrix};
+pub use ops::{Act, Ops};
 pub use pool::{Pool, Worker, default_threads};

@@ -184,8 +184,7 @@ mod tests {
     #[test]
     fn shares_cover_everything_once() {
         let barrier = Barrier::new(3);
-        let shares: Vec<_> =
-            (0..3).flat_map(|id| Worker { id, n: 3, barrier: &barrier }.share(10)).collect();
+        let shares: Vec<_> = (0..3).flat_map(|id| Worker { id, n: 3, barrier: &barrier }.share(10)).collect();
         assert_eq!(shares, (0..10).collect::<Vec<_>>());
     }
 

@@ -1,1 +1,208 @@
-//! (to come)
+//! Models: from a GGUF file to weights, and the forward pass over them.
+//!
+//! `general.architecture` selects a row of the registry below; the family's `build` describes its decoder, and
+//! [`forward`] runs any of them. To add a family: a file with a `build`, a row in `FAMILIES`, and a row with golden logits in
+//! `tests/families.rs`.
+
+mod builder;
+mod config;
+mod decoder;
+mod file;
+mod forward;
+mod gemma3;
+mod llama;
+mod phi3;
+mod qwen;
+mod weights;
+
+use std::path::Path;
+
+use ggml_ext::kernels::Kernels;
+
+pub use config::Config;
+pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer};
+pub use file::ModelFile;
+pub use forward::{Buffers, Outputs, forward, head};
+
+use builder::Builder;
+use config::{Keys, gguf_error, model_error};
+use weights::{Loader, Part};
+
+use crate::compute::{Hold, Pool, default_threads};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// A model family: the architecture's name in the file and how its decoder is built.
+pub struct Family {
+    /// `general.architecture`.
+    pub arch: &'static str,
+    /// Builds the decoder from the file's keys and tensors.
+    build: fn(&mut Builder) -> Result<Decoder>,
+}
+
+/// Every supported family.
+pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen::QWEN2, qwen::QWEN3, gemma3::FAMILY, phi3::FAMILY];
+
+/// How a model is loaded.
+pub struct ModelParams<'p> {
+    /// Read weights without a packed layout from the file's mapping (true) or from a copy (false).
+    pub use_mmap: bool,
+    /// Lock the weights in memory; a refusal by the system is a warning.
+    pub mlock: bool,
+    /// Threads that pack the weights.
+    pub n_threads: usize,
+    /// Called with the fraction loaded, from 0 to 1.
+    pub progress: Option<&'p mut dyn FnMut(f32)>,
+}
+
+impl Default for ModelParams<'_> {
+    fn default() -> Self {
+        Self { use_mmap: true, mlock: false, n_threads: default_threads(), progress: None }
+    }
+}
+
+/// A model ready to run; sessions share it.
+pub struct Model {
+    config: Config,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    chat_template: Option<String>,
+    name: Option<String>,
+    n_file_bytes: usize,
+    warnings: Vec<String>,
+    kernels: &'static Kernels,
+}
+
+impl Model {
+    /// Loads the GGUF file at `path`, with the other parts of a split.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is malformed, or describes a model this engine cannot run: names what is wrong.
+    pub fn open(path: &Path, params: ModelParams) -> Result<Self> {
+        Self::load(&ModelFile::open(path)?, params)
+    }
+
+    /// Loads the model embedded in the program.
+    ///
+    /// # Errors
+    /// Only for an unusable environment, such as an unknown `LISA_CPU`.
+    pub fn embedded(params: ModelParams) -> Result<Self> {
+        Self::load(&ModelFile::embedded(), params)
+    }
+
+    /// Loads an opened file.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn load(file: &ModelFile, params: ModelParams) -> Result<Self> {
+        let kernels = Kernels::from_env().map_err(Error::Params)?;
+        let parts = file.parse()?;
+        let gguf = &parts[0];
+        let str = |key: &str| gguf.str(key).map_err(|e| gguf_error(&file.name, e));
+        if let Some(kind) = str("general.type")?.filter(|&t| t != "model") {
+            return Err(model_error(&file.name, format!("general.type is '{kind}', expected a model")));
+        }
+        let keys = Keys::new(gguf, &file.name)?;
+        let family = FAMILIES.iter().find(|f| f.arch == keys.arch()).ok_or_else(|| {
+            let known: Vec<_> = FAMILIES.iter().map(|f| f.arch).collect();
+            let what = format!("architecture '{}' is not supported, only {}", keys.arch(), known.join(", "));
+            model_error(&file.name, what)
+        })?;
+        let config = Config::read(&keys)?;
+        let tokenizer = Tokenizer::from_gguf(gguf)?;
+        let pool = Pool::new(params.n_threads).map_err(thread_error)?;
+        let tensors = file.parts.iter().zip(&parts);
+        let tensors = tensors.map(|(bytes, g)| Part { bytes: bytes.clone(), tensors: g.tensors().to_vec() }).collect();
+        let hold = if params.use_mmap { Hold::Packed } else { Hold::Copied };
+        let mut loader = Loader::new(&file.name, tensors, hold, pool, params.progress);
+        let n_vocab = tokenizer.n_vocab();
+        let mut builder = Builder { keys: &keys, config: &config, n_vocab, loader: &mut loader, warnings: Vec::new() };
+        let decoder = (family.build)(&mut builder)?;
+        let mut warnings = builder.warnings;
+        loader.finish()?;
+        if params.mlock {
+            warnings.extend(lock_memory());
+        }
+        Ok(Self {
+            chat_template: str("tokenizer.chat_template")?.map(String::from),
+            name: str("general.name")?.map(String::from),
+            config,
+            decoder,
+            tokenizer,
+            n_file_bytes: file.n_bytes(),
+            warnings,
+            kernels,
+        })
+    }
+
+    /// Hyper-parameters.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Layers, embedding and head.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The Jinja source of the model's chat template, where the file has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    /// `general.name`.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// Context the model was trained for.
+    pub fn n_ctx_train(&self) -> usize {
+        self.config.n_ctx_train
+    }
+
+    /// Bytes of the file or files.
+    pub fn n_file_bytes(&self) -> usize {
+        self.n_file_bytes
+    }
+
+    /// Bytes of the weight matrices in memory.
+    pub fn n_weight_bytes(&self) -> usize {
+        self.decoder.matrices().map(|l| l.weight.n_bytes()).sum()
+    }
+
+    /// Things the user should know that did not stop the loading.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The kernels this process uses.
+    pub fn kernels(&self) -> &'static Kernels {
+        self.kernels
+    }
+}
+
+pub(crate) fn thread_error(e: std::io::Error) -> Error {
+    Error::Params(format!("cannot start the threads: {e}"))
+}
+
+/// Locks what is resident now; returns a warning when the system refuses.
+fn lock_memory() -> Option<String> {
+    #[cfg(unix)]
+    {
+        // SAFETY: a plain system call on this process.
+        match unsafe { libc::mlockall(libc::MCL_CURRENT) } {
+            0 => None,
+            _ => Some(format!(
+                "--mlock: the system refuses to lock the memory ({}); raise `ulimit -l`",
+                std::io::Error::last_os_error()
+            )),
+        }
+    }
+    #[cfg(not(unix))]
+    Some("--mlock is not supported on this system".into())
+}

@@ -2,3 +2,6 @@
 
 pub mod chat;
 pub mod sampler;
+mod session;
+
+pub use session::{Session, SessionParams};

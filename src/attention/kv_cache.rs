@@ -1,0 +1,291 @@
+//! The cache of keys and values. Each layer stores, for each key/value head, one row per position; rows of a head are
+//! contiguous, so that a query's pass over a head is a linear read. The cache's memory is reserved whole but becomes
+//! resident only as positions fill.
+
+use std::ops::Range;
+
+use ggml_ext::GgmlType;
+use ggml_ext::kernels::Kernels;
+
+use super::RopeTable;
+use crate::compute::SharedBuf;
+use crate::{Error, Result};
+
+/// Element type of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheType {
+    /// 4 bytes a value: for studies and tests.
+    F32,
+    /// 2 bytes a value, the default.
+    #[default]
+    F16,
+    /// 34 bytes per 32 values.
+    Q8_0,
+}
+
+impl CacheType {
+    /// The tensor type of the same name.
+    pub fn ggml(self) -> GgmlType {
+        match self {
+            Self::F32 => GgmlType::F32,
+            Self::F16 => GgmlType::F16,
+            Self::Q8_0 => GgmlType::Q8_0,
+        }
+    }
+}
+
+impl std::str::FromStr for CacheType {
+    type Err = String;
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        match s {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "q8_0" => Ok(Self::Q8_0),
+            _ => Err(format!("unknown cache type '{s}', expected f32, f16 or q8_0")),
+        }
+    }
+}
+
+/// Rows of one kind (keys or values) of one layer.
+struct Rows {
+    ty: CacheType,
+    /// Values per row.
+    dim: usize,
+    row_bytes: usize,
+    n_ctx: usize,
+    bytes: SharedBuf<u8>,
+}
+
+/// What a pass over the cache reads: halves as they are stored, or floats.
+pub enum Block<'a> {
+    /// Rows of f16, contiguous.
+    F16(&'a [half::f16]),
+    /// Rows of f32, contiguous.
+    F32(&'a [f32]),
+}
+
+impl Rows {
+    fn new(ty: CacheType, n_head: usize, dim: usize, n_ctx: usize) -> Result<Self> {
+        let row_bytes = ty.ggml().row_bytes(dim).ok_or_else(|| {
+            Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
+        })?;
+        let len = n_head.checked_mul(n_ctx).and_then(|n| n.checked_mul(row_bytes));
+        let bytes = len.filter(|&n| n <= isize::MAX as usize / 2).and_then(SharedBuf::try_new).ok_or_else(|| {
+            Error::Params(format!("a context of {n_ctx} tokens needs more memory than there is: lower -c"))
+        })?;
+        Ok(Self { ty, dim, row_bytes, n_ctx, bytes })
+    }
+
+    fn range(&self, head: usize, pos: Range<usize>) -> Range<usize> {
+        debug_assert!(pos.end <= self.n_ctx);
+        (head * self.n_ctx + pos.start) * self.row_bytes..(head * self.n_ctx + pos.end) * self.row_bytes
+    }
+
+    /// # Safety
+    /// No other member touches this row before the next barrier.
+    unsafe fn store(&self, k: &Kernels, head: usize, pos: usize, x: &[f32]) {
+        // SAFETY: passed on to the caller.
+        let dst = unsafe { self.bytes.get_mut(self.range(head, pos..pos + 1)) };
+        match self.ty {
+            CacheType::F32 => as_f32_mut(dst).copy_from_slice(x),
+            CacheType::F16 => k.float.f32_to_f16(x, as_f16_mut(dst)),
+            CacheType::Q8_0 => k.float.quantize_q8_0_row(x, dst),
+        }
+    }
+
+    /// Rows `pos` of `head`; f16 rows are widened into `wide` when `widen` (worth it when many queries read them).
+    ///
+    /// # Safety
+    /// Nobody writes these rows before the next barrier.
+    unsafe fn block<'a>(
+        &'a self,
+        k: &Kernels,
+        head: usize,
+        pos: Range<usize>,
+        widen: bool,
+        wide: &'a mut [f32],
+    ) -> Block<'a> {
+        let n = pos.len() * self.dim;
+        // SAFETY: passed on to the caller.
+        let src = unsafe { self.bytes.get(self.range(head, pos)) };
+        match self.ty {
+            CacheType::F32 => Block::F32(as_f32(src)),
+            CacheType::F16 if !widen => Block::F16(as_f16(src)),
+            CacheType::F16 => {
+                k.float.f16_to_f32(as_f16(src), &mut wide[..n]);
+                Block::F32(&wide[..n])
+            }
+            CacheType::Q8_0 => {
+                k.float.q8_0_to_f32(src, &mut wide[..n]);
+                Block::F32(&wide[..n])
+            }
+        }
+    }
+
+    fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn bytes_per_token(&self) -> usize {
+        self.n_bytes() / self.n_ctx.max(1)
+    }
+}
+
+/// One layer's keys and values.
+pub struct LayerCache {
+    n_head: usize,
+    k: Rows,
+    v: Rows,
+}
+
+impl LayerCache {
+    /// Stores the key of `head` at `pos`.
+    ///
+    /// # Safety
+    /// No other member touches this row before the next barrier.
+    pub unsafe fn store_k(&self, kernels: &Kernels, head: usize, pos: usize, x: &[f32]) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.k.store(kernels, head, pos, x) }
+    }
+
+    /// Stores the value of `head` at `pos`.
+    ///
+    /// # Safety
+    /// No other member touches this row before the next barrier.
+    pub unsafe fn store_v(&self, kernels: &Kernels, head: usize, pos: usize, x: &[f32]) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.v.store(kernels, head, pos, x) }
+    }
+
+    /// Keys of `head` at `pos`.
+    ///
+    /// # Safety
+    /// Nobody writes them before the next barrier.
+    pub unsafe fn k<'a>(
+        &'a self,
+        kernels: &Kernels,
+        head: usize,
+        pos: Range<usize>,
+        widen: bool,
+        wide: &'a mut [f32],
+    ) -> Block<'a> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.k.block(kernels, head, pos, widen, wide) }
+    }
+
+    /// Values of `head` at `pos`.
+    ///
+    /// # Safety
+    /// Nobody writes them before the next barrier.
+    pub unsafe fn v<'a>(
+        &'a self,
+        kernels: &Kernels,
+        head: usize,
+        pos: Range<usize>,
+        widen: bool,
+        wide: &'a mut [f32],
+    ) -> Block<'a> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.v.block(kernels, head, pos, widen, wide) }
+    }
+}
+
+/// The caches of all layers.
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    n_ctx: usize,
+}
+
+impl KvCache {
+    /// Caches for `shapes` (one per layer), with room for `n_ctx` positions.
+    pub fn new(
+        shapes: impl IntoIterator<Item = super::AttentionShape>,
+        ty_k: CacheType,
+        ty_v: CacheType,
+        n_ctx: usize,
+    ) -> Result<Self> {
+        let layers = shapes.into_iter().map(|s| {
+            Ok(LayerCache {
+                n_head: s.n_head_kv,
+                k: Rows::new(ty_k, s.n_head_kv, s.head_dim_k, n_ctx)?,
+                v: Rows::new(ty_v, s.n_head_kv, s.head_dim_v, n_ctx)?,
+            })
+        });
+        Ok(Self { layers: layers.collect::<Result<_>>()?, n_ctx })
+    }
+
+    /// Positions the cache holds.
+    pub fn n_ctx(&self) -> usize {
+        self.n_ctx
+    }
+
+    /// The cache of `layer`.
+    pub fn layer(&self, layer: usize) -> &LayerCache {
+        &self.layers[layer]
+    }
+
+    /// Bytes reserved; resident only as far as positions are filled.
+    pub fn n_bytes(&self) -> usize {
+        self.layers.iter().map(|l| l.k.n_bytes() + l.v.n_bytes()).sum()
+    }
+
+    /// Bytes one position occupies.
+    pub fn bytes_per_token(&self) -> usize {
+        self.layers.iter().map(|l| l.k.bytes_per_token() + l.v.bytes_per_token()).sum()
+    }
+
+    /// Forgets positions `from..from + n` and moves those up to `end` down by `n`, turning their keys back by `n`
+    /// positions: `rope(layer)` is the table that rotates that layer's keys by `-n`.
+    pub fn shift(&mut self, kernels: &Kernels, from: usize, n: usize, end: usize, rope: &dyn Fn(usize) -> RopeTable) {
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            let back = rope(i);
+            let mut row = vec![0f32; layer.k.dim];
+            for head in 0..layer.n_head {
+                for rows in [&mut layer.k, &mut layer.v] {
+                    let (src, dst) = (rows.range(head, from + n..end), rows.range(head, from..from + 1).start);
+                    rows.bytes.as_mut_slice().copy_within(src, dst);
+                }
+                for pos in from..end - n {
+                    // SAFETY: `&mut self`: no team is at work.
+                    unsafe {
+                        let mut wide = vec![0f32; layer.k.dim];
+                        match layer.k.block(kernels, head, pos..pos + 1, true, &mut wide) {
+                            Block::F32(x) => row.copy_from_slice(x),
+                            Block::F16(_) => unreachable!("widened"),
+                        }
+                        back.rotate(kernels, 0, &mut row);
+                        layer.k.store(kernels, head, pos, &row);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn as_f32(bytes: &[u8]) -> &[f32] {
+    // SAFETY: f32 accepts any bits; rows start at multiples of their own size in a 64-byte aligned buffer.
+    let (head, x, tail) = unsafe { bytes.align_to() };
+    assert!(head.is_empty() && tail.is_empty());
+    x
+}
+
+fn as_f32_mut(bytes: &mut [u8]) -> &mut [f32] {
+    // SAFETY: as `as_f32`.
+    let (head, x, tail) = unsafe { bytes.align_to_mut() };
+    assert!(head.is_empty() && tail.is_empty());
+    x
+}
+
+fn as_f16(bytes: &[u8]) -> &[half::f16] {
+    // SAFETY: f16 accepts any bits; rows start at multiples of their own size in a 64-byte aligned buffer.
+    let (head, x, tail) = unsafe { bytes.align_to() };
+    assert!(head.is_empty() && tail.is_empty());
+    x
+}
+
+fn as_f16_mut(bytes: &mut [u8]) -> &mut [half::f16] {
+    // SAFETY: as `as_f16`.
+    let (head, x, tail) = unsafe { bytes.align_to_mut() };
+    assert!(head.is_empty() && tail.is_empty());
+    x
+}

@@ -1,0 +1,178 @@
+//! Buffers that the members of a team read and write together.
+//!
+//! A forward pass is a sequence of phases with a barrier after each. Within a phase a buffer is either read by all or
+//! written in disjoint parts; which part belongs to whom is decided by row or by chunk number. The borrow checker
+//! cannot see phases, hence [`SharedBuf`]: its accessors are `unsafe` and every caller states whose part it takes.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::Range;
+use std::ptr::NonNull;
+
+use ggml_ext::kernels::{Kernels, Q8Rows};
+
+/// Types for which a zeroed allocation is a valid value.
+///
+/// # Safety
+/// All-zero bytes are a value of the type, and it needs no drop.
+pub unsafe trait Zeroed: Copy {}
+// SAFETY: plain numbers.
+unsafe impl Zeroed for f32 {}
+// SAFETY: plain numbers.
+unsafe impl Zeroed for u8 {}
+
+/// A fixed-size buffer shared by a team, zeroed and aligned to a cache line; see the module documentation for the
+/// discipline. Pages the team never touches cost no memory.
+pub struct SharedBuf<T> {
+    ptr: NonNull<T>,
+    len: usize,
+}
+
+// SAFETY: the buffer owns its memory, and T is a plain number.
+unsafe impl<T: Zeroed> Send for SharedBuf<T> {}
+// SAFETY: access goes through the unsafe methods below, whose callers promise that parts written in a phase are
+// touched by one member only.
+unsafe impl<T: Zeroed> Sync for SharedBuf<T> {}
+
+impl<T> SharedBuf<T> {
+    fn layout(len: usize) -> Layout {
+        Layout::array::<T>(len).and_then(|l| l.align_to(64)).expect("a buffer larger than the address space")
+    }
+}
+
+impl<T: Zeroed> SharedBuf<T> {
+    /// A buffer of `len` zeros.
+    ///
+    /// # Panics
+    /// If the length in bytes exceeds the address space.
+    pub fn new(len: usize) -> Self {
+        Self::try_new(len).unwrap_or_else(|| handle_alloc_error(Self::layout(len)))
+    }
+
+    /// A buffer of `len` zeros, or nothing when the system refuses that much.
+    pub fn try_new(len: usize) -> Option<Self> {
+        let layout = Self::layout(len);
+        if layout.size() == 0 {
+            return Some(Self { ptr: NonNull::dangling(), len });
+        }
+        // SAFETY: the layout's size is not zero.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }.cast())?;
+        Some(Self { ptr, len })
+    }
+
+    /// Elements in the buffer.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True for a buffer without elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The elements `range`.
+    ///
+    /// # Safety
+    /// Nobody writes them before the next barrier.
+    pub unsafe fn get(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// The elements `range`, to write.
+    ///
+    /// # Safety
+    /// No other member touches them before the next barrier, and the caller holds no other reference to them.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn get_mut(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: in bounds by the assertion; the caller promises that the part is this member's alone.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().add(range.start), range.len()) }
+    }
+
+    /// The first element's address, for kernels that write a strided part.
+    pub fn as_ptr(&self) -> *mut T {
+        self.ptr.as_ptr()
+    }
+
+    /// All elements, when no team is at work.
+    pub fn as_slice(&mut self) -> &[T] {
+        self.as_mut_slice()
+    }
+
+    /// All elements, when no team is at work.
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
+        // SAFETY: `&mut self` excludes every other access.
+        unsafe { self.get_mut(0..self.len) }
+    }
+}
+
+impl<T> Drop for SharedBuf<T> {
+    fn drop(&mut self) {
+        let layout = Self::layout(self.len);
+        if layout.size() != 0 {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { dealloc(self.ptr.as_ptr().cast(), layout) }
+        }
+    }
+}
+
+/// The left operand of matrix products: rows of `k` floats, and beside them the same rows in int8 for quantised weights.
+pub struct Activations {
+    /// Row length.
+    pub k: usize,
+    f32: SharedBuf<f32>,
+    q8: Option<Q8Rows>,
+}
+
+impl Activations {
+    /// Room for `n_rows` rows of `k`; `int8` tells whether any matrix they meet wants int8 operands.
+    pub fn new(n_rows: usize, k: usize, int8: bool) -> Self {
+        Self { k, f32: SharedBuf::new(n_rows * k), q8: (int8 && k % 32 == 0).then(|| Q8Rows::new(n_rows, k)) }
+    }
+
+    /// Row `i`, to be filled and then passed to [`Activations::finish_row`].
+    ///
+    /// # Safety
+    /// As [`SharedBuf::get_mut`].
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn row_mut(&self, i: usize) -> &mut [f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.f32.get_mut(i * self.k..(i + 1) * self.k) }
+    }
+
+    /// Elements `part` of row `i`, for rows that several members fill.
+    ///
+    /// # Safety
+    /// As [`SharedBuf::get_mut`].
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part_mut(&self, i: usize, part: Range<usize>) -> &mut [f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.f32.get_mut(i * self.k + part.start..i * self.k + part.end) }
+    }
+
+    /// Quantises row `i` after it was filled.
+    ///
+    /// # Safety
+    /// No other member touches row `i` before the next barrier.
+    pub unsafe fn finish_row(&self, kernels: &Kernels, i: usize) {
+        if let Some(q8) = &self.q8 {
+            // SAFETY: the caller owns row `i` of both forms.
+            unsafe { q8.quantize_row(kernels, i, self.f32.get(i * self.k..(i + 1) * self.k)) }
+        }
+    }
+
+    /// Rows `rows` as floats.
+    ///
+    /// # Safety
+    /// As [`SharedBuf::get`].
+    pub unsafe fn f32(&self, rows: Range<usize>) -> &[f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.f32.get(rows.start * self.k..rows.end * self.k) }
+    }
+
+    /// The int8 form, where there is one.
+    pub fn q8(&self) -> Option<&Q8Rows> {
+        self.q8.as_ref()
+    }
+}

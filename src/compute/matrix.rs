@@ -1,0 +1,174 @@
+//! Weight matrices: a view of the file's bytes, or an owned copy, packed for this CPU where there is a packed kernel.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use ggml_ext::GgmlType;
+use ggml_ext::kernels::Kernels;
+use ggml_ext::pack::{self, MatrixRef};
+
+use super::SharedBuf;
+
+/// The bytes of a model file.
+pub enum FileBytes {
+    /// Mapped from a file.
+    Mapped(memmap2::Mmap),
+    /// Part of the program (the embedded model) or of a test.
+    Static(&'static [u8]),
+    /// Held in memory.
+    Owned(Vec<u8>),
+}
+
+impl Deref for FileBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(m) => m,
+            Self::Static(b) => b,
+            Self::Owned(v) => v,
+        }
+    }
+}
+
+impl FileBytes {
+    /// Tells the system that the pages of `range` are not needed again, so that they stop counting as resident.
+    pub fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Self::Mapped(map) = self {
+            // Whole pages inside the range only: neighbours may belong to a tensor that is read from the map.
+            let page = 4096;
+            let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
+            if start < end {
+                // SAFETY: a read-only file mapping; dropped pages are read again from the file when touched. Failure
+                // costs memory, not correctness.
+                let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            }
+        }
+    }
+}
+
+enum Storage {
+    File(Arc<FileBytes>, Range<usize>),
+    Owned(SharedBuf<u8>),
+}
+
+/// A weight matrix of `rows` x `cols`, row-major: it maps a vector of `cols` to one of `rows`.
+pub struct Matrix {
+    ty: GgmlType,
+    rows: usize,
+    cols: usize,
+    packed: bool,
+    storage: Storage,
+}
+
+/// How a matrix is to be held in memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Packed where the type has a packed layout, else left in the file's mapping.
+    Packed,
+    /// Packed where the type has a packed layout, else copied, so that the mapping can go.
+    Copied,
+}
+
+impl Matrix {
+    /// The matrix whose rows lie at `range` of `file`, packed by `threads` workers at once.
+    ///
+    /// # Panics
+    /// If `range` is not `rows` rows of `cols` elements of `ty` inside the file; the loader has checked that.
+    pub fn load(
+        ty: GgmlType,
+        rows: usize,
+        cols: usize,
+        file: &Arc<FileBytes>,
+        range: Range<usize>,
+        hold: Hold,
+        pool: &mut super::Pool,
+    ) -> Self {
+        let src = &file[range.clone()];
+        assert_eq!(ty.row_bytes(cols).and_then(|b| b.checked_mul(rows)), Some(src.len()));
+        let storage = match (pack::packed_bytes(ty, rows, cols), hold) {
+            (Some(len), _) => {
+                let dst = SharedBuf::<u8>::new(len);
+                let groups = rows.div_ceil(pack::ROWS);
+                let group_bytes = len / groups.max(1);
+                pool.run(|w| {
+                    let g = w.share(groups);
+                    let part = g.start * pack::ROWS..(g.end * pack::ROWS).min(rows);
+                    // SAFETY: row groups are shared out disjointly.
+                    let dst = unsafe { dst.get_mut(g.start * group_bytes..g.end * group_bytes) };
+                    pack::pack_rows(ty, cols, part, src, dst);
+                });
+                return Self::packed(ty, rows, cols, dst, file, range);
+            }
+            (None, Hold::Copied) => {
+                let mut dst = SharedBuf::<u8>::new(src.len());
+                dst.as_mut_slice().copy_from_slice(src);
+                file.release(range);
+                Storage::Owned(dst)
+            }
+            (None, Hold::Packed) => Storage::File(file.clone(), range),
+        };
+        Self { ty, rows, cols, packed: false, storage }
+    }
+
+    fn packed(
+        ty: GgmlType,
+        rows: usize,
+        cols: usize,
+        dst: SharedBuf<u8>,
+        file: &FileBytes,
+        range: Range<usize>,
+    ) -> Self {
+        file.release(range);
+        Self { ty, rows, cols, packed: true, storage: Storage::Owned(dst) }
+    }
+
+    /// The element type in the file.
+    pub fn ty(&self) -> GgmlType {
+        self.ty
+    }
+
+    /// Length of the result vector.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Length of the operand vector.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes the weights occupy in memory.
+    pub fn n_bytes(&self) -> usize {
+        self.view().data.len()
+    }
+
+    /// True when products take int8 operands (quantised types), false when they take floats (F32, F16, BF16).
+    pub fn wants_int8(&self) -> bool {
+        !self.ty.is_float()
+    }
+
+    /// What the kernels compute with.
+    pub fn view(&self) -> MatrixRef<'_> {
+        let data = match &self.storage {
+            Storage::File(file, range) => &file[range.clone()],
+            // SAFETY: weights are written while they are loaded and only read afterwards.
+            Storage::Owned(buf) => unsafe { buf.get(0..buf.len()) },
+        };
+        MatrixRef { ty: self.ty, rows: self.rows, cols: self.cols, data, packed: self.packed }
+    }
+
+    /// Row `row` as floats: the embedding of a token.
+    pub fn row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
+        let _ = kernels;
+        pack::unpack_row(&self.view(), row, out);
+    }
+}
+
+/// A matrix and the bias some families add to its result.
+pub struct Linear {
+    /// The weights.
+    pub weight: Matrix,
+    /// One value per row, or nothing.
+    pub bias: Option<Box<[f32]>>,
+}

@@ -1,0 +1,161 @@
+//! The operations of a forward pass. Each is one phase: members share the work out, and all wait at the end until the
+//! result is complete, so that a pass reads as a plain sequence of steps.
+
+use ggml_ext::kernels::{Kernels, MatmulScratch};
+
+use super::{Activations, Linear, Matrix, SharedBuf, Worker};
+
+/// One member's tools: its place in the team, the kernels, its scratch.
+pub struct Ops<'a> {
+    /// The member.
+    pub worker: &'a Worker<'a>,
+    /// The kernel table of this CPU.
+    pub kernels: &'static Kernels,
+    /// Float operands even for quantised weights: slower, for studies and tests.
+    pub exact: bool,
+    /// Work space of the matrix kernels.
+    pub scratch: &'a mut MatmulScratch,
+}
+
+/// The gate's activation function in a gated feed-forward network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// x * sigmoid(x): SwiGLU.
+    Silu,
+    /// The tanh approximation of x * Phi(x): GeGLU.
+    Gelu,
+}
+
+impl Ops<'_> {
+    /// `out[i] = scale * table[ids[i]]`: token embeddings.
+    pub fn embed(&mut self, table: &Matrix, ids: &[u32], scale: f32, out: &SharedBuf<f32>) {
+        let n = table.cols();
+        for i in self.worker.share(ids.len()) {
+            // SAFETY: rows are shared out disjointly.
+            let row = unsafe { out.get_mut(i * n..(i + 1) * n) };
+            table.row(self.kernels, ids[i] as usize, row);
+            if scale != 1.0 {
+                self.kernels.float.scale(row, scale);
+            }
+        }
+        self.worker.barrier();
+    }
+
+    /// `out = rms_norm(x) * weight`, row by row.
+    pub fn rms_norm(&mut self, x: &SharedBuf<f32>, n_rows: usize, weight: &[f32], eps: f32, out: &Activations) {
+        for i in self.worker.share(n_rows) {
+            // SAFETY: rows are shared out disjointly, and nobody writes `x` in this phase.
+            unsafe {
+                let x = x.get(i * weight.len()..(i + 1) * weight.len());
+                self.kernels.float.rms_norm(x, weight, eps, out.row_mut(i));
+                out.finish_row(self.kernels, i);
+            }
+        }
+        self.worker.barrier();
+    }
+
+    /// Adds a sub-layer's result to the residual stream and normalises for the next: `x += delta`, with `delta` itself
+    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn residual_norm(
+        &mut self,
+        x: &SharedBuf<f32>,
+        delta: &SharedBuf<f32>,
+        n_rows: usize,
+        post: Option<&[f32]>,
+        weight: &[f32],
+        eps: f32,
+        out: &Activations,
+    ) {
+        let (k, n) = (&self.kernels.float, weight.len());
+        for i in self.worker.share(n_rows) {
+            // SAFETY: rows are shared out disjointly.
+            unsafe {
+                let (x, delta) = (x.get_mut(i * n..(i + 1) * n), delta.get_mut(i * n..(i + 1) * n));
+                let row = out.row_mut(i);
+                match post {
+                    Some(post) => {
+                        k.rms_norm(delta, post, eps, row);
+                        k.add_assign(x, row);
+                    }
+                    None => k.add_assign(x, delta),
+                }
+                k.rms_norm(x, weight, eps, row);
+                out.finish_row(self.kernels, i);
+            }
+        }
+        self.worker.barrier();
+    }
+
+    /// `out = act(gate) * up`, row by row.
+    pub fn gated(&mut self, act: Act, gate: &SharedBuf<f32>, up: &SharedBuf<f32>, n_rows: usize, out: &Activations) {
+        let n = out.k;
+        for i in self.worker.share(n_rows) {
+            // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
+            unsafe {
+                let (gate, up) = (gate.get(i * n..(i + 1) * n), up.get(i * n..(i + 1) * n));
+                match act {
+                    Act::Silu => self.kernels.float.silu_mul(gate, up, out.row_mut(i)),
+                    Act::Gelu => self.kernels.float.gelu_mul(gate, up, out.row_mut(i)),
+                }
+                out.finish_row(self.kernels, i);
+            }
+        }
+        self.worker.barrier();
+    }
+
+    /// `out_j = W_j x + b_j` for every row of `x` and every job `j`, in one phase: products that share an operand
+    /// (Q, K, V; gate, up) leave no member idle between them.
+    pub fn linear(&mut self, x: &Activations, rows: std::ops::Range<usize>, jobs: &[(&Linear, &SharedBuf<f32>)]) {
+        let total: usize = jobs.iter().map(|(l, _)| l.weight.rows()).sum();
+        let chunk = chunk_rows(total, self.worker.n);
+        let n_chunks: usize = jobs.iter().map(|(l, _)| l.weight.rows().div_ceil(chunk)).sum();
+        let worker = self.worker;
+        worker.for_each_chunk(n_chunks, |mut c| {
+            for (linear, out) in jobs {
+                let n = linear.weight.rows().div_ceil(chunk);
+                if c < n {
+                    let part = c * chunk..((c + 1) * chunk).min(linear.weight.rows());
+                    return self.product(x, rows.clone(), linear, part, out);
+                }
+                c -= n;
+            }
+        });
+        worker.barrier();
+    }
+
+    fn product(
+        &mut self,
+        x: &Activations,
+        rows: std::ops::Range<usize>,
+        linear: &Linear,
+        part: std::ops::Range<usize>,
+        out: &SharedBuf<f32>,
+    ) {
+        let (w, n) = (linear.weight.view(), linear.weight.rows());
+        assert!(rows.len() * n <= out.len() && w.cols == x.k);
+        // SAFETY: chunks are handed out once each, so columns `part` of every output row are this member's; the
+        // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
+        unsafe {
+            match x.q8() {
+                Some(q8) if !self.exact && linear.weight.wants_int8() => {
+                    self.kernels.matmul(&w, part.clone(), q8.view(rows.clone()), self.scratch, out.as_ptr(), n)
+                }
+                _ => self.kernels.matmul_f32(&w, part.clone(), x.f32(rows.clone()), self.scratch, out.as_ptr(), n),
+            }
+            if let Some(bias) = &linear.bias {
+                for i in 0..rows.len() {
+                    let row = out.get_mut(i * n + part.start..i * n + part.end);
+                    self.kernels.float.add_assign(row, &bias[part.clone()]);
+                }
+            }
+        }
+    }
+}
+
+/// Rows a member takes at a time: some chunks per member so that a slow one does not hold up the others, in whole row
+/// groups of the packed layout.
+fn chunk_rows(total: usize, n_workers: usize) -> usize {
+    let target = if n_workers == 1 { total } else { total / (n_workers * 6) };
+    target.clamp(32, 512).next_multiple_of(ggml_ext::pack::ROWS)
+}

@@ -1,0 +1,3 @@
+//! What a model's answers are worth and what they cost: measurements over whole models.
+
+pub mod bench;

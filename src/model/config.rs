@@ -1,0 +1,266 @@
+//! A model's hyper-parameters, read from the file's metadata and checked before anything depends on them.
+
+use ggml_ext::gguf::Gguf;
+
+use crate::attention::RopeScaling;
+use crate::{Error, Result};
+
+/// Typed access to `<architecture>.<key>` metadata with errors that name the key.
+pub struct Keys<'g, 'a> {
+    gguf: &'g Gguf<'a>,
+    file: &'g str,
+    arch: &'a str,
+}
+
+impl<'g, 'a> Keys<'g, 'a> {
+    /// Keys of the architecture that the file names.
+    pub fn new(gguf: &'g Gguf<'a>, file: &'g str) -> Result<Self> {
+        let arch = gguf
+            .str("general.architecture")
+            .map_err(|e| gguf_error(file, e))?
+            .ok_or_else(|| model_error(file, "key general.architecture is missing"))?;
+        Ok(Self { gguf, file, arch })
+    }
+
+    /// The value of `general.architecture`.
+    pub fn arch(&self) -> &'a str {
+        self.arch
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.arch)
+    }
+
+    /// An error about `<architecture>.<key>`.
+    pub fn error(&self, key: &str, what: impl std::fmt::Display) -> Error {
+        model_error(self.file, format!("key {}: {what}", self.key(key)))
+    }
+
+    /// An optional count.
+    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+        let value = self.gguf.u32(&self.key(key)).map_err(|e| gguf_error(self.file, e))?;
+        Ok(value.map(|v| v as usize))
+    }
+
+    /// A count that must be there and not be zero nor above `max`.
+    pub fn required(&self, key: &str, max: usize) -> Result<usize> {
+        let n = self.count(key)?.ok_or_else(|| model_error(self.file, format!("key {} is missing", self.key(key))))?;
+        if n == 0 || n > max {
+            return Err(self.error(key, format_args!("{n} is out of range, expected 1 to {max}")));
+        }
+        Ok(n)
+    }
+
+    /// A count given once or per layer; all layers must agree, for no family here varies it.
+    pub fn uniform(&self, key: &str) -> Result<Option<usize>> {
+        let full = self.key(key);
+        if !matches!(self.gguf.get(&full), Some(ggml_ext::gguf::Value::Array(_))) {
+            return self.count(key);
+        }
+        let all = self.gguf.u32s(&full).map_err(|e| gguf_error(self.file, e))?.unwrap_or_default();
+        match all.first() {
+            Some(first) if all.iter().all(|v| v == first) => Ok(Some(*first as usize)),
+            _ => Err(self.error(key, "differs from layer to layer, which is not supported")),
+        }
+    }
+
+    /// An optional finite number.
+    pub fn float(&self, key: &str) -> Result<Option<f32>> {
+        let value = self.gguf.f32(&self.key(key)).map_err(|e| gguf_error(self.file, e))?;
+        match value {
+            Some(v) if !v.is_finite() => Err(self.error(key, format_args!("{v} is not a finite number"))),
+            v => Ok(v),
+        }
+    }
+
+    /// An optional number that must be positive.
+    pub fn positive(&self, key: &str) -> Result<Option<f32>> {
+        match self.float(key)? {
+            Some(v) if v <= 0.0 => Err(self.error(key, format_args!("{v} is not positive"))),
+            v => Ok(v),
+        }
+    }
+
+    /// An optional flag.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.gguf.bool(&self.key(key)).map_err(|e| gguf_error(self.file, e))
+    }
+
+    /// Optional flags, one per layer; `None` too where the key holds a single value.
+    pub fn flags(&self, key: &str, n_layer: usize) -> Result<Option<Vec<bool>>> {
+        let full = self.key(key);
+        if !matches!(self.gguf.get(&full), Some(ggml_ext::gguf::Value::Array(_))) {
+            return Ok(None);
+        }
+        let flags = self.gguf.bools(&full).map_err(|e| gguf_error(self.file, e))?.unwrap_or_default();
+        if flags.len() < n_layer {
+            return Err(self.error(key, format_args!("has {} values, expected one per layer: {n_layer}", flags.len())));
+        }
+        Ok(Some(flags))
+    }
+
+    /// An optional string.
+    pub fn str(&self, key: &str) -> Result<Option<&'a str>> {
+        self.gguf.str(&self.key(key)).map_err(|e| gguf_error(self.file, e))
+    }
+}
+
+pub(super) fn model_error(file: &str, what: impl std::fmt::Display) -> Error {
+    Error::Model { file: file.into(), what: what.to_string() }
+}
+
+pub(super) fn gguf_error(file: &str, source: ggml_ext::gguf::GgufError) -> Error {
+    Error::Gguf { file: file.into(), source }
+}
+
+/// Hyper-parameters that every family has.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `general.architecture`.
+    pub arch: String,
+    /// Decoder layers.
+    pub n_layer: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Width of the feed-forward network.
+    pub n_ff: usize,
+    /// Query heads.
+    pub n_head: usize,
+    /// Key/value heads.
+    pub n_head_kv: usize,
+    /// Length of a query or key head.
+    pub head_dim_k: usize,
+    /// Length of a value head.
+    pub head_dim_v: usize,
+    /// Dimensions of a head that rotate.
+    pub n_rot: usize,
+    /// RMSNorm's epsilon.
+    pub norm_eps: f32,
+    /// Context the model was trained for.
+    pub n_ctx_train: usize,
+    /// RoPE's frequency base.
+    pub rope_base: f32,
+    /// RoPE's stretching.
+    pub rope_scaling: RopeScaling,
+    /// RoPE's magnitude (`rope.scaling.attn_factor`).
+    pub rope_magnitude: f32,
+    /// Context before stretching, where the file gives it.
+    pub n_ctx_orig: usize,
+}
+
+/// Bounds far above any model and far below overflow.
+const MAX_LAYERS: usize = 1 << 12;
+const MAX_WIDTH: usize = 1 << 22;
+/// Longest head: several times any model's.
+const MAX_HEAD_DIM: usize = 1024;
+
+impl Config {
+    /// Reads the keys common to all families.
+    ///
+    /// # Errors
+    /// Names the key that is missing, of another type or out of range.
+    pub fn read(keys: &Keys) -> Result<Self> {
+        if let Some(n) = keys.count("expert_count")?.filter(|&n| n > 0) {
+            return Err(keys.error("expert_count", format_args!("{n}: mixture-of-experts models are not supported")));
+        }
+        let n_layer = keys.required("block_count", MAX_LAYERS)?;
+        let n_embd = keys.required("embedding_length", MAX_WIDTH)?;
+        let n_ctx_train = keys.required("context_length", 1 << 30)?;
+        let uniform = |key: &str| -> Result<Option<usize>> {
+            let n = keys.uniform(key)?;
+            match n {
+                Some(n) if n == 0 || n > MAX_WIDTH => {
+                    Err(keys.error(key, format_args!("{n} is out of range, expected 1 to {MAX_WIDTH}")))
+                }
+                n => Ok(n),
+            }
+        };
+        let missing = |key: &str| keys.error(key, "is missing");
+        let n_ff = uniform("feed_forward_length")?.ok_or_else(|| missing("feed_forward_length"))?;
+        let n_head = uniform("attention.head_count")?.ok_or_else(|| missing("attention.head_count"))?;
+        let n_head_kv = uniform("attention.head_count_kv")?.unwrap_or(n_head);
+        if n_head % n_head_kv != 0 {
+            let what = format_args!("{n_head_kv} does not divide the {n_head} query heads");
+            return Err(keys.error("attention.head_count_kv", what));
+        }
+        let head_dim = |key: &str| -> Result<usize> {
+            match uniform(key)? {
+                Some(n) => Ok(n),
+                None if n_embd % n_head == 0 => Ok(n_embd / n_head),
+                None => Err(keys.error(key, format_args!("is missing and {n_head} heads do not divide {n_embd}"))),
+            }
+        };
+        for key in ["attention.key_length", "attention.value_length"] {
+            let n = head_dim(key)?;
+            if n > MAX_HEAD_DIM {
+                return Err(keys.error(key, format_args!("head size {n} is above the {MAX_HEAD_DIM} supported")));
+            }
+        }
+        let head_dim_k = head_dim("attention.key_length")?;
+        let head_dim_v = head_dim("attention.value_length")?;
+        let n_rot = keys.count("rope.dimension_count")?.unwrap_or(head_dim_k);
+        if n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim_k {
+            let what = format_args!("{n_rot} is not an even number from 2 to the head size {head_dim_k}");
+            return Err(keys.error("rope.dimension_count", what));
+        }
+        let norm_eps = keys.float("attention.layer_norm_rms_epsilon")?;
+        let norm_eps = norm_eps.ok_or_else(|| missing("attention.layer_norm_rms_epsilon"))?;
+        if norm_eps < 0.0 {
+            return Err(keys.error("attention.layer_norm_rms_epsilon", format_args!("{norm_eps} is negative")));
+        }
+        let n_ctx_orig = keys.count("rope.scaling.original_context_length")?.filter(|&n| n > 0).unwrap_or(n_ctx_train);
+        Ok(Self {
+            arch: keys.arch().into(),
+            n_layer,
+            n_embd,
+            n_ff,
+            n_head,
+            n_head_kv,
+            head_dim_k,
+            head_dim_v,
+            n_rot,
+            norm_eps,
+            n_ctx_train,
+            rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
+            rope_scaling: rope_scaling(keys, n_ctx_orig)?,
+            rope_magnitude: keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            n_ctx_orig,
+        })
+    }
+}
+
+fn rope_scaling(keys: &Keys, n_ctx_orig: usize) -> Result<RopeScaling> {
+    // Old files give the linear factor alone, under another name.
+    let factor = match keys.float("rope.scaling.factor")? {
+        Some(f) => Some(f),
+        None => keys.float("rope.scale_linear")?,
+    };
+    // Zero and one both stand for "not stretched".
+    let factor = factor.filter(|&f| f != 0.0).unwrap_or(1.0);
+    if factor < 0.0 {
+        return Err(keys.error("rope.scaling.factor", format_args!("{factor} is negative")));
+    }
+    let float = |key: &str, default: f32| Ok::<_, Error>(keys.float(key)?.unwrap_or(default));
+    Ok(match keys.str("rope.scaling.type")?.unwrap_or("linear") {
+        "none" | "longrope" => RopeScaling::None,
+        "linear" if factor == 1.0 => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor },
+        "yarn" => RopeScaling::Yarn {
+            factor,
+            n_ctx_orig,
+            ext_factor: float("rope.scaling.yarn_ext_factor", 1.0)?,
+            beta_fast: float("rope.scaling.yarn_beta_fast", 32.0)?,
+            beta_slow: float("rope.scaling.yarn_beta_slow", 1.0)?,
+        },
+        "llama3" => RopeScaling::Llama3 {
+            factor,
+            n_ctx_orig,
+            low_freq_factor: float("rope.scaling.low_freq_factor", 1.0)?,
+            high_freq_factor: float("rope.scaling.high_freq_factor", 4.0)?,
+        },
+        other => {
+            let what = format_args!("unknown kind '{other}', expected none, linear, yarn, longrope or llama3");
+            return Err(keys.error("rope.scaling.type", what));
+        }
+    })
+}

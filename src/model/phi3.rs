@@ -1,0 +1,65 @@
+//! Phi-3 and Phi-4: Llama's shape with Q, K, V in one tensor, gate and up in another, and LongRoPE frequencies.
+
+use super::Family;
+use super::builder::{Builder, widths};
+use super::decoder::{Attention, ContextRope, Decoder, FeedForward};
+use crate::Result;
+use crate::attention::{AttentionShape, RopeStyle};
+use crate::compute::Act;
+
+/// The registry row.
+pub const FAMILY: Family = Family { arch: "phi3", build };
+
+fn build(b: &mut Builder) -> Result<Decoder> {
+    b.ignore_window()?;
+    let shape = b.shape();
+    let ropes = vec![rope(b)?];
+    let mut layers = Vec::with_capacity(b.config.n_layer);
+    for i in 0..b.config.n_layer {
+        // Some files keep the projections apart.
+        let attn = match b.loader.has(&format!("blk.{i}.attn_qkv.weight")) {
+            true => fused_attention(b, i, shape)?,
+            false => b.attention(i, shape, 0, false)?,
+        };
+        let ffn = fused_feed_forward(b, i)?;
+        layers.push(b.layer(i, attn, ffn)?);
+    }
+    b.decoder(layers, ropes)
+}
+
+/// LongRoPE (arXiv 2402.13753): one set of divisors within the original context, another for sessions beyond it.
+fn rope(b: &mut Builder) -> Result<ContextRope> {
+    let n = b.config.n_rot / 2;
+    let short = b.loader.optional_vector("rope_factors_short.weight", n)?;
+    let long = b.loader.optional_vector("rope_factors_long.weight", n)?;
+    Ok(ContextRope {
+        short: b.rope(RopeStyle::Neox, short.as_deref()),
+        long: long.map(|l| (b.config.n_ctx_orig, b.rope(RopeStyle::Neox, Some(&l)))),
+    })
+}
+
+fn fused_attention(b: &mut Builder, i: usize, shape: AttentionShape) -> Result<Attention> {
+    let (n_embd, name) = (b.config.n_embd, format!("blk.{i}.attn_qkv"));
+    let (n_q, n_k, n_v) = widths(&shape);
+    let total = n_q + n_k + n_v;
+    Ok(Attention {
+        q: b.loader.linear_rows(&name, total, n_embd, 0..n_q)?,
+        k: b.loader.linear_rows(&name, total, n_embd, n_q..n_q + n_k)?,
+        v: b.loader.linear_rows(&name, total, n_embd, n_q + n_k..total)?,
+        out: b.loader.linear(&format!("blk.{i}.attn_output"), n_embd, shape.n_head * shape.head_dim_v)?,
+        shape,
+        q_norm: None,
+        k_norm: None,
+        rope: 0,
+    })
+}
+
+fn fused_feed_forward(b: &mut Builder, i: usize) -> Result<FeedForward> {
+    let (n_embd, n_ff, name) = (b.config.n_embd, b.config.n_ff, format!("blk.{i}.ffn_up"));
+    Ok(FeedForward {
+        gate: b.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?,
+        up: b.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?,
+        down: b.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?,
+        act: Act::Silu,
+    })
+}

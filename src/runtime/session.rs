@@ -1,0 +1,233 @@
+//! A session: one sequence of tokens with its cache and work space.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::attention::{CacheType, KvCache};
+use crate::compute::{Pool, default_threads};
+use crate::model::{Buffers, Model, Outputs, forward, head, thread_error};
+use crate::{Error, Result};
+
+/// How a session runs. The defaults are llama.cpp's.
+#[derive(Debug, Clone)]
+pub struct SessionParams {
+    /// Tokens the context holds; 0: as many as the model was trained for.
+    pub n_ctx: usize,
+    /// Most tokens handed to the model at a time.
+    pub n_batch: usize,
+    /// Most tokens in one forward pass.
+    pub n_ubatch: usize,
+    /// Threads for generation.
+    pub n_threads: usize,
+    /// Threads for prompts; 0: as many as for generation.
+    pub n_threads_batch: usize,
+    /// Element type of cached keys.
+    pub cache_type_k: CacheType,
+    /// Element type of cached values.
+    pub cache_type_v: CacheType,
+    /// Float activations throughout, even for quantised weights: slower, for studies and tests.
+    pub exact: bool,
+}
+
+impl Default for SessionParams {
+    fn default() -> Self {
+        Self {
+            n_ctx: 0,
+            n_batch: 2048,
+            n_ubatch: 512,
+            n_threads: default_threads(),
+            n_threads_batch: 0,
+            cache_type_k: CacheType::F16,
+            cache_type_v: CacheType::F16,
+            exact: false,
+        }
+    }
+}
+
+/// One sequence of tokens on its way through a model.
+pub struct Session {
+    model: Arc<Model>,
+    pool: Pool,
+    pool_batch: Option<Pool>,
+    cache: KvCache,
+    buffers: Buffers,
+    outputs: Outputs,
+    n_ubatch: usize,
+    n_past: usize,
+    abort: Arc<AtomicBool>,
+}
+
+impl Session {
+    /// A session with an empty context.
+    ///
+    /// # Errors
+    /// [`Error::Params`] naming the parameter that is out of range or needs more memory than there is.
+    pub fn new(model: Arc<Model>, p: SessionParams) -> Result<Self> {
+        let positive = |n: usize, flag: &str| match n {
+            0 => Err(Error::Params(format!("{flag} must be at least 1"))),
+            n => Ok(n),
+        };
+        let n_ctx = if p.n_ctx == 0 { model.n_ctx_train() } else { p.n_ctx };
+        let n_ubatch = positive(p.n_ubatch, "-ub")?.min(positive(p.n_batch, "-b")?).min(n_ctx);
+        let n_threads = positive(p.n_threads, "-t")?;
+        let n_batch_threads = if p.n_threads_batch == 0 { n_threads } else { p.n_threads_batch };
+        let pool = Pool::new(n_threads).map_err(thread_error)?;
+        let pool_batch = (n_batch_threads != n_threads).then(|| Pool::new(n_batch_threads)).transpose();
+        let decoder = model.decoder();
+        Ok(Self {
+            cache: KvCache::new(decoder.shapes(), p.cache_type_k, p.cache_type_v, n_ctx)?,
+            buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.exact),
+            outputs: Outputs { kernels: model.kernels(), exact: p.exact },
+            pool,
+            pool_batch: pool_batch.map_err(thread_error)?,
+            n_ubatch,
+            n_past: 0,
+            abort: Arc::default(),
+            model,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Tokens in the context.
+    pub fn n_past(&self) -> usize {
+        self.n_past
+    }
+
+    /// Tokens the context holds.
+    pub fn n_ctx(&self) -> usize {
+        self.cache.n_ctx()
+    }
+
+    /// Threads used for generation.
+    pub fn n_threads(&self) -> usize {
+        self.pool.n_threads()
+    }
+
+    /// The cache, for its size.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// Set it from anywhere: the call at work returns [`Error::Interrupted`] before its next forward pass.
+    pub fn abort_flag(&self) -> Arc<AtomicBool> {
+        self.abort.clone()
+    }
+
+    /// Appends `ids` to the context; `progress` hears how many are done. Returns the logits after the last, one per
+    /// token of the vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::ContextFull`] (nothing was done), [`Error::Interrupted`] (the passes done so far stand),
+    /// [`Error::Params`] for an empty list or an id outside the vocabulary.
+    pub fn prefill(&mut self, ids: &[u32], progress: &mut dyn FnMut(usize)) -> Result<&[f32]> {
+        self.check(ids)?;
+        let mut done = 0;
+        for batch in ids.chunks(self.n_ubatch) {
+            let last = done + batch.len() == ids.len();
+            let rows = if last { batch.len() - 1..batch.len() } else { 0..0 };
+            self.pass(batch, rows)?;
+            done += batch.len();
+            progress(done);
+        }
+        let n_vocab = self.model.decoder().n_vocab();
+        Ok(&self.buffers.logits()[..n_vocab])
+    }
+
+    /// Appends one token and returns the logits after it.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn decode(&mut self, id: u32) -> Result<&[f32]> {
+        self.prefill(&[id], &mut |_| ())
+    }
+
+    /// Appends `ids` and hands every one's index in `ids` and logits to `each`.
+    ///
+    /// # Errors
+    /// As [`Session::prefill`].
+    pub fn logits_each(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
+        self.check(ids)?;
+        let n_vocab = self.model.decoder().n_vocab();
+        let mut done = 0;
+        for batch in ids.chunks(self.n_ubatch) {
+            self.pass(batch, 0..0)?;
+            for start in (0..batch.len()).step_by(self.buffers.n_logit_rows()) {
+                let rows = start..(start + self.buffers.n_logit_rows()).min(batch.len());
+                let (model, outputs, buffers) = (&self.model, &self.outputs, &self.buffers);
+                let pool = self.pool_batch.as_mut().unwrap_or(&mut self.pool);
+                pool.run(|w| head(model.decoder(), w, outputs, buffers, rows.clone()));
+                for (i, logits) in rows.zip(self.buffers.logits().chunks_exact(n_vocab)) {
+                    each(done + i, logits);
+                }
+            }
+            done += batch.len();
+        }
+        Ok(())
+    }
+
+    /// Forgets all but the first `n` tokens.
+    pub fn truncate(&mut self, n: usize) {
+        self.n_past = self.n_past.min(n);
+    }
+
+    /// Forgets the `n_discard` tokens after the first `n_keep` and moves the rest down.
+    ///
+    /// # Errors
+    /// [`Error::Params`] when there are not that many tokens.
+    pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
+        if n_keep.checked_add(n_discard).is_none_or(|n| n > self.n_past) {
+            let n = self.n_past;
+            return Err(Error::Params(format!("cannot discard {n_discard} tokens after {n_keep}: there are {n}")));
+        }
+        if n_discard > 0 {
+            let (decoder, n_ctx) = (self.model.decoder(), self.cache.n_ctx());
+            let back = |layer: usize| {
+                let rope = decoder.layers[layer].attn.rope;
+                decoder.ropes[rope].for_context(n_ctx).backwards(n_discard)
+            };
+            self.cache.shift(self.outputs.kernels, n_keep, n_discard, self.n_past, &back);
+            self.n_past -= n_discard;
+        }
+        Ok(())
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let n_vocab = self.model.decoder().n_vocab();
+        if ids.is_empty() {
+            return Err(Error::Params("no tokens to process: the prompt is empty".into()));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
+            return Err(Error::Params(format!("token id {id} is outside the vocabulary of {n_vocab}")));
+        }
+        let n_prompt = self.n_past + ids.len();
+        if n_prompt > self.n_ctx() {
+            return Err(Error::ContextFull { n_prompt, n_ctx: self.n_ctx() });
+        }
+        Ok(())
+    }
+
+    /// One forward pass over `ids`, with the logits of `rows` of them.
+    fn pass(&mut self, ids: &[u32], rows: std::ops::Range<usize>) -> Result<()> {
+        if self.abort.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted);
+        }
+        let (model, outputs, buffers, cache, pos) =
+            (self.model.decoder(), &self.outputs, &self.buffers, &self.cache, self.n_past);
+        let pool = match &mut self.pool_batch {
+            Some(pool) if ids.len() > 1 => pool,
+            _ => &mut self.pool,
+        };
+        pool.run(|w| {
+            forward(model, w, outputs, buffers, cache, ids, pos);
+            if !rows.is_empty() {
+                head(model, w, outputs, buffers, rows.clone());
+            }
+        });
+        self.n_past += ids.len();
+        Ok(())
+    }
+}
