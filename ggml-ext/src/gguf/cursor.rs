@@ -62,6 +62,15 @@ impl<'a> Cursor<'a> {
         Ok(count)
     }
 
+    /// A [`count`](Self::count) that also has a limit of its own.
+    pub fn limited_count(&mut self, what: &'static str, min_bytes: u64, max: u64) -> Result<u64, Fault> {
+        let offset = self.offset();
+        match self.count(what, min_bytes)? {
+            count if count > max => Err(Fault { offset, kind: FaultKind::Limit { what, count, max } }),
+            count => Ok(count),
+        }
+    }
+
     /// A length-prefixed string.
     #[inline]
     pub fn string(&mut self, what: &'static str) -> Result<&'a str, Fault> {

@@ -65,8 +65,12 @@ pub enum GgufError {
     Version { version: u32 },
     #[error("{place}: {what} at offset {offset} needs {needed} bytes, the file has {remaining} left")]
     Truncated { place: Place, what: &'static str, offset: u64, needed: u64, remaining: u64 },
-    #[error("{place}: the count of {what} at offset {offset} is {count}, the rest of the file holds at most {max}")]
+    #[error(
+        "{place}: the count of {what} at offset {offset} is {count}, more than the {max} that the rest of the file could hold"
+    )]
     Count { place: Place, what: &'static str, offset: u64, count: u64, max: u64 },
+    #[error("{place}: {count} {what} (offset {offset}), more than the limit of {max}")]
+    Limit { place: Place, what: &'static str, offset: u64, count: u64, max: u64 },
     #[error("{place}: the name at offset {offset} has {len} bytes, expected 1 to {max}")]
     NameLength { place: Place, offset: u64, len: u64, max: u64 },
     #[error("{place}: the string at offset {offset} is not UTF-8 from its byte {valid_up_to} on")]
@@ -139,6 +143,7 @@ pub(super) struct Fault {
 pub(super) enum FaultKind {
     Truncated { what: &'static str, needed: u64, remaining: u64 },
     Count { what: &'static str, count: u64, max: u64 },
+    Limit { what: &'static str, count: u64, max: u64 },
     NotUtf8 { valid_up_to: u64 },
     UnknownValueType { found: u32 },
     NotBool { found: u8 },
@@ -153,6 +158,7 @@ impl Fault {
                 GgufError::Truncated { place, what, offset, needed, remaining }
             }
             FaultKind::Count { what, count, max } => GgufError::Count { place, what, offset, count, max },
+            FaultKind::Limit { what, count, max } => GgufError::Limit { place, what, offset, count, max },
             FaultKind::NotUtf8 { valid_up_to } => GgufError::NotUtf8 { place, offset, valid_up_to },
             FaultKind::UnknownValueType { found } => GgufError::UnknownValueType { place, offset, found },
             FaultKind::NotBool { found } => GgufError::NotBool { place, offset, found },
@@ -180,8 +186,8 @@ pub enum WriteError {
     MixedArray { key: String, found: ValueType, expected: ValueType },
     #[error("tensor {}: shape {shape:?} of {ty}: {reason}", Name(tensor))]
     Shape { tensor: String, shape: Vec<u64>, ty: GgmlType, reason: &'static str },
-    #[error("{what} {} was added after the first tensor data", Name(name))]
-    TooLate { what: &'static str, name: String },
+    #[error("{what} {} was added after the first tensor {after}", Name(name))]
+    TooLate { what: &'static str, name: String, after: &'static str },
     #[error("data for tensor {}, expected {}", Name(found), match expected { Some(n) => format!("tensor {}", Name(n)), None => "no more tensors".into() })]
     Order { found: String, expected: Option<String> },
     #[error("tensor {} has {found} bytes of data, its declaration says {expected}", Name(tensor))]

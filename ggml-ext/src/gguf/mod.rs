@@ -3,7 +3,7 @@
 //! [`Gguf::parse`] is a view over a byte slice (usually a memory map): metadata, names and tensor data are borrowed, not
 //! copied. It trusts nothing: every count, length, type, offset and product is checked against the bytes that are there
 //! before it is used, so that a damaged or hostile file gives a [`GgufError`] that says where and what, and neither a
-//! panic nor an allocation larger than a small multiple of the header. [`GgufWriter`] writes such files, [`split`]
+//! panic nor a large allocation: memory is used for names and descriptions only, and their number has a limit. [`GgufWriter`] writes such files, [`split`]
 //! relates the parts of a model stored in several of them.
 //!
 //! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
@@ -35,5 +35,8 @@ pub const MAX_KEY_LEN: usize = 65_535;
 /// Longest tensor name in bytes that is read. The format says 64; ggml keeps names in 64 bytes with a terminator and so
 /// stops at 63, which is what [`GgufWriter`] writes at most.
 pub const MAX_NAME_LEN: usize = 64;
+/// Most metadata pairs, and most tensors, that are read from one file. The format sets no limit; models have some
+/// hundreds. Each takes more memory than the least it takes in the file, and this keeps a hostile file from multiplying.
+pub const MAX_ENTRIES: u64 = 65_536;
 /// Deepest nesting of arrays that is read. The format sets no limit, files in use have no nested array at all.
 pub const MAX_ARRAY_DEPTH: usize = 4;

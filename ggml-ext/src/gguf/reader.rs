@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::cursor::Cursor;
 use super::error::{GgufError, Place};
 use super::value::{Array, StringArray, Value};
-use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_LEN, MAX_NAME_LEN, VERSION};
+use super::{ALIGNMENT_KEY, DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_ENTRIES, MAX_KEY_LEN, MAX_NAME_LEN, VERSION};
 use crate::GgmlType;
 
 /// The smallest metadata pair: key length, one byte of key, value type, one byte of value.
@@ -67,8 +67,8 @@ impl<'a> Gguf<'a> {
         let mut cursor = Cursor::new(bytes);
         let version = read_version(bytes, &mut cursor)?;
         let header = |fault: super::error::Fault| fault.at(Place::Header);
-        let n_tensors = cursor.count("tensors", MIN_TENSOR_BYTES).map_err(header)?;
-        let n_pairs = cursor.count("metadata pairs", MIN_PAIR_BYTES).map_err(header)?;
+        let n_tensors = cursor.limited_count("tensors", MIN_TENSOR_BYTES, MAX_ENTRIES).map_err(header)?;
+        let n_pairs = cursor.limited_count("metadata pairs", MIN_PAIR_BYTES, MAX_ENTRIES).map_err(header)?;
 
         let (metadata, by_key) = read_metadata(&mut cursor, n_pairs)?;
         let alignment = match by_key.get(ALIGNMENT_KEY).map(|&i| metadata[i].1) {
@@ -230,7 +230,7 @@ fn read_version(bytes: &[u8], cursor: &mut Cursor) -> Result<u32, GgufError> {
 type Metadata<'a> = (Vec<(&'a str, Value<'a>)>, HashMap<&'a str, usize>);
 
 fn read_metadata<'a>(cursor: &mut Cursor<'a>, n_pairs: u64) -> Result<Metadata<'a>, GgufError> {
-    // Grown by need: a pair takes more memory than it may take bytes in a hostile file.
+    // Grown by need: the count is not to be believed before as many pairs were read.
     let (mut metadata, mut by_key) = (Vec::new(), HashMap::new());
     for i in 0..n_pairs {
         let offset = cursor.offset();

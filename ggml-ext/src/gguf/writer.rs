@@ -176,7 +176,7 @@ impl<W: Write> GgufWriter<W> {
     /// data.
     pub fn tensor(&mut self, name: &str, shape: &[u64], ty: GgmlType) -> Result<(), WriteError> {
         if self.written.is_some() {
-            return Err(WriteError::TooLate { what: "tensor", name: name.into() });
+            return Err(WriteError::TooLate { what: "tensor", name: name.into(), after: "data" });
         }
         check_name("tensor", name, MAX_WRITTEN_NAME_LEN)?;
         let shape_error = |reason| WriteError::Shape { tensor: name.into(), shape: shape.into(), ty, reason };
@@ -243,7 +243,7 @@ impl<W: Write> GgufWriter<W> {
 
     fn checked_alignment(&self, value: &Value) -> Result<u64, WriteError> {
         if !self.tensors.is_empty() {
-            return Err(WriteError::TooLate { what: "key", name: ALIGNMENT_KEY.into() });
+            return Err(WriteError::TooLate { what: "key", name: ALIGNMENT_KEY.into(), after: "declaration" });
         }
         match *value {
             Value::U32(a) if a.is_power_of_two() => Ok(a.into()),
@@ -253,7 +253,7 @@ impl<W: Write> GgufWriter<W> {
 
     fn begin_pair(&mut self, key: &str, ty: ValueType) -> Result<(), WriteError> {
         if self.written.is_some() {
-            return Err(WriteError::TooLate { what: "key", name: key.into() });
+            return Err(WriteError::TooLate { what: "key", name: key.into(), after: "data" });
         }
         check_name("key", key, MAX_KEY_LEN)?;
         if !self.pairs.names.insert(key.into()) {

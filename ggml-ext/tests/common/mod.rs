@@ -1,5 +1,8 @@
-//! A builder of GGUF bytes that checks nothing, so that tests can state files no writer would make.
+//! What the GGUF tests share: a builder of bytes that checks nothing, so that tests can state files no writer would
+//! make; the models; and a second, independent reader.
 #![allow(dead_code)] // each test binary uses its part
+
+pub mod oracle;
 
 use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, ValueType};
@@ -156,4 +159,17 @@ pub fn walk(g: &Gguf) -> u64 {
         seen += u64::from(data[0]) + u64::from(data[data.len() - 1]);
     }
     seen
+}
+
+/// The bytes of a file under `models/`. `None`, with a note, when it was not fetched (`models/get.sh`).
+pub fn model(file: &str) -> Option<Vec<u8>> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models").join(file);
+    match std::fs::read(&path) {
+        Ok(bytes) => Some(bytes),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            eprintln!("SKIPPED: models/{file} is not here, models/get.sh fetches it");
+            None
+        }
+        Err(e) => panic!("{}: {e}", path.display()),
+    }
 }
