@@ -138,3 +138,21 @@ fn accepts_the_edges() {
     let nested = (0..3).fold(i32s(&[1]), |inner, _| array(9, 1, &inner));
     assert!(Gguf::parse(&Raw::new().pair("deep", 9, &nested).build()).is_ok());
 }
+
+#[test]
+fn strings_of_any_length_in_one_array() {
+    // 127 and less have one ASCII byte of length, 0x80c2 has two that are a character of their own.
+    let lengths = [0, 1, 127, 128, 129, 255, 256, 0x80c2, 3];
+    for n in 1..=lengths.len() {
+        let strings: Vec<String> =
+            lengths[..n].iter().map(|&len| format!("{}{}", "é".repeat(len / 2), &"x"[..len % 2])).collect();
+        let bytes =
+            Raw::new().pair("list", 9, &array(8, n as u64, &strings.iter().flat_map(string).collect::<Vec<_>>()));
+        let bytes = bytes.build();
+        let g = Gguf::parse(&bytes).unwrap();
+        let list = g.strings("list").unwrap().unwrap();
+        assert_eq!((list.len(), list.iter().collect::<Vec<_>>()), (n, strings.iter().map(String::as_str).collect()));
+        let values: Vec<_> = g.get("list").unwrap().as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect();
+        assert_eq!(values, strings);
+    }
+}

@@ -96,6 +96,11 @@ fn arrays() {
     Raw::new().pair("list", ARRAY, &array(7, 3, &[1, 0, 9])).assert_rejects(&["key \"list\"", "is 9", "offset 54"]);
     let strings = [string("ok"), string(b"\xff")].concat();
     Raw::new().pair("list", ARRAY, &array(8, 2, &strings)).assert_rejects(&["key \"list\"", "UTF-8", "offset 70"]);
+    // Half a character, completed by the next string's length or text: neither makes it whole.
+    for next in [string("x".repeat(0x80)), string(b"\x80")] {
+        let strings = [string("ok"), string(b"\xc2"), next].concat();
+        Raw::new().pair("list", ARRAY, &array(8, 3, &strings)).assert_rejects(&["key \"list\"", "UTF-8", "offset 70"]);
+    }
     let strings = [string("ok"), 9u64.to_le_bytes().to_vec()].concat();
     Raw::new().pair("list", ARRAY, &array(8, 2, &strings)).assert_rejects(&["key \"list\"", "needs 9 bytes"]);
     let nested = [array(4, 1, &[0; 4]), array(4, 2, &[0; 4])].concat();

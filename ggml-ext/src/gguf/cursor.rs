@@ -119,11 +119,7 @@ impl<'a> Cursor<'a> {
         let len = self.count("array elements", elem.min_bytes())?;
         let start = self.pos;
         match elem {
-            ValueType::String => {
-                for _ in 0..len {
-                    self.string("the string")?;
-                }
-            }
+            ValueType::String => return self.strings(len),
             ValueType::Array => {
                 for _ in 0..len {
                     self.array_value(depth + 1)?;
@@ -140,6 +136,29 @@ impl<'a> Cursor<'a> {
             }
         }
         Ok(Array::new(elem, len as usize, &self.bytes[start..self.pos]))
+    }
+
+    /// The elements of an array of strings.
+    fn strings(&mut self, len: u64) -> Result<Array<'a>, Fault> {
+        const WHAT: &str = "the string";
+        let start = *self;
+        let mut all_short = true;
+        for _ in 0..len {
+            let n = self.u64(WHAT)?;
+            all_short &= n < 0x80;
+            self.take(n, WHAT)?;
+        }
+        // The prefix of a string under 128 bytes is itself ASCII and no character spans it, so if the whole is UTF-8, so
+        // is each string. One long check is faster than many short ones, and then the strings are slices of one text.
+        let bytes = &self.bytes[start.pos..self.pos];
+        if all_short && let Ok(text) = std::str::from_utf8(bytes) {
+            return Ok(Array::of_text(len as usize, text));
+        }
+        let mut each = start;
+        for _ in 0..len {
+            each.string(WHAT)?;
+        }
+        Ok(Array::new(ValueType::String, len as usize, bytes))
     }
 }
 

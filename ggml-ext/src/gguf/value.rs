@@ -183,12 +183,25 @@ impl fmt::Display for Value<'_> {
 pub struct Array<'a> {
     elem: ValueType,
     len: usize,
-    bytes: &'a [u8],
+    elems: Elements<'a>,
+}
+
+/// The bytes of an array's elements.
+#[derive(Clone, Copy, PartialEq)]
+enum Elements<'a> {
+    Bytes(&'a [u8]),
+    /// Strings, each of which together with its length prefix is a piece of this text.
+    Text(&'a str),
 }
 
 impl<'a> Array<'a> {
     pub(super) fn new(elem: ValueType, len: usize, bytes: &'a [u8]) -> Self {
-        Array { elem, len, bytes }
+        Array { elem, len, elems: Elements::Bytes(bytes) }
+    }
+
+    /// An array of strings whose length prefixes are UTF-8 too.
+    pub(super) fn of_text(len: usize, text: &'a str) -> Self {
+        Array { elem: ValueType::String, len, elems: Elements::Text(text) }
     }
 
     /// The type of the elements.
@@ -208,28 +221,31 @@ impl<'a> Array<'a> {
 
     /// The elements as they stand in the file: little-endian, strings and inner arrays with their length prefixes.
     pub fn bytes(&self) -> &'a [u8] {
-        self.bytes
+        match self.elems {
+            Elements::Bytes(bytes) => bytes,
+            Elements::Text(text) => text.as_bytes(),
+        }
     }
 
     /// The elements.
     pub fn iter(&self) -> ArrayIter<'a> {
-        ArrayIter { elem: self.elem, left: self.len, cursor: Cursor::new(self.bytes) }
+        ArrayIter { elem: self.elem, left: self.len, cursor: Cursor::new(self.bytes()) }
     }
 
     /// The array as strings; `None` when its elements are of another type.
     pub fn strings(&self) -> Option<StringArray<'a>> {
-        (self.elem == ValueType::String).then_some(StringArray { len: self.len, bytes: self.bytes })
+        (self.elem == ValueType::String).then_some(StringArray { len: self.len, elems: self.elems })
     }
 
     /// The elements if they are f32 or f64, the latter rounded.
     pub fn f32s(&self) -> Option<Vec<f32>> {
         match self.elem {
             ValueType::F32 => {
-                let (chunks, _) = self.bytes.as_chunks::<4>();
+                let (chunks, _) = self.bytes().as_chunks::<4>();
                 Some(chunks.iter().map(|&b| f32::from_le_bytes(b)).collect())
             }
             ValueType::F64 => {
-                let (chunks, _) = self.bytes.as_chunks::<8>();
+                let (chunks, _) = self.bytes().as_chunks::<8>();
                 Some(chunks.iter().map(|&b| f64::from_le_bytes(b) as f32).collect())
             }
             _ => None,
@@ -268,10 +284,10 @@ impl<'a> Iterator for ArrayIter<'a> {
 impl ExactSizeIterator for ArrayIter<'_> {}
 
 /// An array of strings, such as a vocabulary.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct StringArray<'a> {
     len: usize,
-    bytes: &'a [u8],
+    elems: Elements<'a>,
 }
 
 impl<'a> StringArray<'a> {
@@ -287,7 +303,17 @@ impl<'a> StringArray<'a> {
 
     /// The strings in order.
     pub fn iter(&self) -> StringIter<'a> {
-        StringIter { left: self.len, cursor: Cursor::new(self.bytes) }
+        let (text, bytes) = match self.elems {
+            Elements::Bytes(bytes) => (None, bytes),
+            Elements::Text(text) => (Some(text), text.as_bytes()),
+        };
+        StringIter { left: self.len, text, cursor: Cursor::new(bytes) }
+    }
+}
+
+impl fmt::Debug for StringArray<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
     }
 }
 
@@ -304,6 +330,8 @@ impl<'a> IntoIterator for StringArray<'a> {
 #[derive(Debug, Clone)]
 pub struct StringIter<'a> {
     left: usize,
+    /// The same bytes as the cursor's, if they are UTF-8 with the length prefixes.
+    text: Option<&'a str>,
     cursor: Cursor<'a>,
 }
 
@@ -312,8 +340,15 @@ impl<'a> Iterator for StringIter<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a str> {
+        const WHAT: &str = "the string";
         self.left = self.left.checked_sub(1)?;
-        self.cursor.string("the string").ok()
+        let Some(text) = self.text else {
+            return self.cursor.string(WHAT).ok();
+        };
+        let len = self.cursor.u64(WHAT).ok()?;
+        let start = self.cursor.offset() as usize;
+        self.cursor.take(len, WHAT).ok()?;
+        text.get(start..self.cursor.offset() as usize)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
