@@ -36,7 +36,7 @@ use q8::Q8Block;
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct IntKernels {
-    quantize_row: unsafe fn(&[f32], &mut [Q8Block]),
+    quantize_row: unsafe fn(&[f32], [&mut [Q8Block]; 2]),
     packed: unsafe fn(&packed::Product),
     raw: unsafe fn(&packed::Product, &mut MatmulScratch),
     dense: unsafe fn(&dense::Product, &mut MatmulScratch),
@@ -50,9 +50,9 @@ macro_rules! int_kernels {
             use super::{MatmulScratch, dense, packed, q8, quantize, raw};
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn quantize_row(x: &[f32], blocks: &mut [q8::Q8Block]) {
+            unsafe fn quantize_row(x: &[f32], digits: [&mut [q8::Q8Block]; 2]) {
                 // SAFETY: compiled with the features of the tier.
-                unsafe { quantize::row::<$isa>(x, blocks) }
+                unsafe { quantize::row::<$isa>(x, digits) }
             }
             $(#[target_feature(enable = $features)])?
             unsafe fn packed_of<P: super::formats::Format>(p: &packed::Product) {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::formats::Format;
+use super::formats::{Format, Scales};
 use super::isa::Isa;
 use super::q8::{Q8Block, Q8View};
 use crate::pack::{COLS, MatrixRef, ROWS};
@@ -65,7 +65,7 @@ pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product) {
 unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: usize) {
     let n_blocks = p.w.cols / P::LEN;
     let mut lines = p.w.group(group).as_ptr();
-    let mut x = p.x.row(t);
+    let (mut x, mut second) = (p.x.row(t), p.x.second(t));
     let stride = p.x.stride();
     // Signed codes of an unsigned dot product are stored plus 128.
     let zero = if P::BITS == 8 && I::UNSIGNED { Some(7) } else { P::ZERO };
@@ -79,37 +79,27 @@ unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: 
             for i in 0..P::LEN / COLS {
                 let codes = P::codes::<I>(lines);
                 let s = P::scales::<I>(head, fields.add(2 * P::WORDS * ROWS), i);
-                let [first, last] =
-                    [[codes[0], codes[1], codes[2], codes[3]], [codes[4], codes[5], codes[6], codes[7]]];
-                let mut j = 0;
+                let (mut j, mut fine) = (0, 0);
                 while j < T {
                     let x = x.add(j * stride);
-                    let q = (&raw const (*x).codes).cast::<i8>();
-                    let scale = I::splat(&raw const (*x).scale);
-                    if P::HALVES {
-                        let first =
-                            I::to_floats(I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_half[0]), &first, q));
-                        let last = I::to_floats(I::dot(
-                            P::BITS,
-                            sums::<I>(zero, &raw const (*x).neg_half[1]),
-                            &last,
-                            q.add(16),
-                        ));
-                        let both = I::fma(last, s.scale[1], I::mul(first, s.scale[0]));
-                        acc[j] = I::fma(both, scale, acc[j]);
-                        if P::HAS_MIN {
-                            acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).half[0]), acc[j]);
-                            acc[j] = I::fma(s.min[1], I::splat(&raw const (*x).half[1]), acc[j]);
-                        }
-                    } else {
-                        let dot = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_sum), &codes, q);
-                        acc[j] = I::fma(I::to_floats(dot), I::mul(s.scale[0], scale), acc[j]);
-                        if P::HAS_MIN {
-                            acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).sum), acc[j]);
-                        }
+                    acc[j] = add_products::<I, P>(&codes, &s, zero, x, acc[j]);
+                    fine |= (*x).fine;
+                    if P::HAS_MIN && P::HALVES {
+                        acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).half[0]), acc[j]);
+                        acc[j] = I::fma(s.min[1], I::splat(&raw const (*x).half[1]), acc[j]);
+                    } else if P::HAS_MIN {
+                        acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).sum), acc[j]);
                     }
                     j += 1;
                 }
+                if fine != 0 {
+                    j = 0;
+                    while j < T {
+                        acc[j] = add_products::<I, P>(&codes, &s, zero, second.add(j * stride), acc[j]);
+                        j += 1;
+                    }
+                }
+                second = second.add(1);
                 lines = lines.add(P::LINES_BYTES);
                 x = x.add(1);
             }
@@ -127,6 +117,35 @@ unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: 
                 std::ptr::copy_nonoverlapping(all.as_ptr(), out, n_rows);
             }
         }
+    }
+}
+
+/// Adds the products of 32 columns with the codes of one block of activations.
+///
+/// # Safety
+/// As [`Isa`]; `x` is a block.
+#[inline(always)]
+unsafe fn add_products<I: Isa, P: Format>(
+    codes: &[I::Line; 8],
+    s: &Scales<I>,
+    zero: Option<u32>,
+    x: *const Q8Block,
+    acc: I::Floats,
+) -> I::Floats {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let q = (&raw const (*x).codes).cast::<i8>();
+        let scale = I::splat(&raw const (*x).scale);
+        if !P::HALVES {
+            let dot = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_sum), codes, q);
+            return I::fma(I::to_floats(dot), I::mul(s.scale[0], scale), acc);
+        }
+        let first = [codes[0], codes[1], codes[2], codes[3]];
+        let last = [codes[4], codes[5], codes[6], codes[7]];
+        let first = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_half[0]), &first, q);
+        let last = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_half[1]), &last, q.add(16));
+        let both = I::fma(I::to_floats(last), s.scale[1], I::mul(I::to_floats(first), s.scale[0]));
+        I::fma(both, scale, acc)
     }
 }
 

@@ -1,4 +1,10 @@
-//! Activations quantised to int8.
+//! Activations quantised to int8, with a second digit where one is not enough.
+//!
+//! A few channels of a language model's activations are tens of times larger than the rest. In a block that holds one,
+//! 8 bits scaled to the largest leave the others next to nothing: SmolLM2 then chooses another token than the exact
+//! product does at 3.6 % of positions. Such *fine* blocks, whose step would exceed [`FINE_STEP`] of the row's root mean
+//! square, have a second block with what the first leaves over, in steps 1/254 of the first's. Products run over it only
+//! where a token of the tile has one, and a token without adds nothing, so that its result stays the same.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -7,6 +13,11 @@ use crate::kernels::Kernels;
 
 /// Elements per block.
 pub(super) const BLOCK: usize = 32;
+
+/// The step of a block, relative to the root mean square of its row, above which it gets a second digit. On SmolLM2
+/// (Q4_1), 0.03 leaves a mean KL divergence of 4.7e-4 from exact products and the most likely token the same at 98.4 %
+/// of positions, 0.02 2.5e-4 and 99.3 %, 0.01 2.6e-5 and 99.6 %; no second digits at all, 3.1e-3 and 96.4 %.
+pub(super) const FINE_STEP: f32 = 0.02;
 
 /// 32 activations, `x[i] = scale * codes[i]`, with the sums that products with offset or unsigned weight codes need,
 /// all on one cache line: a product touches each block once per row group.
@@ -17,21 +28,23 @@ pub(super) struct Q8Block {
     pub codes: [i8; BLOCK],
     /// The largest magnitude / 127; 0 if all elements are 0.
     pub scale: f32,
-    /// `scale` times the sum of the codes.
+    /// `scale` times the sum of the codes, the second digits' included.
     pub sum: f32,
     /// Minus the sum of the codes.
     pub neg_sum: i32,
     /// The same for the first and the last 16.
     pub neg_half: [i32; 2],
-    /// `scale` times the sum of the first and the last 16 codes.
+    /// `sum` of the first and the last 16.
     pub half: [f32; 2],
+    /// 1 if there are second digits, else 0.
+    pub fine: u32,
 }
 
 const _: () = assert!(size_of::<Q8Block>() == 64);
 
 impl Q8Block {
-    const ZERO: Self =
-        Q8Block { codes: [0; BLOCK], scale: 0.0, sum: 0.0, neg_sum: 0, neg_half: [0; 2], half: [0.0; 2] };
+    pub const ZERO: Self =
+        Q8Block { codes: [0; BLOCK], scale: 0.0, sum: 0.0, neg_sum: 0, neg_half: [0; 2], half: [0.0; 2], fine: 0 };
 }
 
 /// Rows of activations in int8, written and read by several threads in turn.
@@ -40,6 +53,7 @@ impl Q8Block {
 /// even. Rows may be shorter than the capacity says, and are independent of each other.
 #[derive(Debug)]
 pub struct Q8Rows {
+    /// First digits of all rows, then second digits of all rows.
     blocks: Box<[UnsafeCell<Q8Block>]>,
     stride: usize,
     k: usize,
@@ -59,13 +73,13 @@ impl Q8Rows {
         // An odd number of cache lines per row, so that the same column of neighbouring rows, which a product reads
         // together, falls into different cache sets.
         let stride = (k / BLOCK) | 1;
-        let blocks = (0..n_rows * stride).map(|_| UnsafeCell::new(Q8Block::ZERO)).collect();
+        let blocks = (0..2 * n_rows * stride).map(|_| UnsafeCell::new(Q8Block::ZERO)).collect();
         Q8Rows { blocks, stride, k }
     }
 
     /// Rows there is room for.
     pub fn n_rows(&self) -> usize {
-        self.blocks.len() / self.stride
+        self.blocks.len() / 2 / self.stride
     }
 
     /// Elements per row.
@@ -82,12 +96,15 @@ impl Q8Rows {
     /// If there is no such row or `x` is not `k` long.
     pub unsafe fn quantize_row(&self, kernels: &Kernels, row: usize, x: &[f32]) {
         assert!(row < self.n_rows() && x.len() == self.k, "row {row} of {}, {} elements", self.n_rows(), x.len());
-        let cells = &self.blocks[row * self.stride..][..self.k / BLOCK];
+        let (first, second) = self.blocks.split_at(self.blocks.len() / 2);
         // SAFETY: UnsafeCell<T> has the layout of T; the caller promises that the row is this thread's alone. The
         // kernel runs on this CPU because `kernels` exists.
         unsafe {
-            let blocks = std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len());
-            (kernels.int.quantize_row)(x, blocks);
+            let digits = [first, second].map(|cells| {
+                let cells = &cells[row * self.stride..][..self.k / BLOCK];
+                std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len())
+            });
+            (kernels.int.quantize_row)(x, digits);
         }
     }
 
@@ -112,11 +129,13 @@ impl Q8Rows {
     /// If there are no such rows.
     pub unsafe fn view(&self, rows: Range<usize>) -> Q8View<'_> {
         assert!(rows.start <= rows.end && rows.end <= self.n_rows(), "rows {rows:?} of {}", self.n_rows());
-        let cells = &self.blocks[rows.start * self.stride..rows.end * self.stride];
+        let (first, second) = self.blocks.split_at(self.blocks.len() / 2);
         // SAFETY: UnsafeCell<T> has the layout of T; the caller promises that nobody writes.
-        let blocks =
-            unsafe { std::slice::from_raw_parts(UnsafeCell::raw_get(cells.as_ptr()).cast_const(), cells.len()) };
-        Q8View { blocks, stride: self.stride, k: self.k }
+        let [blocks, second] = [first, second].map(|cells| unsafe {
+            let cells = &cells[rows.start * self.stride..rows.end * self.stride];
+            std::slice::from_raw_parts(UnsafeCell::raw_get(cells.as_ptr()).cast_const(), cells.len())
+        });
+        Q8View { blocks, second, stride: self.stride, k: self.k }
     }
 }
 
@@ -124,6 +143,7 @@ impl Q8Rows {
 #[derive(Debug, Clone, Copy)]
 pub struct Q8View<'a> {
     blocks: &'a [Q8Block],
+    second: &'a [Q8Block],
     stride: usize,
     k: usize,
 }
@@ -145,15 +165,21 @@ impl<'a> Q8View<'a> {
         self.blocks[row * self.stride..].as_ptr()
     }
 
+    /// The address of a row's first block of second digits; the blocks of a row follow each other.
+    #[inline(always)]
+    pub(super) fn second(&self, row: usize) -> *const Q8Block {
+        self.second[row * self.stride..].as_ptr()
+    }
+
     /// Blocks from one row to the next.
     #[inline(always)]
     pub(super) fn stride(&self) -> usize {
         self.stride
     }
 
-    /// The blocks of a row.
+    /// The blocks of a row, first and second digits.
     #[cfg(test)]
-    pub(super) fn blocks(&self, row: usize) -> &'a [Q8Block] {
-        &self.blocks[row * self.stride..][..self.k / BLOCK]
+    pub(super) fn blocks(&self, row: usize) -> [&'a [Q8Block]; 2] {
+        [self.blocks, self.second].map(|blocks| &blocks[row * self.stride..][..self.k / BLOCK])
     }
 }

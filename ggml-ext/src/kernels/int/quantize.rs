@@ -1,29 +1,59 @@
 //! Quantisation of activations, generic over the tier.
 
 use super::isa::Isa;
-use super::q8::{BLOCK, Q8Block};
+use super::q8::{BLOCK, FINE_STEP, Q8Block};
 
-/// Quantises a row into its blocks.
+/// Quantises a row into its blocks of first and second digits.
 ///
 /// # Safety
 /// As [`Isa`].
 #[inline(always)]
-pub(super) unsafe fn row<I: Isa>(x: &[f32], blocks: &mut [Q8Block]) {
-    for (x, block) in x.chunks_exact(BLOCK).zip(blocks) {
-        // SAFETY: 32 elements are read and 32 codes written, 16 at a time.
-        unsafe {
-            let (first, last) = (I::load(x.as_ptr()), I::load(x.as_ptr().add(16)));
-            let max = I::max_abs(first, last);
-            let inverse = 127.0 / max;
-            // All zeros, or so small that the inverse overflows.
-            let (scale, inverse) = if inverse < f32::INFINITY { (max / 127.0, inverse) } else { (0.0, 0.0) };
-            let codes = block.codes.as_mut_ptr();
-            let sums = [I::quantize(first, inverse, codes), I::quantize(last, inverse, codes.add(16))];
-            block.scale = scale;
-            block.sum = scale * (sums[0] + sums[1]) as f32;
-            block.neg_sum = -(sums[0] + sums[1]);
-            block.neg_half = [-sums[0], -sums[1]];
-            block.half = [scale * sums[0] as f32, scale * sums[1] as f32];
+pub(super) unsafe fn row<I: Isa>(x: &[f32], [first, second]: [&mut [Q8Block]; 2]) {
+    // SAFETY: 32 elements are read and 32 codes written, 16 at a time.
+    unsafe {
+        let mut squares = I::zero();
+        for x in x.chunks_exact(16) {
+            let x = I::load(x.as_ptr());
+            squares = I::fma(x, x, squares);
         }
+        let largest_step = FINE_STEP * (I::sum(squares) / x.len() as f32).sqrt();
+        for ((x, first), second) in x.chunks_exact(BLOCK).zip(first).zip(second) {
+            let x = [I::load(x.as_ptr()), I::load(x.as_ptr().add(16))];
+            block::<I>(x, first);
+            if first.scale > largest_step {
+                let codes = first.codes.as_ptr().cast::<u8>();
+                let step = I::splat(&raw const first.scale);
+                let rest = |x, codes| I::fma(I::negate(step), I::load_i8(codes), x);
+                block::<I>([rest(x[0], codes), rest(x[1], codes.add(16))], second);
+                first.fine = 1;
+                first.sum += second.sum;
+                first.half = [first.half[0] + second.half[0], first.half[1] + second.half[1]];
+            } else {
+                *second = Q8Block::ZERO;
+            }
+        }
+    }
+}
+
+/// Quantises one block.
+///
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn block<I: Isa>([first, last]: [I::Floats; 2], block: &mut Q8Block) {
+    // SAFETY: 32 codes are written, 16 at a time.
+    unsafe {
+        let max = I::max_abs(first, last);
+        let inverse = 127.0 / max;
+        // All zeros, or so small that the inverse overflows.
+        let (scale, inverse) = if inverse < f32::INFINITY { (max / 127.0, inverse) } else { (0.0, 0.0) };
+        let codes = block.codes.as_mut_ptr();
+        let sums = [I::quantize(first, inverse, codes), I::quantize(last, inverse, codes.add(16))];
+        block.scale = scale;
+        block.sum = scale * (sums[0] + sums[1]) as f32;
+        block.neg_sum = -(sums[0] + sums[1]);
+        block.neg_half = [-sums[0], -sums[1]];
+        block.half = [scale * sums[0] as f32, scale * sums[1] as f32];
+        block.fine = 0;
     }
 }

@@ -29,14 +29,16 @@ pub(super) unsafe fn matmul<I: Isa, B: Block>(p: &Product, scratch: &mut MatmulS
             let store = |t: usize, sum: f32| p.out.add(t * p.out_stride + r).write(sum);
             let offset = if B::HAS_OFFSET { row.offset.as_ptr() } else { std::ptr::null() };
             while n_tokens - t >= 4 {
-                let sums = dot::<I, 4>(k, row.codes.as_ptr(), row.lanes.as_ptr(), offset, p.x.row(t), p.x.stride());
+                let x = [p.x.row(t), p.x.second(t)];
+                let sums = dot::<I, 4>(k, row.codes.as_ptr(), row.lanes.as_ptr(), offset, x, p.x.stride());
                 for (i, sum) in sums.into_iter().enumerate() {
                     store(t + i, sum);
                 }
                 t += 4;
             }
             while t < n_tokens {
-                let sums = dot::<I, 1>(k, row.codes.as_ptr(), row.lanes.as_ptr(), offset, p.x.row(t), p.x.stride());
+                let x = [p.x.row(t), p.x.second(t)];
+                let sums = dot::<I, 1>(k, row.codes.as_ptr(), row.lanes.as_ptr(), offset, x, p.x.stride());
                 store(t, sums[0]);
                 t += 1;
             }
@@ -54,7 +56,7 @@ fn decode<B: Block>(bytes: &[u8], codes: &mut [i8], scale: &mut [f32], offset: &
     }
 }
 
-/// The row's product with `T` tokens, `stride` blocks apart.
+/// The row's product with `T` tokens, first and second digits, `stride` blocks apart.
 ///
 /// # Safety
 /// As [`Isa`]; the row and the tokens have `k` elements, `lanes` a scale for every 4, `offset` one for every 16 unless
@@ -65,7 +67,7 @@ unsafe fn dot<I: Isa, const T: usize>(
     codes: *const i8,
     lanes: *const f32,
     offset: *const f32,
-    x: *const Q8Block,
+    [first, second]: [*const Q8Block; 2],
     stride: usize,
 ) -> [f32; T] {
     // SAFETY: as the caller promises; block b covers 32 codes, 8 lanes and 2 offsets.
@@ -76,9 +78,14 @@ unsafe fn dot<I: Isa, const T: usize>(
             let scale = I::load8(lanes.add(b * BLOCK / LANES_PER_SCALE));
             let mut j = 0;
             while j < T {
-                let x = x.add(j * stride + b);
+                let x = first.add(j * stride + b);
                 let dot = I::dot_signed(codes.add(b * BLOCK), (&raw const (*x).codes).cast());
                 acc[j] = I::fma8(dot, scale, (*x).scale, acc[j]);
+                if (*x).fine != 0 {
+                    let x = second.add(j * stride + b);
+                    let dot = I::dot_signed(codes.add(b * BLOCK), (&raw const (*x).codes).cast());
+                    acc[j] = I::fma8(dot, scale, (*x).scale, acc[j]);
+                }
                 if !offset.is_null() {
                     offsets[j] += *offset.add(2 * b) * (*x).half[0] + *offset.add(2 * b + 1) * (*x).half[1];
                 }

@@ -59,10 +59,11 @@ fn quantised_types() -> impl Iterator<Item = GgmlType> {
 }
 
 /// An element of the product, and the sum of the magnitudes it is made of.
-fn naive(codes: &Codes, x: &[Q8Block]) -> (f64, f64) {
+fn naive(codes: &Codes, digits: [&[Q8Block]; 2]) -> (f64, f64) {
     let (mut sum, mut magnitude) = (0.0, 0.0);
     for (i, &q) in codes.q.iter().enumerate() {
-        let x = f64::from(x[i / 32].scale) * f64::from(x[i / 32].codes[i % 32]);
+        let x = digits.map(|x| f64::from(x[i / 32].scale) * f64::from(x[i / 32].codes[i % 32]));
+        let x = x[0] + x[1];
         let (product, offset) =
             (f64::from(codes.scale[i / 16]) * f64::from(q) * x, f64::from(codes.offset[i / 16]) * x);
         sum += product + offset;
@@ -282,18 +283,48 @@ fn activations_are_rounded_to_the_nearest_of_127_steps() {
         q8.quantize(kernels, &x);
         // SAFETY: nobody writes `q8`.
         let view = unsafe { q8.view(0..1) };
-        for (x, block) in x.chunks_exact(32).zip(view.blocks(0)) {
+        let [first, second] = view.blocks(0);
+        for ((x, block), second) in x.chunks_exact(32).zip(first).zip(second) {
             let max = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
             assert_eq!(block.scale, max / 127.0);
             for (&x, &code) in x.iter().zip(&block.codes) {
                 let want = if max == 0.0 { 0.0 } else { (x * (127.0 / max)).round_ties_even() };
                 assert_eq!(f32::from(code), want, "{}: {x} of {max}", kernels.tier);
             }
-            let halves = [0, 16].map(|at| block.codes[at..][..16].iter().map(|&c| i32::from(c)).sum::<i32>());
-            assert_eq!(block.neg_half, halves.map(|sum| -sum));
-            assert_eq!(block.neg_sum, -halves[0] - halves[1]);
-            assert_eq!(block.sum, block.scale * (halves[0] + halves[1]) as f32);
-            assert_eq!(block.half, halves.map(|sum| block.scale * sum as f32));
+            for block in [block, second] {
+                let halves = [0, 16].map(|at| block.codes[at..][..16].iter().map(|&c| i32::from(c)).sum::<i32>());
+                assert_eq!(block.neg_half, halves.map(|sum| -sum));
+                assert_eq!(block.neg_sum, -halves[0] - halves[1]);
+            }
+            let sum = |at: usize| {
+                let digit = |b: &Q8Block| b.codes[at..][..16].iter().map(|&c| b.scale * f32::from(c)).sum::<f32>();
+                digit(block) + digit(second)
+            };
+            let bound = 1e-5 * max * 32.0;
+            assert!((block.half[0] - sum(0)).abs() <= bound && (block.half[1] - sum(16)).abs() <= bound);
+            assert!((block.sum - sum(0) - sum(16)).abs() <= bound);
+        }
+    }
+}
+
+#[test]
+fn a_block_with_an_outlier_gets_second_digits() {
+    let mut random = Random(7);
+    let mut x = random.floats(32 * 8);
+    x[70] = 40.0; // in block 2
+    for kernels in Kernels::available() {
+        let mut q8 = Q8Rows::new(1, x.len());
+        q8.quantize(kernels, &x);
+        // SAFETY: nobody writes `q8`.
+        let [first, second] = unsafe { q8.view(0..1) }.blocks(0);
+        for (b, x) in x.chunks_exact(32).enumerate() {
+            assert_eq!(first[b].fine, u32::from(b == 2), "block {b}");
+            let step = if b == 2 { first[b].scale / 254.0 } else { first[b].scale };
+            for (i, &x) in x.iter().enumerate() {
+                let digit = |block: &Q8Block| block.scale * f32::from(block.codes[i]);
+                let error = (digit(&first[b]) + digit(&second[b]) - x).abs();
+                assert!(error <= 0.51 * step, "{}: block {b}: {x} is off by {error}", kernels.tier);
+            }
         }
     }
 }
@@ -305,13 +336,13 @@ fn activations_beyond_the_range_of_scales_do_no_harm() {
         for tiny in [f32::MIN_POSITIVE / 4.0, 1e-39, 1e-37] {
             q8.quantize(kernels, &[tiny; 32]);
             // SAFETY: nobody writes `q8`.
-            let block = unsafe { q8.view(0..1) }.blocks(0)[0];
+            let block = unsafe { q8.view(0..1) }.blocks(0)[0][0];
             let value = block.scale * f32::from(block.codes[0]);
             assert!((value - tiny).abs() <= tiny, "{}: {tiny} became {value}", kernels.tier);
         }
         q8.quantize(kernels, &[f32::MAX; 32]);
         // SAFETY: nobody writes `q8`.
-        assert_eq!(unsafe { q8.view(0..1) }.blocks(0)[0].codes, [127; 32], "{}", kernels.tier);
+        assert_eq!(unsafe { q8.view(0..1) }.blocks(0)[0][0].codes, [127; 32], "{}", kernels.tier);
         // No panic; the values are without meaning.
         q8.quantize(kernels, &[f32::INFINITY; 32]);
         q8.quantize(kernels, &[f32::NAN; 32]);
