@@ -1,3 +1,8 @@
 //! What a model's answers are worth and what they cost: measurements over whole models.
 
 pub mod bench;
+mod perplexity;
+mod probability;
+
+pub use perplexity::{Estimate, Perplexity};
+pub use probability::{log_sum_exp, top};

@@ -3,5 +3,6 @@
 pub mod chat;
 pub mod sampler;
 mod session;
+mod vocab;
 
 pub use session::{Session, SessionParams};

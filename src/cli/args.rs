@@ -1,0 +1,222 @@
+//! Flags shared by subcommands, with llama.cpp's names and defaults, and their translation into validated settings.
+
+use super::error::CliError;
+use clap::{Args, ValueEnum};
+use lisa_cpp::attention::CacheType;
+use lisa_cpp::runtime::SessionParams;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// Where the model comes from and how it is held in memory.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// GGUF file (of a split model: its first part). Default: the story model embedded in the program
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Map the file into memory (the default)
+    #[arg(long, overrides_with = "no_mmap", hide_short_help = true)]
+    pub mmap: bool,
+    /// Read the file instead of mapping it into memory
+    #[arg(long, overrides_with = "mmap")]
+    pub no_mmap: bool,
+    /// Keep the weights from being swapped out
+    #[arg(long)]
+    pub mlock: bool,
+}
+
+/// Threads and arithmetic.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Computation")]
+pub struct ComputeArgs {
+    /// Threads for generation; 0 or less: as many as this process may use
+    #[arg(short, long, value_name = "N", default_value_t = -1, hide_default_value = true)]
+    pub threads: i32,
+    /// Threads for prompt processing [-tb] [default: as --threads]
+    #[arg(long, value_name = "N")]
+    pub threads_batch: Option<i32>,
+    /// Most prompt tokens given to the engine in one call
+    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    pub batch_size: u32,
+    /// Most tokens that go through the layers together [-ub]
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub ubatch_size: u32,
+    /// Element type of the cached keys [-ctk]
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = CacheTypeArg::F16)]
+    pub cache_type_k: CacheTypeArg,
+    /// Element type of the cached values [-ctv]
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t = CacheTypeArg::F16)]
+    pub cache_type_v: CacheTypeArg,
+    /// Compute with f32 activations instead of int8 ones: slower, for studies and tests
+    #[arg(long)]
+    pub exact: bool,
+}
+
+/// `f32`, `f16` or `q8_0` on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[allow(non_camel_case_types)]
+pub enum CacheTypeArg {
+    /// 4 bytes per element
+    F32,
+    /// 2 bytes per element
+    F16,
+    /// 34 bytes per 32 elements
+    Q8_0,
+}
+
+impl From<CacheTypeArg> for CacheType {
+    fn from(arg: CacheTypeArg) -> Self {
+        match arg {
+            CacheTypeArg::F32 => CacheType::F32,
+            CacheTypeArg::F16 => CacheType::F16,
+            CacheTypeArg::Q8_0 => CacheType::Q8_0,
+        }
+    }
+}
+
+impl ComputeArgs {
+    /// The session parameters these flags describe, for a context of `n_ctx` tokens.
+    pub fn session_params(&self, n_ctx: usize) -> Result<SessionParams, CliError> {
+        if self.batch_size == 0 {
+            return Err(CliError::usage("--batch-size must be at least 1"));
+        }
+        if self.ubatch_size == 0 {
+            return Err(CliError::usage("--ubatch-size must be at least 1"));
+        }
+        let n_threads = self.n_threads()?;
+        let n_threads_batch = match self.threads_batch {
+            None => n_threads,
+            Some(n) => threads("--threads-batch", n)?,
+        };
+        Ok(SessionParams {
+            n_ctx,
+            n_batch: self.batch_size as usize,
+            n_ubatch: self.ubatch_size.min(self.batch_size) as usize,
+            n_threads,
+            n_threads_batch,
+            cache_type_k: self.cache_type_k.into(),
+            cache_type_v: self.cache_type_v.into(),
+            exact: self.exact,
+        })
+    }
+
+    /// `--threads` resolved to a number of threads.
+    pub fn n_threads(&self) -> Result<usize, CliError> {
+        threads("--threads", self.threads)
+    }
+}
+
+/// More threads than any machine this runs on has; a larger number is a slip of the finger.
+const MAX_THREADS: i32 = 1024;
+
+fn threads(flag: &str, n: i32) -> Result<usize, CliError> {
+    match n {
+        // Respects affinity masks and cgroup quotas.
+        ..=0 => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        1..=MAX_THREADS => Ok(n as usize),
+        _ => Err(CliError::usage(format!("{flag}: {n} is more than the {MAX_THREADS} threads supported"))),
+    }
+}
+
+/// Text given on the command line or in a file.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Text")]
+pub struct TextArgs {
+    /// The text to start from
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Read it from a file (`-`: standard input); one trailing newline is dropped
+    #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
+    pub file: Option<PathBuf>,
+    /// Turn \n \r \t \' \" \\ \xHH in the texts given by flags into the characters they stand for (the default)
+    #[arg(short, long, overrides_with = "no_escape")]
+    pub escape: bool,
+    /// Take those texts as they are
+    #[arg(long, overrides_with = "escape")]
+    pub no_escape: bool,
+}
+
+impl TextArgs {
+    /// The prompt, from wherever it was given, with escapes resolved.
+    pub fn prompt(&self) -> Result<Option<String>, CliError> {
+        let text = match (&self.prompt, &self.file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) => {
+                let mut text = read_text(path)?;
+                if text.ends_with('\n') {
+                    text.pop();
+                }
+                text
+            }
+            (None, None) => return Ok(None),
+        };
+        self.unescaped(text).map(Some)
+    }
+
+    /// `text` with escapes resolved, unless `--no-escape` was given.
+    pub fn unescaped(&self, text: String) -> Result<String, CliError> {
+        if self.no_escape { Ok(text) } else { unescape(&text) }
+    }
+}
+
+/// The file's text, or standard input's for `-`.
+pub fn read_text(path: &Path) -> Result<String, CliError> {
+    let mut bytes = Vec::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut bytes).map(|_| ())
+    } else {
+        std::fs::read(path).map(|all| bytes = all)
+    };
+    read.map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
+    String::from_utf8(bytes).map_err(|e| {
+        CliError::run(format!("{}: not UTF-8 text (byte {})", path.display(), e.utf8_error().valid_up_to()))
+    })
+}
+
+/// Replaces `\n`, `\r`, `\t`, `\'`, `\"`, `\\` and `\xHH`; any other backslash stays.
+///
+/// `\xHH` stands for a byte, so the result can fail to be UTF-8: that is an error.
+pub fn unescape(text: &str) -> Result<String, CliError> {
+    let mut out = Vec::with_capacity(text.len());
+    let bytes = text.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = || text.get(i + 2..i + 4).filter(|h| h.bytes().all(|b| b.is_ascii_hexdigit()));
+        let (byte, used) = match (bytes[i], bytes.get(i + 1)) {
+            (b'\\', Some(b'n')) => (b'\n', 2),
+            (b'\\', Some(b'r')) => (b'\r', 2),
+            (b'\\', Some(b't')) => (b'\t', 2),
+            (b'\\', Some(&b @ (b'\'' | b'"' | b'\\'))) => (b, 2),
+            (b'\\', Some(b'x')) => match hex().and_then(|h| u8::from_str_radix(h, 16).ok()) {
+                Some(byte) => (byte, 4),
+                None => (b'\\', 1),
+            },
+            (b, _) => (b, 1),
+        };
+        out.push(byte);
+        i += used;
+    }
+    String::from_utf8(out)
+        .map_err(|_| CliError::usage("the \\x escapes in the text do not make UTF-8 (see --no-escape)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes() {
+        assert_eq!(unescape(r#"a\nb\t\\n\'\"\q\"#).unwrap(), "a\nb\t\\n'\"\\q\\");
+        assert_eq!(unescape(r"\x41\xc3\xa9\x4\xg1\x").unwrap(), "Aé\\x4\\xg1\\x");
+        assert_eq!(unescape("héé").unwrap(), "héé");
+        assert!(unescape(r"\xff").is_err());
+    }
+
+    #[test]
+    fn thread_counts() {
+        assert_eq!(threads("-t", 3).unwrap(), 3);
+        assert!(threads("-t", 0).unwrap() >= 1);
+        assert!(threads("-t", 1 << 20).is_err());
+    }
+}

@@ -1,0 +1,144 @@
+//! llama.cpp's spelling of flags, turned into what clap reads.
+//!
+//! llama.cpp has short flags of several letters (`-ub`, `-cnv`), treats `_` in long flags as `-`, and takes the argument
+//! after a flag as its value whatever it looks like (`-n -1`, `-p "- milk"`). [`normalise`] rewrites such a command line
+//! into `--long=value` form before clap sees it.
+
+use std::ffi::{OsStr, OsString};
+
+/// Short flags of more than one letter, and the long flags they stand for.
+const MULTI_LETTER: &[(&str, &str)] = &[
+    ("-tb", "threads-batch"),
+    ("-ub", "ubatch-size"),
+    ("-sys", "system-prompt"),
+    ("-sysf", "system-prompt-file"),
+    ("-cnv", "conversation"),
+    ("-no-cnv", "no-conversation"),
+    ("-st", "single-turn"),
+    ("-sp", "special"),
+    ("-ctk", "cache-type-k"),
+    ("-ctv", "cache-type-v"),
+];
+
+/// Rewrites `argv` (the program's name first) for `command`: flags of several letters become long ones, a flag that takes
+/// a value is joined with the argument after it. Arguments that are not flags of `command` stay as they are, so that clap
+/// reports them under the name the user typed.
+pub fn normalise(command: &clap::Command, argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut argv = argv.into_iter().peekable();
+    let mut out: Vec<OsString> = argv.next().into_iter().collect();
+    let mut command = command;
+    if let Some(sub) = argv.peek().and_then(|a| command.find_subcommand(a)) {
+        command = sub;
+        out.extend(argv.next());
+    }
+    while let Some(arg) = argv.next() {
+        if arg == "--" {
+            out.push(arg);
+            break;
+        }
+        match find(command, &arg) {
+            Some(flag) if flag.get_action().takes_values() && argv.peek().is_some() => {
+                let mut joined = OsString::from("--");
+                joined.push(flag.get_long().unwrap_or_default());
+                joined.push("=");
+                joined.push(argv.next().unwrap_or_default());
+                out.push(joined);
+            }
+            Some(flag) => out.push(format!("--{}", flag.get_long().unwrap_or_default()).into()),
+            None => out.push(arg),
+        }
+    }
+    out.extend(argv);
+    out
+}
+
+/// The flag of `command` that `arg` names exactly; `None` for values, unknown flags and joined forms (`--n=1`, `-n1`).
+fn find<'a>(command: &'a clap::Command, arg: &OsStr) -> Option<&'a clap::Arg> {
+    let arg = arg.to_str()?;
+    let long = match arg.strip_prefix("--") {
+        Some(long) => long.replace('_', "-"),
+        None => match MULTI_LETTER.iter().find(|(short, _)| *short == arg) {
+            Some((_, long)) => (*long).to_owned(),
+            None => {
+                let mut letters = arg.strip_prefix('-')?.chars();
+                let short = letters.next()?;
+                if letters.next().is_some() {
+                    return None;
+                }
+                return command
+                    .get_arguments()
+                    .find(|a| a.get_short_and_visible_aliases().is_some_and(|all| all.contains(&short)));
+            }
+        },
+    };
+    command.get_arguments().find(|a| {
+        a.get_long() == Some(long.as_str())
+            || a.get_all_aliases().is_some_and(|aliases| aliases.contains(&long.as_str()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Arg, ArgAction, Command};
+
+    fn command() -> Command {
+        let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+        let value = |name: &'static str, short| Arg::new(name).long(name).short(short);
+        Command::new("lisa-cpp")
+            .args([value("prompt", 'p'), value("predict", 'n').alias("n-predict"), value("seed", 's')])
+            .args([flag("conversation"), flag("special"), flag("no-conversation"), flag("single-turn")])
+            .arg(Arg::new("ubatch-size").long("ubatch-size"))
+            .subcommand(Command::new("tokenize").arg(value("prompt", 'p')).arg(flag("ids")))
+    }
+
+    fn run(args: &[&str]) -> Vec<String> {
+        let argv = std::iter::once("lisa-cpp").chain(args.iter().copied()).map(OsString::from);
+        let out = normalise(&command(), argv);
+        out.into_iter().skip(1).map(|a| a.into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn multi_letter_flags_become_long() {
+        assert_eq!(
+            run(&["-cnv", "-sp", "-no-cnv", "-st"]),
+            ["--conversation", "--special", "--no-conversation", "--single-turn"]
+        );
+        assert_eq!(run(&["-ub", "64"]), ["--ubatch-size=64"]);
+    }
+
+    #[test]
+    fn values_are_taken_whatever_they_look_like() {
+        assert_eq!(
+            run(&["-n", "-1", "-p", "-cnv", "--n-predict", "-2"]),
+            ["--predict=-1", "--prompt=-cnv", "--predict=-2"]
+        );
+        assert_eq!(run(&["-p", "a=b", "-p", "", "-p", "--"]), ["--prompt=a=b", "--prompt=", "--prompt=--"]);
+    }
+
+    #[test]
+    fn underscores_and_joined_forms() {
+        assert_eq!(run(&["--ubatch_size", "8", "--prompt=x_y", "-n5"]), ["--ubatch-size=8", "--prompt=x_y", "-n5"]);
+    }
+
+    #[test]
+    fn the_rest_is_left_for_clap_to_judge() {
+        assert_eq!(run(&["--nope", "-zz", "word", "-p"]), ["--nope", "-zz", "word", "--prompt"]);
+        assert_eq!(run(&["--", "-cnv"]), ["--", "-cnv"]);
+    }
+
+    #[test]
+    fn a_subcommand_has_its_own_flags() {
+        assert_eq!(run(&["tokenize", "-p", "-n", "--ids", "-cnv"]), ["tokenize", "--prompt=-n", "--ids", "-cnv"]);
+        assert_eq!(run(&["-p", "tokenize"]), ["--prompt=tokenize"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn bytes_that_are_not_utf8_survive() {
+        use std::os::unix::ffi::OsStringExt;
+        let path = OsString::from_vec(vec![b'a', 0xff]);
+        let out = normalise(&command(), [OsString::from("lisa-cpp"), OsString::from("-p"), path]);
+        assert_eq!(out[1].clone().into_vec(), b"--prompt=a\xff");
+    }
+}

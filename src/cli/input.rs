@@ -1,0 +1,138 @@
+//! Lines typed by the user: with a line editor on a terminal, plainly otherwise.
+
+use super::error::CliError;
+use rustyline::error::ReadlineError;
+use rustyline::history::FileHistory;
+use rustyline::{Behavior, Config, Editor};
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+
+/// What came from the user.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Line {
+    /// A message or a command, of one or several lines.
+    Text(String),
+    /// Ctrl-C at the prompt.
+    Interrupted,
+    /// Ctrl-D, or the end of a pipe.
+    End,
+}
+
+/// Where lines come from.
+pub enum Input {
+    /// A terminal: editing and history.
+    Terminal(Box<Editor<(), FileHistory>>, Option<PathBuf>),
+    /// A pipe or a file.
+    Plain(Box<dyn BufRead>),
+}
+
+impl Input {
+    /// Standard input, with an editor when it is a terminal.
+    pub fn open() -> Result<Self, CliError> {
+        if !std::io::stdin().is_terminal() {
+            return Ok(Input::Plain(Box::new(std::io::stdin().lock())));
+        }
+        // The terminal itself, so that standard output carries answers alone.
+        let config = Config::builder().behavior(Behavior::PreferTerm).auto_add_history(true).build();
+        let mut editor = Editor::with_config(config)
+            .map_err(|e| CliError::run(format!("cannot edit lines on this terminal: {e}")))?;
+        let history = history_file();
+        if let Some(path) = &history {
+            // A first run has no history, and a chat without one is still a chat.
+            let _ = editor.load_history(path);
+        }
+        Ok(Input::Terminal(Box::new(editor), history))
+    }
+
+    /// The next message: lines that end in a backslash go on in the next line.
+    pub fn read(&mut self) -> Result<Line, CliError> {
+        let mut text = String::new();
+        loop {
+            let first = text.is_empty();
+            match self.read_line(if first { "> " } else { "| " })? {
+                Line::Text(mut line) => {
+                    let goes_on = line.ends_with('\\');
+                    if goes_on {
+                        line.pop();
+                    }
+                    text.push_str(&line);
+                    if !goes_on {
+                        return Ok(Line::Text(text));
+                    }
+                    text.push('\n');
+                }
+                Line::End if !first => return Ok(Line::Text(text)),
+                other => return Ok(other),
+            }
+        }
+    }
+
+    fn read_line(&mut self, prompt: &str) -> Result<Line, CliError> {
+        match self {
+            Input::Terminal(editor, _) => match editor.readline(prompt) {
+                Ok(line) => Ok(Line::Text(line)),
+                Err(ReadlineError::Interrupted) => Ok(Line::Interrupted),
+                Err(ReadlineError::Eof) => Ok(Line::End),
+                Err(e) => Err(CliError::run(format!("terminal: {e}"))),
+            },
+            Input::Plain(reader) => {
+                let mut line = String::new();
+                match reader.read_line(&mut line) {
+                    Ok(0) => Ok(Line::End),
+                    Ok(_) => {
+                        let end = line.trim_end_matches('\n').trim_end_matches('\r').len();
+                        line.truncate(end);
+                        Ok(Line::Text(line))
+                    }
+                    Err(e) => Err(CliError::run(format!("standard input: {e}"))),
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        if let Input::Terminal(editor, Some(path)) = self {
+            let _ = path.parent().map(std::fs::create_dir_all);
+            let _ = editor.save_history(path);
+        }
+    }
+}
+
+/// `$XDG_STATE_HOME/lisa-cpp/history`, by default under `~/.local/state`.
+fn history_file() -> Option<PathBuf> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
+    Some(state.join("lisa-cpp").join("history"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &'static str) -> Vec<Line> {
+        let mut input = Input::Plain(Box::new(text.as_bytes()));
+        let mut all = Vec::new();
+        loop {
+            match input.read().unwrap() {
+                Line::End => return all,
+                line => all.push(line),
+            }
+        }
+    }
+
+    #[test]
+    fn plain_lines() {
+        let text = |s: &str| Line::Text(s.into());
+        assert_eq!(lines("one\ntwo\r\n\nthree"), [text("one"), text("two"), text(""), text("three")]);
+        assert_eq!(lines("a\\\nb\\\nc\nd\n"), [text("a\nb\nc"), text("d")]);
+        assert_eq!(lines("a\\"), [text("a\n")]);
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_an_error() {
+        let mut input = Input::Plain(Box::new(&b"\xff\n"[..]));
+        assert!(input.read().is_err());
+    }
+}

@@ -1,0 +1,339 @@
+//! `lisa-cpp inspect`: what a GGUF file holds and the memory it needs. Works for any architecture.
+
+use super::args::CacheTypeArg;
+use super::error::CliError;
+use super::load;
+use super::memory::human;
+use clap::{Args, ValueEnum};
+use ggml_ext::GgmlType;
+use ggml_ext::gguf::{Gguf, TensorInfo, Value};
+use lisa_cpp::attention::CacheType;
+use lisa_cpp::model::ModelFile;
+use serde_json::{Map, json};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::PathBuf;
+
+/// Flags of `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// GGUF file (of a split model: its first part). Default: the embedded story model
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Context for which memory is computed [default: the one the model was trained for]
+    #[arg(short, long, value_name = "N")]
+    ctx_size: Option<u64>,
+    /// Tokens that go through the layers together, for the memory of a pass [-ub]
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    ubatch_size: u64,
+    /// Print long arrays and strings in full
+    #[arg(long)]
+    all: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &InspectArgs) -> Result<(), CliError> {
+    let file = load::file(args.file.as_deref())?;
+    let parts = file.parse()?;
+    let report = Report::new(&file, &parts, args)?;
+    let text = if args.json { format!("{:#}\n", report.json(args.all)) } else { report.text(args.all) };
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Tensors of one type, summed.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    n_tensors: usize,
+    n_elements: u64,
+    n_bytes: u64,
+}
+
+impl Sum {
+    fn add(&mut self, t: &TensorInfo) {
+        self.n_tensors += 1;
+        self.n_elements += t.n_elements();
+        self.n_bytes += t.n_bytes;
+    }
+}
+
+struct Report<'f, 'g> {
+    file: &'f ModelFile,
+    parts: &'g [Gguf<'f>],
+    total: Sum,
+    by_type: BTreeMap<GgmlType, Sum>,
+    memory: Option<Memory>,
+}
+
+/// Bytes of memory a session takes.
+struct Memory {
+    n_ctx: u64,
+    n_ubatch: u64,
+    /// By element type of keys and values, as far as the size of the heads allows them.
+    cache: Vec<(CacheTypeArg, u64)>,
+    /// Work space of a forward pass.
+    compute: u64,
+}
+
+impl<'f, 'g> Report<'f, 'g> {
+    fn new(file: &'f ModelFile, parts: &'g [Gguf<'f>], args: &InspectArgs) -> Result<Self, CliError> {
+        let mut total = Sum::default();
+        let mut by_type = BTreeMap::<GgmlType, Sum>::new();
+        for t in parts.iter().flat_map(Gguf::tensors) {
+            total.add(t);
+            by_type.entry(t.ty).or_default().add(t);
+        }
+        let memory = Memory::of(&parts[0], args);
+        if memory.is_none() && args.ctx_size.is_some() {
+            return Err(CliError::run(
+                "--ctx-size: the file does not describe a decoder whose memory could be computed",
+            ));
+        }
+        Ok(Report { file, parts, total, by_type, memory })
+    }
+
+    fn tensors(&self) -> impl Iterator<Item = (usize, &TensorInfo)> {
+        self.parts.iter().enumerate().flat_map(|(part, g)| g.tensors().iter().map(move |t| (part, t)))
+    }
+
+    fn json(&self, all: bool) -> serde_json::Value {
+        let gguf = &self.parts[0];
+        let metadata: Map<_, _> = gguf.metadata().map(|(k, v)| (k.to_owned(), value_json(v, all))).collect();
+        let tensor = |(part, t): (usize, &TensorInfo)| {
+            json!({
+                "name": t.name, "shape": t.shape, "type": t.ty.name(), "bytes": t.n_bytes, "part": part, "offset": t.offset,
+            })
+        };
+        let kind = |(ty, s): (&GgmlType, &Sum)| json!({"type": ty.name(), "tensors": s.n_tensors, "parameters": s.n_elements, "bytes": s.n_bytes});
+        json!({
+            "file": self.file.name,
+            "bytes": self.file.n_bytes(),
+            "parts": self.parts.len(),
+            "version": gguf.version(),
+            "alignment": gguf.alignment(),
+            "parameters": self.total.n_elements,
+            "metadata": metadata,
+            "tensors": self.tensors().map(tensor).collect::<Vec<_>>(),
+            "types": self.by_type.iter().map(kind).collect::<Vec<_>>(),
+            "memory": self.memory.as_ref().map(|m| m.json(self.total.n_bytes)),
+        })
+    }
+
+    fn text(&self, all: bool) -> String {
+        let mut out = String::new();
+        self.write(&mut out, all).map_or_else(|_| String::new(), |()| out)
+    }
+
+    fn write(&self, out: &mut String, all: bool) -> std::fmt::Result {
+        let gguf = &self.parts[0];
+        writeln!(out, "file         {}", self.file.name)?;
+        let parts = if self.parts.len() > 1 { format!(" in {} parts", self.parts.len()) } else { String::new() };
+        writeln!(out, "size         {}{parts}", human(self.file.n_bytes() as u64))?;
+        writeln!(out, "format       GGUF v{}, aligned to {} bytes", gguf.version(), gguf.alignment())?;
+        writeln!(out, "parameters   {} ({:.2} bits each)", count(self.total.n_elements), self.total.bits())?;
+
+        writeln!(out, "\nmetadata: {} keys", gguf.metadata().count())?;
+        let width = gguf.metadata().map(|(k, _)| k.len()).max().unwrap_or(0);
+        for (key, value) in gguf.metadata() {
+            writeln!(out, "  {key:<width$}  {:<15}  {}", value.type_name(), value_text(value, all))?;
+        }
+
+        writeln!(out, "\ntensors: {}", self.total.n_tensors)?;
+        let width = self.tensors().map(|(_, t)| t.name.len()).max().unwrap_or(0);
+        for (_, t) in self.tensors() {
+            let shape = t.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+            writeln!(out, "  {:<width$}  {shape:<16}  {:<7}  {:>12}", t.name, t.ty.name(), human(t.n_bytes))?;
+        }
+
+        writeln!(out, "\ntypes")?;
+        for (ty, s) in &self.by_type {
+            let (n, parameters) = (s.n_tensors, count(s.n_elements));
+            writeln!(out, "  {:<7}  {n:>5} tensors  {parameters:>10} parameters  {:>12}", ty.name(), human(s.n_bytes))?;
+        }
+
+        if let Some(m) = &self.memory {
+            writeln!(out, "\nmemory for a context of {} tokens", m.n_ctx)?;
+            writeln!(out, "  weights           {:>12}", human(self.total.n_bytes))?;
+            for (kind, bytes) in &m.cache {
+                writeln!(out, "  cache in {:<5}    {:>12}", name(*kind), human(*bytes))?;
+            }
+            writeln!(
+                out,
+                "  compute buffers   {:>12}  (about, for passes of {} tokens)",
+                human(m.compute),
+                m.n_ubatch
+            )?;
+            let total = self.total.n_bytes.saturating_add(m.default_cache()).saturating_add(m.compute);
+            writeln!(out, "  together          {:>12}  (cache in f16)", human(total))?;
+        }
+        Ok(())
+    }
+}
+
+impl Sum {
+    fn bits(&self) -> f64 {
+        self.n_bytes as f64 * 8.0 / (self.n_elements.max(1)) as f64
+    }
+}
+
+impl Memory {
+    /// From the metadata; `None` where the file does not describe a transformer decoder. Sums saturate: a file can claim
+    /// anything.
+    fn of(gguf: &Gguf, args: &InspectArgs) -> Option<Self> {
+        let arch = gguf.str("general.architecture").ok()??;
+        let number = |key: &str| gguf.u64(&format!("{arch}.{key}")).ok().flatten();
+        let n_layer = number("block_count")?;
+        let n_embd = number("embedding_length")?;
+        // One number, or one per layer.
+        let per_layer = |key: &str| -> Option<Vec<u64>> {
+            match gguf.u32s(&format!("{arch}.{key}")) {
+                Ok(Some(all)) => Some(all.into_iter().map(u64::from).collect()),
+                _ => number(key).map(|n| vec![n]),
+            }
+        };
+        let at = |all: &[u64], layer: u64| *all.get(layer as usize).or(all.last()).unwrap_or(&0);
+        let n_head = per_layer("attention.head_count")?;
+        let n_head_kv = per_layer("attention.head_count_kv").unwrap_or_else(|| n_head.clone());
+        let most_heads = n_head.iter().copied().max().filter(|&n| n > 0)?;
+        let head_k = number("attention.key_length").unwrap_or(n_embd / most_heads);
+        let head_v = number("attention.value_length").unwrap_or(n_embd / most_heads);
+        let n_ff = per_layer("feed_forward_length")?.into_iter().max().unwrap_or(0);
+        let n_ctx = args.ctx_size.filter(|&n| n > 0).or_else(|| number("context_length"))?;
+
+        // A claim of more layers than this is no decoder's.
+        let layers = 0..n_layer.min(1 << 16);
+        let head = |kind: CacheTypeArg, n: u64| {
+            let n = usize::try_from(n).ok()?;
+            CacheType::from(kind).ggml().row_bytes(n).map(|bytes| bytes as u64)
+        };
+        let cache = CacheTypeArg::value_variants().iter().filter_map(|&kind| {
+            let head = head(kind, head_k)?.saturating_add(head(kind, head_v)?);
+            let heads = layers.clone().map(|l| at(&n_head_kv, l)).fold(0u64, u64::saturating_add);
+            Some((kind, heads.saturating_mul(head).saturating_mul(n_ctx)))
+        });
+        let cache = cache.collect();
+
+        let n_ubatch = args.ubatch_size.min(n_ctx);
+        let q = most_heads.saturating_mul(head_k);
+        let kv = n_head_kv.iter().max()?.saturating_mul(head_k.saturating_add(head_v));
+        // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
+        let per_token = [n_embd.saturating_mul(3), q.saturating_mul(2), kv, n_ff.saturating_mul(3)];
+        let per_token = per_token.into_iter().fold(0u64, u64::saturating_add).saturating_mul(4);
+        let n_vocab = match gguf.get("tokenizer.ggml.tokens") {
+            Some(Value::Array(tokens)) => tokens.len() as u64,
+            _ => 0,
+        };
+        let compute = per_token.saturating_mul(n_ubatch).saturating_add(n_vocab.saturating_mul(4).max(16 << 20));
+        Some(Memory { n_ctx, n_ubatch, cache, compute })
+    }
+
+    fn default_cache(&self) -> u64 {
+        self.cache.iter().find(|(kind, _)| matches!(kind, CacheTypeArg::F16)).map_or(0, |c| c.1)
+    }
+
+    fn json(&self, weights: u64) -> serde_json::Value {
+        let cache: Map<_, _> = self.cache.iter().map(|(kind, bytes)| (name(*kind), json!(bytes))).collect();
+        json!({
+            "n_ctx": self.n_ctx,
+            "n_ubatch": self.n_ubatch,
+            "weights_bytes": weights,
+            "cache_bytes": cache,
+            "compute_bytes": self.compute,
+            "total_bytes": weights.saturating_add(self.default_cache()).saturating_add(self.compute),
+        })
+    }
+}
+
+fn name(kind: CacheTypeArg) -> String {
+    kind.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
+}
+
+/// Elements of an array that are shown without `--all`.
+const FEW: usize = 6;
+/// Characters of a string that are shown without `--all`.
+const SHORT: usize = 64;
+
+fn value_json(value: &Value, all: bool) -> serde_json::Value {
+    match value {
+        Value::Bool(v) => json!(v),
+        Value::String(v) => json!(v),
+        // JSON has no infinities and no NaN.
+        Value::F32(v) if !v.is_finite() => json!(v.to_string()),
+        Value::F64(v) if !v.is_finite() => json!(v.to_string()),
+        // Through the shortest decimal form: 1e-5, not 9.999999747378752e-6.
+        Value::F32(v) => v.to_string().parse::<f64>().map_or(json!(v), |v| json!(v)),
+        Value::F64(v) => json!(v),
+        Value::U64(v) => json!(v),
+        Value::Array(a) if all || a.len() <= FEW => a.iter().map(|v| value_json(&v, all)).collect(),
+        Value::Array(a) => json!({
+            "type": value.type_name(),
+            "length": a.len(),
+            "first": a.iter().take(FEW).map(|v| value_json(&v, all)).collect::<Vec<_>>(),
+        }),
+        int => json!(int.as_int().and_then(|v| i64::try_from(v).ok())),
+    }
+}
+
+fn value_text(value: &Value, all: bool) -> String {
+    match value {
+        Value::Bool(v) => v.to_string(),
+        Value::F32(v) => v.to_string(),
+        Value::F64(v) => v.to_string(),
+        Value::String(s) => match s.char_indices().nth(SHORT) {
+            Some((end, _)) if !all => format!("{:?}... ({} bytes)", &s[..end], s.len()),
+            _ => format!("{s:?}"),
+        },
+        Value::Array(a) => {
+            let n = if all { a.len() } else { FEW };
+            let mut text = a.iter().take(n).map(|v| value_text(&v, all)).collect::<Vec<_>>().join(", ");
+            if a.len() > n {
+                let _ = write!(text, ", ... ({} elements)", a.len());
+            }
+            format!("[{text}]")
+        }
+        int => int.as_int().map(|v| v.to_string()).unwrap_or_default(),
+    }
+}
+
+/// `134.52 M`.
+fn count(n: u64) -> String {
+    match n as f64 {
+        x if x >= 1e9 => format!("{:.2} G", x / 1e9),
+        x if x >= 1e6 => format!("{:.2} M", x / 1e6),
+        x if x >= 1e3 => format!("{:.2} k", x / 1e3),
+        _ => n.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_abbreviated_unless_all_is_wanted() {
+        let long = "é".repeat(100);
+        assert!(value_text(&Value::String(&long), false).ends_with("... (200 bytes)"));
+        assert_eq!(value_text(&Value::String(&long), true), format!("{long:?}"));
+        assert_eq!(value_text(&Value::String("a\nb"), false), r#""a\nb""#);
+        assert_eq!(value_text(&Value::F32(1e-5), false), "0.00001");
+    }
+
+    #[test]
+    fn json_values() {
+        assert_eq!(value_json(&Value::F32(1e-5), false), json!(1e-5));
+        assert_eq!(value_json(&Value::F32(f32::NEG_INFINITY), false), json!("-inf"));
+        assert_eq!(value_json(&Value::U64(u64::MAX), false), json!(u64::MAX));
+        assert_eq!(value_json(&Value::I8(-3), false), json!(-3));
+    }
+
+    #[test]
+    fn counts() {
+        assert_eq!(count(999), "999");
+        assert_eq!(count(134_515_008), "134.52 M");
+    }
+}

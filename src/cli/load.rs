@@ -1,0 +1,132 @@
+//! Opening models and sessions for the subcommands.
+
+use super::args::{ComputeArgs, ModelArgs};
+use super::error::CliError;
+use super::memory;
+use super::progress::{Log, Progress};
+use lisa_cpp::attention::CacheType;
+use lisa_cpp::model::{Config, Model, ModelFile, ModelParams};
+use lisa_cpp::runtime::Session;
+use lisa_cpp::tokenizer::Tokenizer;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The file at `path`, or the embedded model's.
+pub fn file(path: Option<&Path>) -> Result<ModelFile, CliError> {
+    match path {
+        Some(path) => Ok(ModelFile::open(path)?),
+        None => Ok(ModelFile::embedded()),
+    }
+}
+
+/// The vocabulary alone, which needs no weights.
+pub fn tokenizer(path: Option<&Path>) -> Result<Tokenizer, CliError> {
+    let file = file(path)?;
+    let parts = file.parse()?;
+    Ok(Tokenizer::from_gguf(&parts[0])?)
+}
+
+/// Loads the model the flags name, with a progress bar, and says what it is.
+pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Model>, CliError> {
+    const STEPS: f32 = 1000.0;
+    let file = file(args.model.as_deref())?;
+    let model = {
+        let mut bar = Progress::new(log, "loading the model", STEPS as u64);
+        let mut progress = |done: f32| bar.set((done * STEPS) as u64);
+        Model::load(
+            &file,
+            ModelParams {
+                use_mmap: !args.no_mmap,
+                mlock: args.mlock,
+                n_threads: compute.n_threads()?,
+                progress: Some(&mut progress),
+            },
+        )?
+    };
+    for warning in model.warnings() {
+        log.line(format_args!("warning: {warning}"));
+    }
+    log.line(format_args!(
+        "model: {} ({}, {} layers, {}), kernels: {}",
+        model.name().unwrap_or(&file.name),
+        model.config().arch,
+        model.config().n_layer,
+        memory::human(model.n_file_bytes() as u64),
+        model.kernels().tier.name(),
+    ));
+    Ok(Arc::new(model))
+}
+
+/// Opens a session with a context of `wanted` tokens: 0 for the model's own, `None` for as much of it as memory allows.
+pub fn session(model: &Arc<Model>, compute: &ComputeArgs, wanted: Option<u32>, log: Log) -> Result<Session, CliError> {
+    let n_ctx_train = model.n_ctx_train();
+    let mut params = compute.session_params(0)?;
+    params.n_ctx = match wanted {
+        Some(0) => n_ctx_train,
+        Some(n) => n as usize,
+        None => {
+            let per_token = cache_bytes_per_token(model.config(), params.cache_type_k, params.cache_type_v);
+            let n_ctx = affordable_context(n_ctx_train, per_token, memory::available());
+            if n_ctx < n_ctx_train {
+                log.line(format_args!(
+                    "note: context of {n_ctx} tokens instead of the model's {n_ctx_train}, whose cache would take {}; -c 0 \
+                     takes it all",
+                    memory::human(n_ctx_train as u64 * per_token)
+                ));
+            }
+            n_ctx
+        }
+    };
+    if params.n_ctx > n_ctx_train {
+        log.line(format_args!(
+            "warning: the model was trained for {n_ctx_train} tokens of context, and {} are asked for",
+            params.n_ctx
+        ));
+    }
+    let (n_threads, n_threads_batch) = (params.n_threads, params.n_threads_batch);
+    let session = Session::new(model.clone(), params)?;
+    let threads = match n_threads_batch {
+        0 => n_threads.to_string(),
+        n if n == n_threads => n.to_string(),
+        n => format!("{n_threads} ({n} for prompts)"),
+    };
+    log.line(format_args!(
+        "context: {} tokens, cache: {}, threads: {threads}",
+        session.n_ctx(),
+        memory::human(session.cache().n_bytes() as u64)
+    ));
+    Ok(session)
+}
+
+/// Bytes of keys and values per token of context.
+pub fn cache_bytes_per_token(config: &Config, k: CacheType, v: CacheType) -> u64 {
+    let row = |kind: CacheType, n: usize| kind.ggml().row_bytes(n).unwrap_or(4 * n) as u64;
+    let layer = row(k, config.n_head_kv * config.head_dim_k) + row(v, config.n_head_kv * config.head_dim_v);
+    layer * config.n_layer as u64
+}
+
+/// Contexts are not reduced below this.
+const MIN_CONTEXT: usize = 4096;
+
+/// The largest context up to `n_ctx_train`, in steps of 256, whose cache takes at most half of the `available` bytes.
+fn affordable_context(n_ctx_train: usize, bytes_per_token: u64, available: Option<u64>) -> usize {
+    // Where the system does not tell what is free, assume a small machine.
+    let budget = available.unwrap_or(4 << 30) / 2;
+    let fits = usize::try_from(budget / bytes_per_token.max(1)).unwrap_or(usize::MAX) / 256 * 256;
+    n_ctx_train.min(fits.max(MIN_CONTEXT))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_that_fit() {
+        let gib = 1u64 << 30;
+        assert_eq!(affordable_context(2048, 1 << 10, Some(gib)), 2048);
+        assert_eq!(affordable_context(131_072, 1 << 15, Some(2 * gib)), 32_768);
+        assert_eq!(affordable_context(131_072, 1 << 15, Some(0)), MIN_CONTEXT);
+        assert_eq!(affordable_context(512, 1 << 30, None), 512);
+        assert_eq!(affordable_context(131_072, 100_000, Some(gib)) % 256, 0);
+    }
+}

@@ -1,0 +1,569 @@
+//! The program as its users meet it: every test runs the binary, nearly all with the embedded model.
+
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
+    command.args(args).stdin(Stdio::null()).env_remove("LISA_CPU");
+    command
+}
+
+fn lisa(args: &[&str]) -> Output {
+    command(args).output().unwrap()
+}
+
+fn spawn(args: &[&str]) -> Child {
+    command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Runs with `input` on standard input.
+fn lisa_with(args: &[&str], input: &str) -> Output {
+    let mut child = spawn(args);
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output and standard error of a run that must succeed.
+fn success(output: &Output) -> (String, String) {
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{:?}\n{err}", output.status);
+    (out, err)
+}
+
+fn ok(args: &[&str]) -> (String, String) {
+    success(&lisa(args))
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&ok(args).0).unwrap()
+}
+
+/// The one line on standard error of a run that must end with `code` and print nothing.
+fn error(args: &[&str], code: i32) -> String {
+    let output = lisa(args);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {err}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+    let line = err.lines().last().unwrap_or_default();
+    assert!(line.starts_with("error: "), "{args:?}: {err}");
+    assert_eq!(err.matches("error:").count(), 1, "{args:?}: {err}");
+    line.to_owned()
+}
+
+fn embedded() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/stories260K.gguf")
+}
+
+const STORY: &[&str] = &["-p", "Once upon a time", "-n", "32", "-s", "1"];
+
+fn story(more: &[&str]) -> Vec<&'static str> {
+    // Leaking a few strings keeps the call sites readable.
+    STORY.iter().copied().chain(more.iter().map(|s| &*s.to_string().leak())).collect()
+}
+
+#[test]
+fn standard_output_carries_the_answer_alone() {
+    let (out, err) = ok(STORY);
+    let object = json(&story(&["--json"]));
+    assert_eq!(out, format!("{}\n", object["text"].as_str().unwrap()));
+    assert!(out.split_whitespace().count() > 10, "{out}");
+    assert!(!out.contains("Once upon a time"));
+    for part in ["Once upon a time", "sampler: seed 1", "prompt eval time", "tokens per second", "peak memory"] {
+        assert!(err.contains(part), "{part} is missing in: {err}");
+    }
+}
+
+#[test]
+fn standard_error_can_be_silenced() {
+    let (out, err) = ok(&story(&["--log-disable"]));
+    assert_eq!((out, err.as_str()), (ok(STORY).0, ""));
+    let (_, err) = ok(&story(&["--no-perf", "--no-display-prompt"]));
+    assert!(!err.contains("Once") && !err.contains("total time"), "{err}");
+}
+
+#[test]
+fn a_seed_gives_the_same_text_at_any_thread_count() {
+    let one = ok(&story(&["-t", "1"])).0;
+    assert_eq!(ok(&story(&["-t", "2"])).0, one);
+    assert_eq!(ok(&story(&["-t", "3", "-tb", "2", "-ub", "2"])).0, one);
+    assert_ne!(ok(&story(&["-s", "2"])).0, one);
+}
+
+#[test]
+fn temperature_zero_needs_no_seed() {
+    let greedy = |seed: &str| ok(&story(&["--temp", "0", "-s", seed])).0;
+    assert_eq!(greedy("1"), greedy("2"));
+    assert_eq!(greedy("1"), ok(&story(&["--top-k", "1", "-s", "3"])).0);
+}
+
+#[test]
+fn the_file_on_disk_is_the_embedded_model() {
+    let path = embedded();
+    let path = path.to_str().unwrap();
+    let out = ok(STORY).0;
+    assert_eq!(ok(&story(&["-m", path])).0, out);
+    assert_eq!(ok(&story(&["-m", path, "--no-mmap"])).0, out);
+}
+
+#[test]
+fn json_tells_all() {
+    let object = json(&story(&["--json"]));
+    assert_eq!(object["prompt"], "Once upon a time");
+    assert_eq!(object["seed"], 1);
+    assert_eq!(object["stop"], "limit");
+    assert_eq!(object["tokens"].as_array().unwrap().len(), 32);
+    let timings = &object["timings"];
+    assert_eq!(timings["eval_tokens"], 31);
+    assert!(timings["prompt_tokens"].as_u64().unwrap() >= 4);
+    assert!(timings["total_ms"].as_f64().unwrap() >= timings["load_ms"].as_f64().unwrap());
+    // A seed chosen at random is told, and repeats the run.
+    let free = json(&["-p", "One day", "-n", "8", "--json"]);
+    let again = json(&["-p", "One day", "-n", "8", "--json", "-s", &free["seed"].to_string()]);
+    assert_eq!(free["text"], again["text"]);
+}
+
+#[test]
+fn no_tokens_no_text() {
+    let (out, err) = ok(&["-p", "Once", "-n", "0"]);
+    assert_eq!(out, "");
+    assert!(err.contains("prompt eval time"));
+    assert_eq!(json(&["-p", "Once", "-n", "0", "--json"])["tokens"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn without_a_prompt_the_start_token_begins() {
+    assert!(ok(&["-n", "8", "-s", "1"]).0.len() > 8);
+}
+
+#[test]
+fn generation_stops_at_the_end_of_the_context() {
+    let object = json(&["-p", "Once upon a time", "-c", "24", "--ignore-eos", "-s", "1", "--json"]);
+    assert_eq!(object["stop"], "context-full");
+    let n_prompt = object["timings"]["prompt_tokens"].as_u64().unwrap() as usize;
+    assert_eq!(object["tokens"].as_array().unwrap().len() + n_prompt, 25);
+    let (_, err) = ok(&["-p", "Once upon a time", "-c", "24", "--ignore-eos", "-s", "1"]);
+    assert!(err.contains("context of 24 tokens is full"), "{err}");
+}
+
+#[test]
+fn context_shift_goes_on() {
+    let args =
+        ["-p", "Once upon a time", "-c", "24", "--ignore-eos", "-n", "100", "--context-shift", "-s", "1", "--json"];
+    let object = json(&args);
+    assert_eq!((object["stop"].as_str(), object["tokens"].as_array().unwrap().len()), (Some("limit"), 100));
+    assert_eq!(object["text"], json(&[&args[..], &["-t", "2"]].concat())["text"]);
+}
+
+#[test]
+fn a_prompt_that_is_too_long_is_never_cut() {
+    let prompt = "One day a cat sat on a mat and saw a dog. ".repeat(8);
+    let n = serde_json::from_str::<Vec<u32>>(&ok(&["tokenize", "-p", &prompt, "--ids"]).0).unwrap().len();
+    let message = error(&["-p", &prompt, "-c", "32", "-n", "4"], 1);
+    for part in [n.to_string(), "32".into(), (n - 32).to_string(), "--context-shift".into()] {
+        assert!(message.contains(&part), "{part} is missing in: {message}");
+    }
+    let (out, err) = ok(&["-p", &prompt, "-c", "32", "-n", "4", "--context-shift", "-s", "1"]);
+    assert!(!out.is_empty() && err.contains("forgot"), "{err}");
+    // The whole prompt is read, piece by piece.
+    let timings = &json(&["-p", &prompt, "-c", "32", "-n", "4", "--context-shift", "--json"])["timings"];
+    assert_eq!(timings["prompt_tokens"], n);
+}
+
+#[test]
+fn keep_must_leave_something_to_forget() {
+    let prompt = "One day a cat sat on a mat and saw a dog. ".repeat(8);
+    let message = error(&["-p", &prompt, "-c", "32", "-n", "4", "--context-shift", "--keep", "-1"], 1);
+    assert!(message.contains("--keep"), "{message}");
+}
+
+#[test]
+fn ignoring_the_end_of_the_text() {
+    // Forbidding every other token makes the end certain.
+    let eog = json(&["inspect", "--json"])["metadata"]["tokenizer.ggml.eos_token_id"].as_u64().unwrap();
+    let force = format!("{eog}+inf");
+    let object = json(&["-p", "Once", "-n", "9", "--json", "--logit-bias", &force]);
+    assert_eq!((object["stop"].as_str(), object["text"].as_str()), (Some("eog"), Some("")));
+    assert_eq!(object["tokens"], serde_json::json!([eog]));
+    let object = json(&["-p", "Once", "-n", "600", "--context-shift", "--json", "--ignore-eos", "-s", "3"]);
+    assert_eq!((object["stop"].as_str(), object["tokens"].as_array().unwrap().len()), (Some("limit"), 600));
+}
+
+#[test]
+fn biases_forbid_and_force() {
+    let ids: Vec<u32> = serde_json::from_str(&ok(&["tokenize", "-p", " cat", "--ids", "--no-bos"]).0).unwrap();
+    let object = json(&["-p", "A", "-n", "3", "--json", "-l", &format!("{}+1000", ids[0])]);
+    assert_eq!(object["tokens"], serde_json::json!([ids[0], ids[0], ids[0]]));
+}
+
+#[test]
+fn reverse_prompts_end_the_answer() {
+    let whole = ok(&story(&["--temp", "0"])).0;
+    let word = whole.split_whitespace().nth(6).unwrap();
+    let object = json(&story(&["--temp", "0", "-r", word, "--json"]));
+    assert_eq!(object["stop"], "reverse-prompt");
+    let part = object["text"].as_str().unwrap();
+    assert!(part.contains(word) && whole.starts_with(part) && part.len() < whole.len() - 1, "{part}");
+}
+
+#[test]
+fn prompts_from_files_and_pipes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("prompt.txt");
+    std::fs::write(&path, "Once upon a time\n").unwrap();
+    let path = path.to_str().unwrap();
+    let out = ok(STORY).0;
+    assert_eq!(ok(&["-f", path, "-n", "32", "-s", "1"]).0, out);
+    let piped = lisa_with(&["-f", "-", "-n", "32", "-s", "1"], "Once upon a time");
+    assert_eq!(success(&piped).0, out);
+}
+
+#[test]
+fn escapes_and_affixes() {
+    let prompt = |args: &[&str]| json(&[args, &["-n", "0", "--json"]].concat())["prompt"].as_str().unwrap().to_owned();
+    assert_eq!(prompt(&["-p", r"a\nb\\"]), "a\nb\\");
+    assert_eq!(prompt(&["-p", r"a\nb", "--no-escape"]), r"a\nb");
+    assert_eq!(prompt(&["-p", "x", "--in-prefix", r"Q:\t", "--in-suffix", r"\nA:"]), "Q:\tx\nA:");
+    assert!(error(&["-p", r"\xff", "-n", "0"], 2).contains("--no-escape"));
+}
+
+#[test]
+fn mistakes_on_the_command_line_exit_with_2() {
+    for (args, named) in [
+        (&["--tempp", "1"][..], "--temp"),
+        (&["nonsense"], "nonsense"),
+        (&["-n", "x"], "--predict"),
+        (&["-n", "-3"], "--predict"),
+        (&["--top-p", "2"], "--top-p"),
+        (&["--temp", "nan"], "--temp"),
+        (&["-s", "-2"], "--seed"),
+        (&["--samplers", "top_z"], "--samplers"),
+        (&["-l", "5"], "--logit-bias"),
+        (&["-l", "999999+1", "-p", "x"], "--logit-bias"),
+        (&["-b", "0"], "--batch-size"),
+        (&["-ub", "0"], "--ubatch-size"),
+        (&["-t", "100000"], "--threads"),
+        (&["-ctk", "q4"], "--cache-type-k"),
+        (&["-r", ""], "--reverse-prompt"),
+        (&["--keep", "-2"], "--keep"),
+        (&["-sys", "x"], "--conversation"),
+        (&["-cnv", "--json"], "--json"),
+        (&["-cnv", "--chat-template", "nosuch", "-p", "x", "-st"], "nosuch"),
+        (&["-cnv", "--chat-template-kwargs", "[]"], "--chat-template-kwargs"),
+        (&["logits", "--ids", "[1,"], "--ids"),
+        (&["logits", "--ids", "[]"], "no tokens"),
+        (&["logits"], "--ids"),
+        (&["perplexity", "-p", "x", "--chunks", "0"], "--chunks"),
+        (&["perplexity", "-p", "too short"], "1024"),
+    ] {
+        let message = error(args, 2);
+        assert!(message.contains(named), "{args:?}: {message}");
+    }
+}
+
+#[test]
+fn files_that_cannot_be_used_exit_with_1() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let bytes = std::fs::read(embedded()).unwrap();
+    let missing = dir.path().join("missing.gguf").to_str().unwrap().to_owned();
+    let directory = dir.path().to_str().unwrap().to_owned();
+    for path in [
+        missing,
+        directory,
+        write("empty.gguf", b""),
+        write("text.gguf", b"this is a text and no model at all, however long it may become"),
+        write("short.gguf", &bytes[..bytes.len() / 2]),
+        write("header.gguf", &bytes[..100]),
+    ] {
+        for args in [&["-p", "x", "-m", &path][..], &["inspect", &path], &["tokenize", "-p", "x", "-m", &path]] {
+            let message = error(args, 1);
+            assert!(message.contains(&path), "{args:?}: {message}");
+        }
+    }
+    assert!(error(&["-f", &write("latin1.txt", b"caf\xe9")], 1).contains("byte 3"));
+    assert!(error(&["-f", "/nonexistent/prompt"], 1).contains("/nonexistent/prompt"));
+}
+
+#[test]
+fn an_unknown_kernel_set_is_refused() {
+    let output = command(STORY).env("LISA_CPU", "mmx").output().unwrap();
+    let err = text(&output.stderr);
+    assert!(!output.status.success() && err.contains("LISA_CPU") && err.contains("portable"), "{err}");
+    assert!(command(STORY).env("LISA_CPU", "portable").output().unwrap().status.success());
+}
+
+#[test]
+fn help_and_version() {
+    let (out, _) = ok(&["--version"]);
+    assert_eq!(out, format!("lisa-cpp {}\n", env!("CARGO_PKG_VERSION")));
+    let (out, _) = ok(&["--help"]);
+    for part in ["--ctx-size", "--repeat-penalty", "perplexity", "LISA_CPU", "-cnv"] {
+        assert!(out.contains(part), "{part} is missing in: {out}");
+    }
+    for sub in ["inspect", "tokenize", "logits", "perplexity"] {
+        assert!(ok(&[sub, "--help"]).0.contains("Usage: lisa-cpp"), "{sub}");
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut child = spawn(&["-p", "Once", "-n", "100000", "--ignore-eos", "--context-shift"]);
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 16]).unwrap();
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    let err = text(&output.stderr);
+    assert!(output.status.success(), "{err}");
+    assert!(!err.contains("panicked") && !err.contains("error"), "{err}");
+}
+
+#[cfg(unix)]
+fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_a_completion_with_its_timings() {
+    let mut child = spawn(&["-p", "Once", "-n", "100000", "--ignore-eos", "--context-shift"]);
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 16]).unwrap();
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains("eval time") && !err.contains("error"), "{err}");
+}
+
+const CHAT: &[&str] = &["-cnv", "--chat-template", "chatml", "-s", "1", "-n", "12", "--ignore-eos"];
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_an_answer_and_not_the_chat() {
+    let args = ["-cnv", "--chat-template", "chatml", "-n", "100000", "--ignore-eos", "--context-shift"];
+    let mut child = spawn(&args);
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"hello\n").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 16]).unwrap();
+    interrupt(&child);
+    stdin.write_all(b"/tokens\n").unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let err = text(&output.stderr);
+    assert!(output.status.success(), "{err}");
+    assert!(err.contains("tokens of the context are in use"), "{err}");
+}
+
+#[test]
+fn a_single_turn_answers_once() {
+    let args = [CHAT, &["-st", "-p", "Tell me a story"]].concat();
+    let (out, _) = ok(&args);
+    assert!(out.len() > 8 && !out.contains("Tell me"));
+    // The message can come from the pipe, and --json wraps the answer.
+    let piped = lisa_with(&[CHAT, &["-st"]].concat(), "Tell me a story\nand this is not read\n");
+    assert_eq!(success(&piped).0, out);
+    let object = json(&[&args[..], &["--json"]].concat());
+    assert_eq!(format!("{}\n", object["text"].as_str().unwrap()), out);
+    assert_eq!(object["prompt"], "Tell me a story");
+}
+
+#[test]
+fn a_chat_with_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("chat.json");
+    let file = file.to_str().unwrap();
+    let input = format!(
+        "/help\nhello\n/regen\n/tokens\n/system Be kind.\n/system\nmore\\\nlines\n/save {file}\n/clear\n/load {file}\n/regen\n\
+         /nope\n/load /nonexistent\n/timings\n//slash\n/reset\n/regen\n/exit\nnot read\n"
+    );
+    let output = lisa_with(CHAT, &input);
+    let (out, err) = success(&output);
+    for part in [
+        "/save FILE",
+        "of 512 tokens of the context are in use",
+        "Be kind.",
+        "Saved 5 messages",
+        "Loaded 5 messages",
+        "/nope is not a command",
+        "/nonexistent",
+        "prompt eval time",
+        "there is no message to answer",
+    ] {
+        assert!(err.contains(part), "{part} is missing in: {err}");
+    }
+    // Five answers: hello, its second one, two lines, again after /load, //slash.
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let field = |i: usize, name: &str| saved[i][name].as_str().unwrap();
+    assert_eq!((field(0, "role"), field(0, "content")), ("system", "Be kind."));
+    assert_eq!((field(1, "content"), field(3, "content")), ("hello", "more\nlines"));
+    assert!(out.contains(field(2, "content")) && out.contains(field(4, "content")));
+    assert!(!out.contains("not read") && !out.contains("Saved"));
+}
+
+#[test]
+fn another_answer_to_the_same_message() {
+    let answer = |input: &str| success(&lisa_with(CHAT, input)).0;
+    let once = answer("hello\n");
+    let twice = answer("hello\n/regen\n");
+    assert!(twice.starts_with(&once) && twice[once.len()..] != once, "{twice}");
+    // From the start, with the same seed, the same answer.
+    assert_eq!(answer("hello\n/reset\nhello\n"), once.repeat(2));
+}
+
+#[test]
+fn a_chat_that_fills_the_context_goes_on() {
+    let args = ["-cnv", "--in-prefix", "Q: ", "--in-suffix", " A:", "-s", "1", "-n", "12", "--ignore-eos", "-c", "64"];
+    let output = lisa_with(&args, "hello\nhow are you\nwhat is that\nand this\nshort\n/clear\nhi\n");
+    let (_, err) = success(&output);
+    assert!(err.contains("/clear begins a new one"), "{err}");
+    let shifted = [&args[..], &["--context-shift"]].concat();
+    let output = lisa_with(&shifted, "hello\nhow are you\nwhat is that\nand this\nshort\n");
+    assert!(!success(&output).1.contains("error"));
+}
+
+#[test]
+fn tokenize_prints_ids_and_lines() {
+    let ids: Vec<u32> = serde_json::from_str(&ok(&["tokenize", "-p", "Once upon a time", "--ids"]).0).unwrap();
+    let bare: Vec<u32> =
+        serde_json::from_str(&ok(&["tokenize", "-p", "Once upon a time", "--ids", "--no-bos"]).0).unwrap();
+    assert_eq!(ids[1..], bare);
+    let (out, _) = ok(&["tokenize", "-p", "Once upon a time", "--no-bos"]);
+    let parsed: Vec<u32> = out.lines().map(|l| l.split("->").next().unwrap().trim().parse().unwrap()).collect();
+    assert_eq!(parsed, bare);
+    assert!(out.lines().all(|l| l.ends_with('\'')), "{out}");
+    let piped = lisa_with(&["tokenize", "--ids"], "Once upon a time");
+    assert_eq!(serde_json::from_str::<Vec<u32>>(&success(&piped).0).unwrap(), ids);
+    let (out, _) = ok(&["tokenize", "-p", "a", "--show-count"]);
+    assert!(out.ends_with(&format!("Total number of tokens: {}\n", out.lines().count() - 1)), "{out}");
+}
+
+#[test]
+fn tokenize_reads_files_to_the_last_byte_and_special_text_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text");
+    std::fs::write(&path, "a\n").unwrap();
+    let ids =
+        |args: &[&str]| serde_json::from_str::<Vec<u32>>(&ok(&[&["tokenize", "--ids"], args].concat()).0).unwrap();
+    assert_eq!(ids(&["-f", path.to_str().unwrap()]), ids(&["-p", "a\n"]));
+    assert_eq!(ids(&["-p", r"a\n"]), ids(&["-p", "a\n"]));
+    assert_ne!(ids(&["-p", r"a\n", "--no-escape"]), ids(&["-p", "a\n"]));
+    assert!(ids(&["-p", "</s>"]).len() < ids(&["-p", "</s>", "--no-parse-special"]).len());
+}
+
+#[test]
+fn logits_are_log_probabilities() {
+    let ids: Vec<u32> = serde_json::from_str(&ok(&["tokenize", "-p", "Once upon a time", "--ids"]).0).unwrap();
+    let given = serde_json::to_string(&ids).unwrap();
+    let all = json(&["logits", "--ids", &given, "--top", "1000000", "--json"]);
+    let positions = all["positions"].as_array().unwrap();
+    assert_eq!(positions.len(), ids.len());
+    for (i, position) in positions.iter().enumerate() {
+        let list = |name: &str| position[name].as_array().unwrap().clone();
+        let (top_ids, probs) = (list("top_ids"), list("top_logprobs"));
+        let probs: Vec<f64> = probs.iter().map(|p| p.as_f64().unwrap()).collect();
+        assert_eq!(top_ids.len(), probs.len());
+        assert!(probs.is_sorted_by(|a, b| a >= b));
+        assert!((probs.iter().map(|p| p.exp()).sum::<f64>() - 1.0).abs() < 1e-4);
+        match ids.get(i + 1) {
+            Some(&next) => {
+                let at = top_ids.iter().position(|id| *id == next).unwrap();
+                assert_eq!(position["next_logprob"].as_f64().unwrap(), probs[at]);
+            }
+            None => assert!(position["next_logprob"].is_null()),
+        }
+    }
+    let few = json(&["logits", "-p", "Once upon a time", "--top", "2", "--json"]);
+    assert_eq!(
+        few["positions"][1]["top_ids"].as_array().unwrap()[..],
+        positions[1]["top_ids"].as_array().unwrap()[..2]
+    );
+    let exact = json(&["logits", "--ids", &given, "--top", "1", "--json", "--exact"]);
+    let near = |v: &Value| v["positions"][2]["top_logprobs"][0].as_f64().unwrap();
+    assert!((near(&exact) - near(&all)).abs() < 0.1);
+    assert_eq!(ok(&["logits", "-p", "Once", "--top", "3"]).0.lines().filter(|l| l.contains('"')).count() % 4, 0);
+}
+
+#[test]
+fn logits_refuses_ids_outside_the_vocabulary() {
+    assert!(error(&["logits", "--ids", "[1,100000]", "--json"], 2).contains("100000"));
+}
+
+#[test]
+fn inspect_shows_the_file() {
+    let object = json(&["inspect", "--json"]);
+    assert_eq!(object["metadata"]["general.architecture"], "llama");
+    assert_eq!(object["parts"], 1);
+    assert_eq!(object["bytes"], std::fs::metadata(embedded()).unwrap().len());
+    let tensors = object["tensors"].as_array().unwrap();
+    let sum = |list: &[Value], name: &str| list.iter().map(|t| t[name].as_u64().unwrap()).sum::<u64>();
+    let elements = |t: &Value| t["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap()).product::<u64>();
+    assert_eq!(tensors.iter().map(elements).sum::<u64>(), object["parameters"].as_u64().unwrap());
+    let types = object["types"].as_array().unwrap();
+    assert_eq!(sum(types, "bytes"), sum(tensors, "bytes"));
+    assert_eq!(sum(types, "tensors"), tensors.len() as u64);
+    let tokens = &object["metadata"]["tokenizer.ggml.tokens"];
+    assert_eq!((tokens["length"].as_u64(), tokens["first"].as_array().unwrap().len()), (Some(512), 6));
+    let all = json(&["inspect", "--json", "--all", embedded().to_str().unwrap()]);
+    assert_eq!(all["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 512);
+}
+
+#[test]
+fn inspect_computes_the_memory_of_a_context() {
+    let memory = |n: &str| json(&["inspect", "--json", "-c", n])["memory"].clone();
+    let (small, large) = (memory("100"), memory("200"));
+    assert_eq!(large["n_ctx"], 200);
+    for kind in ["f32", "f16"] {
+        let bytes = |m: &Value| m["cache_bytes"][kind].as_u64().unwrap();
+        assert_eq!(bytes(&large), 2 * bytes(&small));
+    }
+    // The heads are too short for blocks of 32.
+    assert!(small["cache_bytes"]["q8_0"].is_null());
+    // 5 layers, 4 key/value heads of 8, keys and values, 2 bytes.
+    assert_eq!(small["cache_bytes"]["f16"], 100 * 5 * 4 * 8 * 2 * 2);
+    let (out, _) = ok(&["inspect", "-c", "100"]);
+    for part in ["general.architecture", "token_embd.weight", "memory for a context of 100 tokens", "together"] {
+        assert!(out.contains(part), "{part} is missing in: {out}");
+    }
+}
+
+#[test]
+fn perplexity_of_windows() {
+    let sentence = "Once upon a time there was a little girl named Lily. She liked to play in the park with her dog. ";
+    let text = sentence.repeat(8);
+    let args = ["perplexity", "-p", &text, "-c", "64", "--json"];
+    let object = json(&args);
+    let running = object["running"].as_array().unwrap();
+    let n_windows = running.len() as u64;
+    assert!(n_windows >= 3);
+    assert_eq!(object["n_scored"], n_windows * 31);
+    assert_eq!(object["perplexity"], running[running.len() - 1]);
+    let nll = object["nll"].as_f64().unwrap();
+    assert!((nll.exp() - object["perplexity"].as_f64().unwrap()).abs() < 1e-6);
+    // A story teller knows its stories: far better than a uniform guess over 512 tokens.
+    assert!(nll < 4.0, "{nll}");
+    let one = json(&[&args[..], &["--chunks", "1"]].concat());
+    assert_eq!(one["running"].as_array().unwrap()[..], running[..1]);
+    let (out, _) = ok(&["perplexity", "-p", &text, "-c", "64", "--chunks", "2"]);
+    assert!(out.starts_with("[1]") && out.contains(",[2]") && out.contains("\nFinal estimate: PPL = "), "{out}");
+}
+
+#[test]
+fn cache_types_agree_roughly() {
+    let nll = |kind: &str| {
+        let text = "Once upon a time there was a little girl named Lily. She liked to play. ".repeat(4);
+        json(&["perplexity", "-p", &text, "-c", "32", "--json", "-ctk", kind, "-ctv", kind])["nll"].as_f64().unwrap()
+    };
+    let (f32, f16) = (nll("f32"), nll("f16"));
+    assert!(f32 != f16 && (f16 - f32).abs() < 0.01, "{f32} {f16}");
+    assert!(error(&["-p", "x", "-ctk", "q8_0"], 2).contains("multiple of 32"));
+}
