@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes the tiny random-weight models of this folder, and packs reference logits beside them.
 
-    make.py models OUT              OUT/NAME.gguf, OUT/NAME.runs (one line a run: n_ctx, then the token ids)
+    make.py models OUT              OUT/NAME.gguf, OUT/NAME.runs (one line a run: n_ctx, the token ids, and for a
+                                    context shift `| AT N_KEEP N_DISCARD`)
     make.py pack OUT LOGITS DEST    DEST/NAME.gguf.gz, DEST/NAME.json.gz
                                     from LOGITS/NAME.RUN.f32, row-major [n_tokens][n_vocab]
 
@@ -36,7 +37,8 @@ class Tiny:
         self.n_rot = n_rot
         self.keys, self.tensors = keys or {}, tensors or {}
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
-        # (n_ctx, number of tokens, every how many positions the logits are kept)
+        # (n_ctx, number of tokens, every how many positions the logits are kept); with three numbers more, a context
+        # shift: after how many tokens, how many are kept before those discarded, and how many are discarded
         self.runs = runs or [(n_ctx, 48, 1)]
 
     def matrix(self, n_out, n_in, gain):
@@ -164,27 +166,31 @@ def ramp(n, first, last):
     return np.geomspace(first, last, n)
 
 
+SHIFTED = (512, 32, 1, 24, 3, 7)
+
+
 def models():
     linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
     yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
     gemma = dict(qk_norm=True, sandwich=True, tied=True, freq_base=1000000.0, eps=1e-6)
     return [
-        Tiny("llama", "llama", runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("llama", "llama", runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("llama_mha_tied", "llama", n_head_kv=None, freq_base=None, tied=True, n_vocab=301, n_ff=72),
         Tiny("llama_mqa", "llama", n_head_kv=1, freq_base=500000.0, eps=1e-2),
         Tiny("llama_linear", "llama", keys=linear),
         Tiny("llama_linear_old_key", "llama", keys={"rope.scale_linear": 2.0}),
-        Tiny("llama_rope_freqs", "llama", freq_base=500000.0, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
+        Tiny("llama_rope_freqs", "llama", freq_base=500000.0, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)},
+             runs=[(512, 48, 1), SHIFTED]),
         Tiny("llama_yarn", "llama", keys=yarn),
         Tiny("llama_head_dim", "llama", head_dim=20, n_rot=20),
         Tiny("llama_bias", "llama", bias=("q", "k", "v", "o", "ffn")),
         Tiny("llama_window_key", "llama", keys={"attention.sliding_window": 8}),
-        Tiny("qwen2", "qwen2", bias=("q", "k", "v"), freq_base=1000000.0, eps=1e-6),
+        Tiny("qwen2", "qwen2", bias=("q", "k", "v"), freq_base=1000000.0, eps=1e-6, runs=[(512, 48, 1), SHIFTED]),
         Tiny("qwen2_tied_yarn", "qwen2", bias=("q", "k", "v"), tied=True, keys=yarn, eps=1e-2),
         Tiny("qwen3", "qwen3", head_dim=32, qk_norm=True, freq_base=1000000.0, eps=1e-6),
         Tiny("qwen3_tied", "qwen3", head_dim=16, n_head_kv=4, qk_norm=True, tied=True, eps=1e-2),
         Tiny("gemma3", "gemma3", n_layer=7, n_head_kv=1, head_dim=32, n_ff=48, keys={"attention.sliding_window": 8},
-             runs=[(512, 48, 1), (512, 300, 6)], **gemma),
+             runs=[(512, 48, 1), (512, 300, 6), SHIFTED], **gemma),
         Tiny("gemma3_pattern", "gemma3", n_layer=4, head_dim=24, n_ff=96, keys={
             "attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False, False, True],
             "rope.freq_base_swa": 3000.0}, **gemma),
@@ -198,7 +204,7 @@ def models():
             "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
             keys={"rope.scaling.original_context_length": 256, "rope.scaling.attn_factor": 1.19},
             runs=[(256, 48, 1), (512, 48, 1), (512, 300, 6)]),
-        Tiny("phi3_partial_tied", "phi3", fused=True, n_rot=12, tied=True, eps=1e-2),
+        Tiny("phi3_partial_tied", "phi3", fused=True, n_rot=12, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("phi3_window_key", "phi3", fused=True, n_rot=16, keys={"attention.sliding_window": 8}),
     ]
 
@@ -209,14 +215,18 @@ def pack(out, logits, dest):
             gzip.compress((out / f"{model.name}.gguf").read_bytes(), 9, mtime=0))
         runs = []
         for r, line in enumerate((out / f"{model.name}.runs").read_text().splitlines()):
+            line, _, shift = line.partition(" | ")
             n_ctx, *ids = map(int, line.split())
             table = np.fromfile(logits / f"{model.name}.{r}.f32", dtype=np.float32).reshape(len(ids), model.n_vocab)
             assert np.isfinite(table).all()
             every = model.runs[r][2]
-            positions = [p for p in range(len(ids)) if p % every == every - 1]
+            shift = dict(zip(("at", "n_keep", "n_discard"), map(int, shift.split()))) or None
+            first = shift["at"] if shift else 0
+            positions = [p for p in range(first, len(ids)) if p % every == every - 1]
             runs.append({
                 "n_ctx": n_ctx,
                 "ids": ids,
+                **({"shift": shift} if shift else {}),
                 "positions": positions,
                 "logits": [[float(f"{x:.8g}") for x in table[p].tolist()] for p in positions],
             })
@@ -232,7 +242,9 @@ def main():
         out.mkdir(parents=True, exist_ok=True)
         for model in models():
             model.write(out / f"{model.name}.gguf")
-            lines = [" ".join(map(str, [n_ctx] + model.ids(n))) for n_ctx, n, _ in model.runs]
+            lines = []
+            for n_ctx, n, _, *shift in model.runs:
+                lines.append(" ".join(map(str, [n_ctx, *model.ids(n)] + (["|", *shift] if shift else []))))
             (out / f"{model.name}.runs").write_text("\n".join(lines) + "\n")
     elif len(sys.argv) == 5 and sys.argv[1] == "pack":
         pack(*map(Path, sys.argv[2:]))
