@@ -68,8 +68,9 @@ pub struct ChatTemplate {
 
 /// The template's only name in its environment.
 const NAME: &str = "chat";
-/// Instructions a rendering may spend: far beyond any real template, and an end to a hostile one.
-const FUEL: u64 = 100_000_000;
+/// Instructions a rendering may spend, each worth 64 bytes of text: far beyond any real template and conversation, and an end
+/// to a hostile one within a second and 256 MB.
+const FUEL: u64 = 4_000_000;
 
 impl ChatTemplate {
     /// Compiles a template. `bos` and `eos` are the texts of the model's special tokens, empty when it has none.
@@ -229,7 +230,7 @@ fn fold_system(messages: &[ChatMessage]) -> Vec<ChatMessage> {
 /// One line: where, and what went wrong.
 fn template_error(e: &minijinja::Error) -> Error {
     let what = match (e.kind(), e.detail()) {
-        (ErrorKind::OutOfFuel, _) => "it runs without end".to_string(),
+        (ErrorKind::OutOfFuel, _) => "it takes too much work or makes too much text".to_string(),
         (python::RAISED, Some(detail)) if detail.starts_with(python::RAISED_PREFIX) => {
             return Error::Template(format!("the template refuses: {}", &detail[python::RAISED_PREFIX.len()..]));
         }

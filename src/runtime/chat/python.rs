@@ -1,29 +1,207 @@
 //! What chat templates expect of Jinja2 in Python beyond minijinja's own: string methods, `tojson` as `json.dumps` writes it,
 //! Python's spelling of printed values, `raise_exception`, `strftime_now`, and Hugging Face's `{% generation %}` blocks.
 
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 
 /// The kind and the beginning of the detail of an error that the template itself raised.
 pub(super) const RAISED: ErrorKind = ErrorKind::InvalidOperation;
 pub(super) const RAISED_PREFIX: &str = "raise_exception: ";
 
 pub(super) fn install(env: &mut Environment<'static>) {
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    minijinja_contrib::add_to_environment(env);
+    env.set_unknown_method_callback(method);
+    env.set_formatter(|out, state, value| match float_repr(value) {
+        Some(text) => minijinja::escape_formatter(out, state, &Value::from(text)),
+        None => minijinja::escape_formatter(out, state, value),
+    });
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(RAISED, format!("{RAISED_PREFIX}{message}")))
     });
     env.add_function("strftime_now", strftime_now);
     env.add_filter("tojson", tojson);
+    env.add_filter("default", default);
+    env.add_filter("d", default);
+    env.add_filter("wordcount", |s: &str| s.split_whitespace().count());
+    env.add_filter("center", |s: &str, width: Option<usize>| pad(s, width.unwrap_or(80), ' ', Side::Both));
     // In Python a string is a sequence, and so is anything with a length and an index.
     env.add_test("sequence", |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map));
     env.add_test("iterable", |v: &Value| {
         matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Iterable)
     });
+    // Functions, macros and namespace-like objects are all this prints as plain.
+    env.add_test("callable", |v: &Value| matches!(v.kind(), ValueKind::Plain));
 }
 
-/// Makes the text acceptable to minijinja: `{% generation %}` only marks what the assistant says and renders its body.
+/// `default(value, other, boolean=false)`.
+fn default(value: &Value, other: Option<Value>, lax: Option<bool>, args: Kwargs) -> Result<Value, Error> {
+    let other = match other {
+        Some(other) => other,
+        None => args.get::<Option<Value>>("default_value")?.unwrap_or_else(|| Value::from("")),
+    };
+    let lax = match lax {
+        Some(lax) => lax,
+        None => args.get::<Option<bool>>("boolean")?.unwrap_or(false),
+    };
+    args.assert_all_used()?;
+    let absent = value.is_undefined() || (lax && !value.is_true());
+    Ok(if absent { other } else { value.clone() })
+}
+
+/// A float as Python prints it; `None` for everything else.
+fn float_repr(value: &Value) -> Option<String> {
+    if value.kind() != ValueKind::Number || value.is_integer() {
+        return None;
+    }
+    let x = f64::try_from(value.clone()).ok()?;
+    let (digits, exponent) = match format!("{x:e}").split_once('e') {
+        Some((d, e)) => (d.to_string(), e.parse::<i32>().ok()?),
+        None => return None,
+    };
+    // Python leaves positional notation at 1e16 and below 1e-4.
+    (x != 0.0 && !(-4..16).contains(&exponent))
+        .then(|| format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()))
+}
+
+/// The string, list and dict methods that minijinja's own compatibility layer lacks, then that layer.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let found = match value.kind() {
+        ValueKind::String => string_method(value.as_str().unwrap_or_default(), name, args)?,
+        ValueKind::Seq => list_method(value, name, args)?,
+        ValueKind::Map if name == "copy" => Some(value.clone()),
+        _ => None,
+    };
+    match found {
+        Some(result) => Ok(result),
+        None => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+fn list_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    match name {
+        "index" => {
+            let (what,): (&Value,) = from_args(args)?;
+            match value.try_iter()?.position(|v| v == *what) {
+                Some(i) => Ok(Some(Value::from(i))),
+                None => Err(Error::new(ErrorKind::InvalidOperation, format!("{what} is not in list"))),
+            }
+        }
+        "copy" => Ok(Some(value.clone())),
+        _ => Ok(None),
+    }
+}
+
+fn string_method(s: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let chars_before = |at: usize| s[..at].chars().count();
+    Ok(Some(match name {
+        "index" | "rindex" => {
+            let (what,): (&str,) = from_args(args)?;
+            let at = if name == "index" { s.find(what) } else { s.rfind(what) };
+            match at {
+                Some(at) => Value::from(chars_before(at)),
+                None => return Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+            }
+        }
+        "rsplit" => {
+            let (separator, max): (Option<&str>, Option<i64>) = from_args(args)?;
+            let max = max.and_then(|m| usize::try_from(m).ok()).unwrap_or(usize::MAX);
+            let mut parts: Vec<Value> = match separator {
+                Some("") => return Err(Error::new(ErrorKind::InvalidOperation, "empty separator")),
+                Some(sep) => s.rsplitn(max.saturating_add(1), sep).map(Value::from).collect(),
+                None => rsplit_whitespace(s, max),
+            };
+            parts.reverse();
+            Value::from(parts)
+        }
+        "partition" | "rpartition" => {
+            let (separator,): (&str,) = from_args(args)?;
+            let (at, missing) = match name {
+                "partition" => (s.find(separator), [s, "", ""]),
+                _ => (s.rfind(separator), ["", "", s]),
+            };
+            let parts = at.map_or(missing, |at| [&s[..at], separator, &s[at + separator.len()..]]);
+            Value::from(Tuple::from(parts.map(Value::from)))
+        }
+        "removeprefix" => {
+            let (prefix,): (&str,) = from_args(args)?;
+            Value::from(s.strip_prefix(prefix).unwrap_or(s))
+        }
+        "removesuffix" => {
+            let (suffix,): (&str,) = from_args(args)?;
+            Value::from(s.strip_suffix(suffix).unwrap_or(s))
+        }
+        "swapcase" => Value::from(
+            s.chars()
+                .flat_map(|c| {
+                    if c.is_lowercase() { c.to_uppercase().collect() } else { c.to_lowercase().collect::<Vec<_>>() }
+                })
+                .collect::<String>(),
+        ),
+        "casefold" => Value::from(s.to_lowercase()),
+        "isdecimal" => Value::from(!s.is_empty() && s.chars().all(|c| c.is_ascii_digit())),
+        "zfill" => {
+            let (width,): (usize,) = from_args(args)?;
+            let (sign, digits) = s.split_at(usize::from(s.starts_with(['+', '-'])));
+            Value::from(sign.to_string() + &pad(digits, width.saturating_sub(sign.len()), '0', Side::Left)?)
+        }
+        "ljust" | "rjust" | "center" => {
+            let (width, fill): (usize, Option<&str>) = from_args(args)?;
+            let fill = fill.and_then(|f| f.chars().next()).unwrap_or(' ');
+            let side = match name {
+                "ljust" => Side::Right,
+                "rjust" => Side::Left,
+                _ => Side::Both,
+            };
+            Value::from(pad(s, width, fill, side)?)
+        }
+        _ => return Ok(None),
+    }))
+}
+
+/// At most `max` fields from the end, last first; what is left over comes as one.
+fn rsplit_whitespace(s: &str, max: usize) -> Vec<Value> {
+    let mut parts = Vec::new();
+    let mut rest = s.trim();
+    while !rest.is_empty() {
+        let cut = if parts.len() < max { rest.rfind(char::is_whitespace) } else { None };
+        let Some(cut) = cut else {
+            parts.push(Value::from(rest));
+            break;
+        };
+        let field = rest[cut..].trim_start();
+        parts.push(Value::from(field));
+        rest = rest[..cut].trim_end();
+    }
+    parts
+}
+
+enum Side {
+    Left,
+    Right,
+    Both,
+}
+
+fn pad(s: &str, width: usize, fill: char, side: Side) -> Result<String, Error> {
+    // The width comes from the template, and must not become an allocation of any size.
+    if width > 10_000 {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("width {width} is too large")));
+    }
+    let missing = width.saturating_sub(s.chars().count());
+    let left = match side {
+        Side::Left => missing,
+        Side::Right => 0,
+        // Python puts the odd one left when the width is odd.
+        Side::Both => missing / 2 + (missing & width & 1),
+    };
+    let run = |n: usize| std::iter::repeat_n(fill, n);
+    Ok(run(left).chain(s.chars()).chain(run(missing - left)).collect())
+}
+
+/// Makes the text acceptable to minijinja: line ends become `\n`, as Jinja2 does; `{% generation %}`, which only marks what
+/// the assistant says, becomes a block that renders its body.
 pub(super) fn adapt_syntax(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let source = source.as_str();
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
@@ -115,7 +293,7 @@ impl Json {
         match v.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if v.is_true() { "true" } else { "false" }),
-            ValueKind::Number => self.out.push_str(&v.to_string()),
+            ValueKind::Number => self.out.push_str(&float_repr(v).unwrap_or_else(|| v.to_string())),
             ValueKind::String => self.string(v.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 self.out.push('[');
