@@ -22,7 +22,6 @@ use std::borrow::Cow;
 
 pub use params::{LogitBias, RANDOM_SEED, SamplerKind, SamplerParams, parse_seed};
 
-use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use adaptive::Adaptive;
 use candidates::Candidates;
@@ -44,21 +43,6 @@ pub trait SamplerVocab {
     /// # Errors
     /// The tokenizer's.
     fn encode(&self, text: &str) -> Result<Vec<u32>>;
-}
-
-impl SamplerVocab for Tokenizer {
-    fn n_vocab(&self) -> usize {
-        Tokenizer::n_vocab(self)
-    }
-    fn is_eog(&self, id: u32) -> bool {
-        Tokenizer::is_eog(self, id)
-    }
-    fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
-        Tokenizer::token_bytes(self, id, true)
-    }
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        Tokenizer::encode(self, text, false, false)
-    }
 }
 
 /// A sampling chain and its state.
