@@ -1,4 +1,6 @@
 //! AArch64 with the dot product extension: four registers per line, one `sdot` per 16 products.
+//!
+//! Tested under emulation only (`qemu-aarch64`, all kernel tests); its speed was never measured.
 
 #![expect(unsafe_op_in_unsafe_fn, reason = "each function is a few instructions under the contract of `Isa`")]
 
