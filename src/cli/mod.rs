@@ -4,6 +4,7 @@
 
 mod args;
 mod argv;
+mod bench;
 mod chat;
 mod commands;
 mod conversation;
@@ -60,6 +61,8 @@ enum Command {
     Logits(logits::LogitsArgs),
     /// Measure how well the model predicts a text
     Perplexity(perplexity::PerplexityArgs),
+    /// Measure the speed of prompt processing and generation
+    Bench(bench::BenchArgs),
 }
 
 /// Runs the command line `argv`, the program's name first.
@@ -81,6 +84,7 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Logits(args)) => logits::run(args),
         Some(Command::Perplexity(args)) => perplexity::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
     }
 }
 
