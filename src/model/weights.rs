@@ -64,13 +64,8 @@ impl<'p> Loader<'p> {
         Ok((bytes.clone(), info.clone()))
     }
 
-    /// The matrix `name` of `rows` x `cols`.
-    pub fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
-        self.matrix_rows(name, rows, cols, 0..rows)
-    }
-
     /// Rows `part` of the matrix `name` of `rows` x `cols`: some families store several matrices as one.
-    pub fn matrix_rows(&mut self, name: &str, rows: usize, cols: usize, part: Range<usize>) -> Result<Matrix> {
+    fn matrix_rows(&mut self, name: &str, rows: usize, cols: usize, part: Range<usize>) -> Result<Matrix> {
         let (file, info) = self.take(name, &[cols, rows])?;
         let row_bytes = info.n_bytes as usize / rows;
         let start = info.offset as usize;
