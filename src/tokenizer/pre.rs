@@ -387,3 +387,55 @@ fn find(regex: &Regex, text: &str, from: usize) -> Result<Option<Range<usize>>> 
     let found = regex.find_from_pos(text, from).map_err(failed)?;
     Ok(found.map(|found| found.range()).filter(|range| !range.is_empty()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words<'t>(name: &str, text: &'t str) -> Vec<&'t str> {
+        let mut words = Vec::new();
+        PreTokenizer::new(name).unwrap().split(text, |word| words.push(word)).unwrap();
+        words
+    }
+
+    #[test]
+    fn a_name_has_one_meaning() {
+        let mut names: Vec<&str> = TABLE.iter().flat_map(|rules| rules.names).copied().collect();
+        let n = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), n);
+    }
+
+    #[test]
+    fn nothing_is_lost_and_no_word_is_empty() {
+        let text = "  I'm\u{3000}12345 x\u{a0} '\r\n\n<sentinel:7>你好 e\u{301} \u{1c89}\u{e000}\u{10ffff}\0 \t";
+        for rules in TABLE {
+            let words = words(rules.names[0], text);
+            assert_eq!(words.concat(), text, "{}", rules.names[0]);
+            assert!(words.iter().all(|word| !word.is_empty()));
+        }
+    }
+
+    #[test]
+    fn white_space_leaves_its_last_character_to_the_next_word() {
+        assert_eq!(words("gpt-2", "a   b \n\nc  "), ["a", "  ", " b", " \n", "\n", "c", "  "]);
+        assert_eq!(words("llama3", "a   b \n\nc  \n d"), ["a", "  ", " b", " \n\n", "c", "  \n", " d"]);
+        assert_eq!(words("llama3", "a\t\tb"), ["a", "\t", "\tb"]);
+    }
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(words("llama3", "1234567"), ["123", "456", "7"]);
+        assert_eq!(words("smollm", "123"), ["1", "2", "3"]);
+        assert_eq!(words("superbpe", "a1234567"), ["a", "1", "234", "567"]);
+        assert_eq!(words("afmoe", "12345"), ["12", "345"]);
+    }
+
+    #[test]
+    fn categories_are_those_of_unicode_15_1() {
+        // U+1C89 became a letter in Unicode 16.
+        assert_eq!(words("gpt-2", "a\u{1c89}b"), ["a", "\u{1c89}", "b"]);
+        assert_eq!(words("gpt-2", "a\u{1c88}b"), ["a\u{1c88}b"]);
+    }
+}
