@@ -311,7 +311,7 @@ fn help_and_version() {
     for part in ["--ctx-size", "--repeat-penalty", "perplexity", "LISA_CPU", "-cnv"] {
         assert!(out.contains(part), "{part} is missing in: {out}");
     }
-    for sub in ["inspect", "tokenize", "logits", "perplexity"] {
+    for sub in ["inspect", "tokenize", "logits", "bench", "perplexity"] {
         assert!(ok(&[sub, "--help"]).0.contains("Usage: lisa-cpp"), "{sub}");
     }
 }
@@ -534,6 +534,25 @@ fn inspect_computes_the_memory_of_a_context() {
     for part in ["general.architecture", "token_embd.weight", "memory for a context of 100 tokens", "together"] {
         assert!(out.contains(part), "{part} is missing in: {out}");
     }
+}
+
+#[test]
+fn bench_reports_every_test() {
+    let args = ["bench", "-p", "16", "-n", "4", "-d", "8", "-r", "2"];
+    let (out, _) = ok(&args);
+    assert!(
+        out.lines().any(|l| l.starts_with("| pp16 @ d8")) && out.lines().any(|l| l.starts_with("| tg4 @ d8")),
+        "{out}"
+    );
+    let object = json(&[&args[..], &["--json"]].concat());
+    let tests = object["tests"].as_array().unwrap();
+    assert_eq!(tests.len(), 2);
+    for test in tests {
+        let rates = test["tokens_per_second"].as_array().unwrap();
+        assert!(rates.len() == 2 && rates.iter().all(|r| r.as_f64().unwrap() > 0.0), "{test}");
+    }
+    assert!(error(&["bench", "-r", "0"], 2).contains("--repetitions"));
+    assert!(error(&["bench", "-p", "0", "-n", "0"], 2).contains("--n-prompt"));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use super::error::CliError;
 use clap::{Args, ValueEnum};
 use lisa_cpp::attention::CacheType;
+use lisa_cpp::compute::default_threads;
 use lisa_cpp::runtime::SessionParams;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -41,12 +42,12 @@ pub struct ComputeArgs {
     /// Most tokens that go through the layers together [-ub]
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub ubatch_size: u32,
-    /// Element type of the cached keys [-ctk]
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = CacheTypeArg::F16)]
-    pub cache_type_k: CacheTypeArg,
-    /// Element type of the cached values [-ctv]
-    #[arg(long, value_name = "TYPE", value_enum, default_value_t = CacheTypeArg::F16)]
-    pub cache_type_v: CacheTypeArg,
+    /// Element type of the cached keys [-ctk] [default: f16; f32 with --exact]
+    #[arg(long, value_name = "TYPE", value_enum)]
+    pub cache_type_k: Option<CacheTypeArg>,
+    /// Element type of the cached values [-ctv] [default: f16; f32 with --exact]
+    #[arg(long, value_name = "TYPE", value_enum)]
+    pub cache_type_v: Option<CacheTypeArg>,
     /// Compute with f32 activations instead of int8 ones: slower, for studies and tests
     #[arg(long)]
     pub exact: bool,
@@ -89,14 +90,18 @@ impl ComputeArgs {
             None => n_threads,
             Some(n) => threads("--threads-batch", n)?,
         };
+        let cache_type = match self.exact {
+            true => CacheTypeArg::F32,
+            false => CacheTypeArg::F16,
+        };
         Ok(SessionParams {
             n_ctx,
             n_batch: self.batch_size as usize,
             n_ubatch: self.ubatch_size.min(self.batch_size) as usize,
             n_threads,
             n_threads_batch,
-            cache_type_k: self.cache_type_k.into(),
-            cache_type_v: self.cache_type_v.into(),
+            cache_type_k: self.cache_type_k.unwrap_or(cache_type).into(),
+            cache_type_v: self.cache_type_v.unwrap_or(cache_type).into(),
             exact: self.exact,
         })
     }
@@ -112,8 +117,7 @@ const MAX_THREADS: i32 = 1024;
 
 fn threads(flag: &str, n: i32) -> Result<usize, CliError> {
     match n {
-        // Respects affinity masks and cgroup quotas.
-        ..=0 => Ok(std::thread::available_parallelism().map_or(1, usize::from)),
+        ..=0 => Ok(default_threads()),
         1..=MAX_THREADS => Ok(n as usize),
         _ => Err(CliError::usage(format!("{flag}: {n} is more than the {MAX_THREADS} threads supported"))),
     }
@@ -211,6 +215,24 @@ mod tests {
         assert_eq!(unescape(r"\x41\xc3\xa9\x4\xg1\x").unwrap(), "Aé\\x4\\xg1\\x");
         assert_eq!(unescape("héé").unwrap(), "héé");
         assert!(unescape(r"\xff").is_err());
+    }
+
+    #[test]
+    fn exact_runs_cache_floats_unless_told_otherwise() {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Only {
+            #[command(flatten)]
+            compute: ComputeArgs,
+        }
+        let types = |args: &[&str]| {
+            let argv = std::iter::once("test").chain(args.iter().copied());
+            let p = Only::parse_from(argv).compute.session_params(0).unwrap();
+            (p.cache_type_k, p.cache_type_v)
+        };
+        assert_eq!(types(&[]), (CacheType::F16, CacheType::F16));
+        assert_eq!(types(&["--exact"]), (CacheType::F32, CacheType::F32));
+        assert_eq!(types(&["--exact", "--cache-type-v", "q8_0"]), (CacheType::F32, CacheType::Q8_0));
     }
 
     #[test]

@@ -16,16 +16,16 @@ pub struct BenchArgs {
     model: ModelArgs,
     /// Length of the prompt whose processing is measured; 0: none
     #[arg(short = 'p', long, value_name = "N", default_value_t = 512)]
-    n_prompt: usize,
+    n_prompt: u32,
     /// Tokens whose generation is measured; 0: none
     #[arg(short, long, value_name = "N", default_value_t = 128)]
-    n_gen: usize,
+    n_gen: u32,
     /// Tokens in the context before each test
     #[arg(short = 'd', long, value_name = "N", default_value_t = 0)]
-    n_depth: usize,
+    n_depth: u32,
     /// Times each test is repeated, after one that is not counted
     #[arg(short, long, value_name = "N", default_value_t = 5)]
-    repetitions: usize,
+    repetitions: u32,
     /// One JSON object: model, threads, kernels, tests
     #[arg(long)]
     json: bool,
@@ -40,15 +40,18 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs) -> Result<(), CliError> {
     let log = Log::new(!args.log_disable);
     if args.n_prompt == 0 && args.n_gen == 0 {
-        return Err(CliError::usage("nothing to measure: both -p and -n are 0"));
+        return Err(CliError::usage("nothing to measure: --n-prompt and --n-gen are both 0"));
+    }
+    if args.repetitions == 0 {
+        return Err(CliError::usage("--repetitions must be at least 1"));
     }
     let model = load::model(&args.model, &args.compute, log)?;
     let session = args.compute.session_params(0)?;
     let params = BenchParams {
-        n_prompt: args.n_prompt,
-        n_gen: args.n_gen,
-        n_depth: args.n_depth,
-        repetitions: args.repetitions,
+        n_prompt: args.n_prompt as usize,
+        n_gen: args.n_gen as usize,
+        n_depth: args.n_depth as usize,
+        repetitions: args.repetitions as usize,
     };
     let mut out = std::io::stdout().lock();
     if !args.json {

@@ -59,10 +59,10 @@ enum Command {
     Tokenize(tokenize::TokenizeArgs),
     /// Print the model's predictions at every position of a text
     Logits(logits::LogitsArgs),
-    /// Measure how well the model predicts a text
-    Perplexity(perplexity::PerplexityArgs),
     /// Measure the speed of prompt processing and generation
     Bench(bench::BenchArgs),
+    /// Measure how well the model predicts a text
+    Perplexity(perplexity::PerplexityArgs),
 }
 
 /// Runs the command line `argv`, the program's name first.
@@ -83,8 +83,8 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Tokenize(args)) => tokenize::run(args),
         Some(Command::Logits(args)) => logits::run(args),
-        Some(Command::Perplexity(args)) => perplexity::run(args),
         Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Perplexity(args)) => perplexity::run(args),
     }
 }
 
