@@ -133,7 +133,7 @@ pub struct TextArgs {
     /// Read it from a file (`-`: standard input); one trailing newline is dropped
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     pub file: Option<PathBuf>,
-    /// Turn \n \r \t \' \" \\ \xHH in the texts given by flags into the characters they stand for (the default)
+    /// Turn \n \r \t \' \" \\ \xHH in the texts given by flags, --file included, into the characters they stand for (the default)
     #[arg(short, long, overrides_with = "no_escape")]
     pub escape: bool,
     /// Take those texts as they are
