@@ -95,7 +95,6 @@ impl Family {
             cache_type_k: cache,
             cache_type_v: cache,
             exact: true,
-            ..Default::default()
         };
         Session::new(self.model.clone(), params).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }
