@@ -5,7 +5,8 @@
 //! multiply-accumulates ("elements") per second for the latter. `read` is what decode can reach at best: the same bytes
 //! summed up and nothing else. To end with, a table relates each type's decode to it.
 //!
-//! `cargo bench -p ggml-ext --bench kernels -- avx512/Q4` runs what contains the word.
+//! `cargo bench -p ggml-ext --bench kernels -- avx512/Q4` runs what contains the word; with `TABLE_ONLY=1` in the
+//! environment it prints the table without criterion's measurements before it, which take much longer.
 
 use std::hint::black_box;
 use std::ops::Range;
@@ -195,6 +196,17 @@ fn table(filters: &[String]) {
     }
 }
 
+/// How fast weights are packed when a model is loaded.
+fn packing() {
+    println!("\n{:16} {:>12}", "type", "pack GB/s");
+    for (name, ty, _) in forms().iter().filter(|(_, _, packed)| *packed) {
+        let src = vec![0x5a; 4 * ROWS * ty.row_bytes(COLS).unwrap()];
+        let mut dst = vec![0; packed_bytes(*ty, 4 * ROWS, COLS).unwrap()];
+        let time = seconds_per_part(1, |_| pack_rows(*ty, COLS, 0..4 * ROWS, black_box(&src), black_box(&mut dst)));
+        println!("{name:16} {:12.2}", src.len() as f64 / time / 1e9);
+    }
+}
+
 fn main() {
     // `cargo bench` passes --bench; options are criterion's, words choose benchmarks.
     let filters: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
@@ -204,4 +216,5 @@ fn main() {
         criterion.final_summary();
     }
     table(&filters);
+    packing();
 }

@@ -38,6 +38,10 @@ impl Isa for Avx2 {
         [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())]
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn splat_line(byte: u8) -> [__m256i; 2] {
         [_mm256_set1_epi8(byte as i8); 2]
     }

@@ -27,6 +27,10 @@ impl Isa for Avx512 {
         _mm512_loadu_si512(p.cast())
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn splat_line(byte: u8) -> __m512i {
         _mm512_set1_epi8(byte as i8)
     }

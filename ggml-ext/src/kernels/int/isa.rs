@@ -30,6 +30,9 @@ pub(super) trait Isa: Copy + 'static {
     const UNSIGNED: bool;
 
     unsafe fn line(p: *const u8) -> Self::Line;
+    /// Asks for the cache line at `p`, which may be any address, to be brought into the second level of cache: the first
+    /// has too few outstanding misses to keep memory busy.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn splat_line(byte: u8) -> Self::Line;
     unsafe fn and(a: Self::Line, b: Self::Line) -> Self::Line;
     unsafe fn or(a: Self::Line, b: Self::Line) -> Self::Line;

@@ -61,6 +61,10 @@ impl Isa for Neon {
         each!(i => vld1q_u8(p.add(16 * i)))
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(readonly, nostack, preserves_flags))
+    }
+    #[inline(always)]
     unsafe fn splat_line(byte: u8) -> [uint8x16_t; 4] {
         [vdupq_n_u8(byte); 4]
     }

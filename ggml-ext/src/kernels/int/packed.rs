@@ -5,10 +5,15 @@ use std::ops::Range;
 use super::formats::{Format, Scales};
 use super::isa::Isa;
 use super::q8::{Q8Block, Q8View};
-use crate::pack::{COLS, MatrixRef, ROWS};
+use crate::pack::{COLS, LINE, MatrixRef, ROWS};
 
 /// Bytes of activations that all row groups of a call pass over before the next are begun: half of a small L2 cache.
 const PASS_BYTES: usize = 512 << 10;
+
+/// How far ahead codes are asked for when there are too few tokens to hide the way from memory behind arithmetic; scales
+/// are asked for a group ahead, which no hardware prefetcher foresees. Measured on Zen 4 with one token: a third faster
+/// than without, flat from 4 to 16 KiB.
+const PREFETCH_BYTES: usize = 8 << 10;
 
 /// What a matrix product works on; the fields are those of [`super::IntKernels::matmul`], already checked.
 pub(super) struct Product<'a> {
@@ -64,6 +69,7 @@ pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product) {
 #[inline(always)]
 unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: usize) {
     let n_blocks = p.w.cols / P::LEN;
+    let group_bytes = p.w.group(group).len();
     let mut lines = p.w.group(group).as_ptr();
     let (mut x, mut second) = (p.x.row(t), p.x.second(t));
     let stride = p.x.stride();
@@ -75,6 +81,9 @@ unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: 
         let mut fields = lines.add(n_blocks * (P::LEN / COLS) * P::LINES_BYTES);
         let mut acc = [I::zero(); T];
         for _ in 0..n_blocks {
+            if T < I::TOKENS {
+                prefetch::<I>(fields.wrapping_add(group_bytes), P::FIELDS_BYTES);
+            }
             let head = P::head::<I>(fields);
             for i in 0..P::LEN / COLS {
                 let codes = P::codes::<I>(lines);
@@ -100,6 +109,9 @@ unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: 
                     }
                 }
                 second = second.add(1);
+                if T < I::TOKENS {
+                    prefetch::<I>(lines.wrapping_add(PREFETCH_BYTES), P::LINES_BYTES);
+                }
                 lines = lines.add(P::LINES_BYTES);
                 x = x.add(1);
             }
@@ -146,6 +158,17 @@ unsafe fn add_products<I: Isa, P: Format>(
         let last = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_half[1]), &last, q.add(16));
         let both = I::fma(I::to_floats(last), s.scale[1], I::mul(I::to_floats(first), s.scale[0]));
         I::fma(both, scale, acc)
+    }
+}
+
+/// Asks for `n` bytes at `p`.
+#[inline(always)]
+unsafe fn prefetch<I: Isa>(p: *const u8, n: usize) {
+    let mut at = 0;
+    while at < n {
+        // SAFETY: any address may be asked for.
+        unsafe { I::prefetch(p.wrapping_add(at)) }
+        at += LINE;
     }
 }
 

@@ -31,6 +31,27 @@ fn floats(f: impl Fn(usize) -> f32) -> [f32x4; 4] {
     lanes.map(f32x4::new)
 }
 
+/// The sums of neighbouring lanes.
+#[inline(always)]
+fn add_pairs(a: i32x4, b: i32x4) -> f32x4 {
+    let ([a, b, c, d], [e, f, g, h]) = (a.to_array(), b.to_array());
+    f32x4::from_i32x4(i32x4::new([a, c, e, g]) + i32x4::new([b, d, f, h]))
+}
+
+/// 32 signed bytes as words.
+#[inline(always)]
+unsafe fn widened(p: *const i8) -> [i16x8; 4] {
+    let bias = i16x8::splat(128);
+    let words = |bytes: [u8; 16]| {
+        let bytes = u8x16::new(bytes) ^ u8x16::splat(0x80);
+        [i16x8::from_u8x16_low(bytes) - bias, i16x8::from_u8x16_high(bytes) - bias]
+    };
+    // SAFETY: as the caller promises, 32 bytes lie at `p`.
+    let [first, last]: [[u8; 16]; 2] = unsafe { read(p.cast()) };
+    let ([a, b], [c, d]) = (words(first), words(last));
+    [a, b, c, d]
+}
+
 impl Isa for Portable {
     type Line = [u64; 8];
     /// Two sums per row, next to each other.
@@ -47,6 +68,8 @@ impl Isa for Portable {
         // SAFETY: as the caller promises, 64 bytes lie at `p`.
         unsafe { read(p.cast()) }
     }
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
     #[inline(always)]
     unsafe fn splat_line(byte: u8) -> [u64; 8] {
         [u64::from_ne_bytes([byte; 8]); 8]
@@ -102,11 +125,7 @@ impl Isa for Portable {
     }
     #[inline(always)]
     unsafe fn to_floats(sums: [i32x4; 8]) -> [f32x4; 4] {
-        let sums = sums.map(i32x4::to_array);
-        std::array::from_fn(|i| {
-            let ([a, b, c, d], [e, f, g, h]) = (sums[2 * i], sums[2 * i + 1]);
-            f32x4::from_i32x4(i32x4::new([a, c, e, g]) + i32x4::new([b, d, f, h]))
-        })
+        std::array::from_fn(|i| add_pairs(sums[2 * i], sums[2 * i + 1]))
     }
 
     #[inline(always)]
@@ -206,9 +225,10 @@ impl Isa for Portable {
     #[inline(always)]
     unsafe fn dot_signed(q: *const i8, x: *const i8) -> f32x8 {
         // SAFETY: as the caller promises, 32 codes lie at both.
-        let (q, x): ([[i8; 4]; 8], [[i8; 4]; 8]) = unsafe { (read(q.cast()), read(x.cast())) };
-        let product = |i: usize, c: usize| i32::from(q[i][c]) * i32::from(x[i][c]);
-        f32x8::new(std::array::from_fn(|i| (product(i, 0) + product(i, 1) + product(i, 2) + product(i, 3)) as f32))
+        let (q, x) = unsafe { (widened(q), widened(x)) };
+        let sums: [f32x4; 2] =
+            std::array::from_fn(|i| add_pairs(q[2 * i].dot(x[2 * i]), q[2 * i + 1].dot(x[2 * i + 1])));
+        f32x8::new(std::array::from_fn(|i| sums[i / 4].as_array()[i % 4]))
     }
     #[inline(always)]
     unsafe fn load8(p: *const f32) -> f32x8 {
