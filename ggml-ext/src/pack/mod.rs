@@ -10,7 +10,7 @@
 //! its columns, first the codes and then the scales, and starts at a multiple of [`ALIGN`] bytes.
 //!
 //! **Codes.** 32 columns of 16 rows are stored as bit planes of 1, 2, 4 or 8 bits: a type of 6-bit codes has a plane
-//! of the low 4 bits and one of the high 2 ([`Packed::LOW`], [`Packed::HIGH`]). A plane of `b` bits is `b` *lines* of 64
+//! of the low 4 bits and one of the high 2 (`LOW` and `HIGH` of the trait `Packed`). A plane of `b` bits is `b` *lines* of 64
 //! bytes. Byte `4 * row + c` of a line belongs to column `c` of a *quad*, four consecutive columns: the operand of one
 //! 4-way int8 dot product. Quad `g` of the eight is in line `g % b`, at bit `b * (g / b)` of each byte, so that one load
 //! serves several quads.

@@ -5,7 +5,7 @@
 //! by [`crate::pack`], where a vector lane is a row of the matrix, and on the file's own bytes for the types without a
 //! packed layout. [`IntKernels::matmul_f32`] keeps activations in f32, for weights that are floats and for exact mode.
 //!
-//! Each algorithm is written once ([`packed`], [`raw`], [`dense`], [`quantize`]) over the vectors of [`isa::Isa`], which
+//! Each algorithm is written once (`packed`, `raw`, `dense`, `quantize`) over the vectors of the trait `Isa`, which
 //! a tier implements. Within a tier an element of a product never depends on how many rows or tokens a call has, so
 //! neither batch size nor thread count changes what a model says.
 
