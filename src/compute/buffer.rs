@@ -23,8 +23,11 @@ unsafe impl Zeroed for u8 {}
 /// A fixed-size buffer shared by a team, zeroed and aligned to a cache line; see the module documentation for the
 /// discipline. Pages the team never touches cost no memory.
 pub struct SharedBuf<T> {
+    /// The first element, on a cache line.
     ptr: NonNull<T>,
     len: usize,
+    /// What was allocated: with room to move the first element up to a cache line.
+    block: NonNull<u8>,
 }
 
 // SAFETY: the buffer owns its memory, and T is a plain number.
@@ -33,9 +36,14 @@ unsafe impl<T: Zeroed> Send for SharedBuf<T> {}
 // touched by one member only.
 unsafe impl<T: Zeroed> Sync for SharedBuf<T> {}
 
+const CACHE_LINE: usize = 64;
+
 impl<T> SharedBuf<T> {
+    /// Zeroed pages are free of cost only where no more than the usual alignment is asked for: hence the extra line.
     fn layout(len: usize) -> Layout {
-        Layout::array::<T>(len).and_then(|l| l.align_to(64)).expect("a buffer larger than the address space")
+        let bytes = Layout::array::<T>(len).ok().and_then(|l| l.size().checked_add(CACHE_LINE));
+        let layout = bytes.and_then(|n| Layout::from_size_align(n, align_of::<T>()).ok());
+        layout.expect("a buffer larger than the address space")
     }
 }
 
@@ -49,14 +57,15 @@ impl<T: Zeroed> SharedBuf<T> {
     }
 
     /// A buffer of `len` zeros, or nothing when the system refuses that much.
+    ///
+    /// # Panics
+    /// If the length in bytes exceeds the address space.
     pub fn try_new(len: usize) -> Option<Self> {
-        let layout = Self::layout(len);
-        if layout.size() == 0 {
-            return Some(Self { ptr: NonNull::dangling(), len });
-        }
         // SAFETY: the layout's size is not zero.
-        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }.cast())?;
-        Some(Self { ptr, len })
+        let block = NonNull::new(unsafe { alloc_zeroed(Self::layout(len)) })?;
+        // SAFETY: at most one line on, and the layout has a line more than the elements need.
+        let ptr = unsafe { block.add(block.align_offset(CACHE_LINE)) }.cast();
+        Some(Self { ptr, len, block })
     }
 
     /// Elements in the buffer.
@@ -109,11 +118,8 @@ impl<T: Zeroed> SharedBuf<T> {
 
 impl<T> Drop for SharedBuf<T> {
     fn drop(&mut self) {
-        let layout = Self::layout(self.len);
-        if layout.size() != 0 {
-            // SAFETY: allocated in `new` with this layout.
-            unsafe { dealloc(self.ptr.as_ptr().cast(), layout) }
-        }
+        // SAFETY: allocated in `try_new` with this layout.
+        unsafe { dealloc(self.block.as_ptr(), Self::layout(self.len)) }
     }
 }
 
