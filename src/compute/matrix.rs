@@ -70,6 +70,9 @@ pub enum Hold {
     Copied,
 }
 
+/// Bytes packed at a time.
+const SLICE_BYTES: usize = 4 << 20;
+
 impl Matrix {
     /// The matrix whose rows lie at `range` of `file`, packed by `threads` workers at once.
     ///
@@ -90,15 +93,23 @@ impl Matrix {
             (Some(len), _) => {
                 let dst = SharedBuf::<u8>::new(len);
                 let groups = rows.div_ceil(pack::ROWS);
-                let group_bytes = len / groups.max(1);
-                pool.run(|w| {
-                    let g = w.share(groups);
-                    let part = g.start * pack::ROWS..(g.end * pack::ROWS).min(rows);
-                    // SAFETY: row groups are shared out disjointly.
-                    let dst = unsafe { dst.get_mut(g.start * group_bytes..g.end * group_bytes) };
-                    pack::pack_rows(ty, cols, part, src, dst);
-                });
-                return Self::packed(ty, rows, cols, dst, file, range);
+                let (row_bytes, group_bytes) = (src.len() / rows.max(1), len / groups.max(1));
+                // Slice by slice, each released when it is packed, so that no large matrix is resident twice.
+                let slice = (SLICE_BYTES / group_bytes.max(1)).max(pool.n_threads());
+                for first in (0..groups).step_by(slice) {
+                    let last = (first + slice).min(groups);
+                    pool.run(|w| {
+                        let g = w.share(last - first);
+                        let (start, end) = (first + g.start, first + g.end);
+                        let part = start * pack::ROWS..(end * pack::ROWS).min(rows);
+                        // SAFETY: row groups are shared out disjointly.
+                        let dst = unsafe { dst.get_mut(start * group_bytes..end * group_bytes) };
+                        pack::pack_rows(ty, cols, part, src, dst);
+                    });
+                    let done = (last * pack::ROWS).min(rows) * row_bytes;
+                    file.release(range.start + first * pack::ROWS * row_bytes..range.start + done);
+                }
+                return Self { ty, rows, cols, packed: true, storage: Storage::Owned(dst) };
             }
             (None, Hold::Copied) => {
                 let mut dst = SharedBuf::<u8>::new(src.len());
@@ -109,18 +120,6 @@ impl Matrix {
             (None, Hold::Packed) => Storage::File(file.clone(), range),
         };
         Self { ty, rows, cols, packed: false, storage }
-    }
-
-    fn packed(
-        ty: GgmlType,
-        rows: usize,
-        cols: usize,
-        dst: SharedBuf<u8>,
-        file: &FileBytes,
-        range: Range<usize>,
-    ) -> Self {
-        file.release(range);
-        Self { ty, rows, cols, packed: true, storage: Storage::Owned(dst) }
     }
 
     /// The element type in the file.
