@@ -79,6 +79,7 @@ impl ChatTemplate {
     /// [`Error::Template`] with the line at fault.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self> {
         let mut env = Environment::new();
+        env.set_debug(true); // for errors that name the undefined value, also in release builds
         let syntax = env.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|e| template_error(&e))?);
         env.set_fuel(Some(FUEL));
