@@ -84,8 +84,8 @@ impl Buffers {
     }
 }
 
-/// What a member computes with.
-pub struct Outputs {
+/// How a pass computes.
+pub struct Mode {
     /// The kernel table.
     pub kernels: &'static Kernels,
     /// Float operands even for quantised weights.
@@ -94,7 +94,7 @@ pub struct Outputs {
 
 /// Runs `ids`, whose first stands at position `pos`, through all layers: fills the cache and leaves the normalised
 /// last hidden states for [`head`].
-pub fn forward(model: &Decoder, w: &Worker, o: &Outputs, buf: &Buffers, cache: &KvCache, ids: &[u32], pos: usize) {
+pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvCache, ids: &[u32], pos: usize) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (attn_scratch, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
     let mut ops = Ops { worker: w, kernels: o.kernels, exact: o.exact, scratch };
@@ -126,7 +126,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Outputs, buf: &Buffers, cache: &
 }
 
 /// Logits of rows `rows` of the last [`forward`], at most [`Buffers::n_logit_rows`] of them.
-pub fn head(model: &Decoder, w: &Worker, o: &Outputs, buf: &Buffers, rows: Range<usize>) {
+pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<usize>) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (_, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
     let mut ops = Ops { worker: w, kernels: o.kernels, exact: o.exact, scratch };

@@ -22,7 +22,7 @@ use ggml_ext::kernels::Kernels;
 pub use config::Config;
 pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer};
 pub use file::ModelFile;
-pub use forward::{Buffers, Outputs, forward, head};
+pub use forward::{Buffers, Mode, forward, head};
 
 use builder::Builder;
 use config::{Keys, gguf_error, model_error};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::attention::{CacheType, KvCache};
 use crate::compute::{Pool, default_threads};
-use crate::model::{Buffers, Model, Outputs, forward, head, thread_error};
+use crate::model::{Buffers, Mode, Model, forward, head, thread_error};
 use crate::{Error, Result};
 
 /// How a session runs. The defaults are llama.cpp's.
@@ -51,7 +51,7 @@ pub struct Session {
     pool_batch: Option<Pool>,
     cache: KvCache,
     buffers: Buffers,
-    outputs: Outputs,
+    mode: Mode,
     n_ubatch: usize,
     n_past: usize,
     abort: Arc<AtomicBool>,
@@ -77,7 +77,7 @@ impl Session {
         Ok(Self {
             cache: KvCache::new(decoder.shapes(), p.cache_type_k, p.cache_type_v, n_ctx)?,
             buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.exact),
-            outputs: Outputs { kernels: model.kernels(), exact: p.exact },
+            mode: Mode { kernels: model.kernels(), exact: p.exact },
             pool,
             pool_batch: pool_batch.map_err(thread_error)?,
             n_ubatch,
@@ -157,9 +157,9 @@ impl Session {
             self.pass(batch, 0..0)?;
             for start in (0..batch.len()).step_by(self.buffers.n_logit_rows()) {
                 let rows = start..(start + self.buffers.n_logit_rows()).min(batch.len());
-                let (model, outputs, buffers) = (&self.model, &self.outputs, &self.buffers);
+                let (model, mode, buffers) = (&self.model, &self.mode, &self.buffers);
                 let pool = self.pool_batch.as_mut().unwrap_or(&mut self.pool);
-                pool.run(|w| head(model.decoder(), w, outputs, buffers, rows.clone()));
+                pool.run(|w| head(model.decoder(), w, mode, buffers, rows.clone()));
                 for (i, logits) in rows.zip(self.buffers.logits().chunks_exact(n_vocab)) {
                     each(done + i, logits);
                 }
@@ -189,7 +189,7 @@ impl Session {
                 let rope = decoder.layers[layer].attn.rope;
                 decoder.ropes[rope].for_context(n_ctx).backwards(n_discard)
             };
-            self.cache.shift(self.outputs.kernels, n_keep, n_discard, self.n_past, &back);
+            self.cache.shift(self.mode.kernels, n_keep, n_discard, self.n_past, &back);
             self.n_past -= n_discard;
         }
         Ok(())
@@ -215,16 +215,16 @@ impl Session {
         if self.abort.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        let (model, outputs, buffers, cache, pos) =
-            (self.model.decoder(), &self.outputs, &self.buffers, &self.cache, self.n_past);
+        let (model, mode, buffers, cache, pos) =
+            (self.model.decoder(), &self.mode, &self.buffers, &self.cache, self.n_past);
         let pool = match &mut self.pool_batch {
             Some(pool) if ids.len() > 1 => pool,
             _ => &mut self.pool,
         };
         pool.run(|w| {
-            forward(model, w, outputs, buffers, cache, ids, pos);
+            forward(model, w, mode, buffers, cache, ids, pos);
             if !rows.is_empty() {
-                head(model, w, outputs, buffers, rows.clone());
+                head(model, w, mode, buffers, rows.clone());
             }
         });
         self.n_past += ids.len();
