@@ -24,7 +24,7 @@ pub enum Error {
         source: ggml_ext::gguf::GgufError,
     },
     /// A well-formed file that does not describe a model this engine can run: `what` names the key or tensor.
-    #[error("{file}: {what}")]
+    #[error("{file}: {}", one_line(what))]
     Model {
         /// The file concerned.
         file: String,
@@ -32,13 +32,13 @@ pub enum Error {
         what: String,
     },
     /// The tokenizer's metadata is missing, inconsistent or of an unknown kind.
-    #[error("tokenizer: {0}")]
+    #[error("tokenizer: {}", one_line(.0))]
     Tokenizer(String),
     /// The model's chat template is missing or does not render.
-    #[error("chat template: {0}")]
+    #[error("chat template: {}", one_line(.0))]
     Template(String),
     /// A parameter outside its range; names the flag.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Params(String),
     /// No token can be chosen from the logits.
     #[error("sampling: {0}")]
@@ -59,3 +59,26 @@ pub enum Error {
 
 /// Shorthand used throughout the crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// Texts from a file may hold control characters; a message is one line whatever they are.
+fn one_line(text: &str) -> std::borrow::Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return text.into();
+    }
+    text.chars()
+        .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
+        .collect::<String>()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_one_line_whatever_the_file_holds() {
+        let e = Error::Tokenizer("token 5 reads `\n\u{1b}[2J\r`".into());
+        assert_eq!(e.to_string(), "tokenizer: token 5 reads `\\n\\u{1b}[2J\\r`");
+        assert_eq!(Error::Params("-t must be at least 1".into()).to_string(), "-t must be at least 1");
+    }
+}

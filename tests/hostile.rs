@@ -3,8 +3,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
 
@@ -69,8 +69,12 @@ fn load_and_run(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
+/// Peaks are the whole process's, so the tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Runs every mutation and reports those that panicked or allocated more than twice the file above its own copy.
 fn check(original: &[u8], n: usize, mut mutate: impl FnMut(&mut Random, &mut Vec<u8>)) {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let mut random = Random(1);
     let (mut ok, mut refused) = (0, 0);
     for i in 0..n {
@@ -127,6 +131,7 @@ fn multi_byte_mutations() {
 
 #[test]
 fn truncations() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let original = embedded();
     for len in (0..original.len()).step_by(4096) {
         let result = catch_unwind(|| load_and_run(&original[..len]));
