@@ -101,7 +101,7 @@ mod tests {
     fn every_command_of_the_help_exists() {
         for line in HELP.lines().filter(|l| l.starts_with('/')) {
             let name = line.split_whitespace().next().unwrap();
-            assert!(matches!(parse(&format!("{name} x")).or(parse(name)), Some(_)), "{name}");
+            assert!(parse(&format!("{name} x")).or(parse(name)).is_some(), "{name}");
             let with_argument = line.contains("FILE") || line.contains("TEXT");
             let typed = if with_argument { format!("{name} x") } else { name.to_owned() };
             assert!(matches!(parse(&typed), Some(Ok(_))), "{typed}");
