@@ -17,7 +17,7 @@ pub(super) const BLOCK: usize = 32;
 /// The step of a block, relative to the root mean square of its row, above which it gets a second digit. On SmolLM2
 /// (Q4_1, 697 positions), 0.021 leaves a mean KL divergence of 3.1e-4 from exact products and the most likely token the
 /// same at 99.1 % of positions; no second digits at all, 3.1e-3 and 96.4 %. About two blocks in five are fine then. Below
-/// 0.02 little is gained: what parts are near ties.
+/// 0.02 little is gained: what parts are near ties. The value was picked on those same positions and on greedy texts.
 pub(super) const FINE_STEP: f32 = 0.021;
 
 /// 32 activations, `x[i] = scale * codes[i]`, with the sums that products with offset or unsigned weight codes need,
