@@ -98,9 +98,9 @@ impl Operand {
         // SAFETY: `out` has room for every row of every token, and this thread alone has it and the operand.
         unsafe {
             if w.ty.is_float() {
-                kernels.matmul_f32(w, rows, &self.x, &mut self.scratch, out, w.rows);
+                kernels.int.matmul_f32(w, rows, &self.x, &mut self.scratch, out, w.rows);
             } else {
-                kernels.matmul(w, rows, self.q8.view(0..n), &mut self.scratch, out, w.rows);
+                kernels.int.matmul(w, rows, self.q8.view(0..n), &mut self.scratch, out, w.rows);
             }
         }
         black_box(&mut self.out);

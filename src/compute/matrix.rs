@@ -4,7 +4,6 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use ggml_ext::GgmlType;
-use ggml_ext::kernels::Kernels;
 use ggml_ext::pack::{self, MatrixRef};
 
 use super::SharedBuf;
@@ -74,7 +73,7 @@ pub enum Hold {
 const SLICE_BYTES: usize = 4 << 20;
 
 impl Matrix {
-    /// The matrix whose rows lie at `range` of `file`, packed by `threads` workers at once.
+    /// The matrix whose rows lie at `range` of `file`, packed by the members of `pool` together.
     ///
     /// # Panics
     /// If `range` is not `rows` rows of `cols` elements of `ty` inside the file; the loader has checked that.
@@ -158,8 +157,7 @@ impl Matrix {
     }
 
     /// Row `row` as floats: the embedding of a token.
-    pub fn row(&self, kernels: &Kernels, row: usize, out: &mut [f32]) {
-        let _ = kernels;
+    pub fn row(&self, row: usize, out: &mut [f32]) {
         pack::unpack_row(&self.view(), row, out);
     }
 }

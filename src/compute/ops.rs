@@ -33,7 +33,7 @@ impl Ops<'_> {
         for i in self.worker.share(ids.len()) {
             // SAFETY: rows are shared out disjointly.
             let row = unsafe { out.get_mut(i * n..(i + 1) * n) };
-            table.row(self.kernels, ids[i] as usize, row);
+            table.row(ids[i] as usize, row);
             if scale != 1.0 {
                 self.kernels.float.scale(row, scale);
             }
@@ -139,9 +139,9 @@ impl Ops<'_> {
         unsafe {
             match x.q8() {
                 Some(q8) if !self.exact && linear.weight.wants_int8() => {
-                    self.kernels.matmul(&w, part.clone(), q8.view(rows.clone()), self.scratch, out.as_ptr(), n)
+                    self.kernels.int.matmul(&w, part.clone(), q8.view(rows.clone()), self.scratch, out.as_ptr(), n)
                 }
-                _ => self.kernels.matmul_f32(&w, part.clone(), x.f32(rows.clone()), self.scratch, out.as_ptr(), n),
+                _ => self.kernels.int.matmul_f32(&w, part.clone(), x.f32(rows.clone()), self.scratch, out.as_ptr(), n),
             }
             if let Some(bias) = &linear.bias {
                 for i in 0..rows.len() {

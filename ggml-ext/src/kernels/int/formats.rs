@@ -1,6 +1,7 @@
 //! How the packed types are computed with: from lines to codes, from fields to scales.
 
 use super::isa::Isa;
+use crate::blocks::IQ4_VALUES;
 use crate::pack::{Iq4Nl, Iq4Xs, LINE, Mxfp4, Packed, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, ROWS};
 
 /// A packed type: element = `scale * (code - zero) + min`.
@@ -109,7 +110,6 @@ unsafe fn table<I: Isa>(values: &[i8; 16], lines: *const u8) -> [I::Line; 8] {
     }
 }
 
-const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Twice the values of E2M1.
 const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 

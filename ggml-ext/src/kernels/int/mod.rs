@@ -28,7 +28,7 @@ pub use q8::{Q8Rows, Q8View};
 
 use std::ops::Range;
 
-use super::{Kernels, Tier};
+use super::Tier;
 use crate::pack::{self, MatrixRef};
 use q8::Q8Block;
 
@@ -165,42 +165,6 @@ fn check(w: &MatrixRef, rows: &Range<usize>, k: usize) {
         w.ty.row_bytes(w.cols).and_then(|row| row.checked_mul(w.rows))
     };
     assert!(bytes.is_some_and(|n| n <= w.data.len()), "{} bytes of {} x {} {}", w.data.len(), w.rows, w.cols, w.ty);
-}
-
-impl Kernels {
-    /// [`IntKernels::matmul`] of this tier.
-    ///
-    /// # Safety
-    /// As there.
-    pub unsafe fn matmul(
-        &self,
-        w: &MatrixRef,
-        rows: Range<usize>,
-        x: Q8View,
-        scratch: &mut MatmulScratch,
-        out: *mut f32,
-        out_stride: usize,
-    ) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.int.matmul(w, rows, x, scratch, out, out_stride) }
-    }
-
-    /// [`IntKernels::matmul_f32`] of this tier.
-    ///
-    /// # Safety
-    /// As there.
-    pub unsafe fn matmul_f32(
-        &self,
-        w: &MatrixRef,
-        rows: Range<usize>,
-        x: &[f32],
-        scratch: &mut MatmulScratch,
-        out: *mut f32,
-        out_stride: usize,
-    ) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.int.matmul_f32(w, rows, x, scratch, out, out_stride) }
-    }
 }
 
 /// Work space of the products, one per thread. It grows to what the widest matrix needs and stays so.

@@ -3,6 +3,7 @@
 use super::*;
 use crate::GgmlType;
 use crate::blocks::{codes_row, dequantize_row, quantize_row};
+use crate::kernels::Kernels;
 use crate::pack::{Packed, pack_rows, packed_bytes, unpack_row, with_packed};
 
 /// A small linear congruential generator: the tests are the same on every run.
