@@ -5,6 +5,7 @@
 pub mod blocks;
 pub mod gguf;
 pub mod kernels;
+pub mod lisa;
 pub mod pack;
 mod types;
 

@@ -1,0 +1,35 @@
+//! What names a base model whatever its quantisation.
+
+use sha2::{Digest, Sha256};
+
+use super::LisaError;
+use crate::GgmlType;
+use crate::blocks;
+
+/// Hex SHA-256 over the little-endian F32 values of `blk.0.attn_norm.weight`, `blk.1...`, ..., `output_norm.weight`:
+/// norms are not quantised, so all quantisations of a model have one fingerprint. `tensor` looks a tensor up by name.
+///
+/// # Errors
+/// [`LisaError::MissingTensor`], and [`LisaError::Tensor`] for a norm that is not in a float type.
+pub fn fingerprint<'a>(
+    n_layer: usize,
+    tensor: impl Fn(&str) -> Option<(GgmlType, &'a [u8])>,
+) -> Result<String, LisaError> {
+    let mut hash = Sha256::new();
+    let norms = (0..n_layer).map(|i| format!("blk.{i}.attn_norm.weight")).chain(["output_norm.weight".into()]);
+    for name in norms {
+        let Some((ty, bytes)) = tensor(&name) else { return Err(LisaError::MissingTensor { name }) };
+        if !ty.is_float() {
+            let what = format!("type {}, expected a float type for the fingerprint", ty.name());
+            return Err(LisaError::Tensor { name, what });
+        }
+        if ty == GgmlType::F32 {
+            hash.update(bytes);
+            continue;
+        }
+        let mut row = vec![0f32; bytes.len() / ty.block_bytes()];
+        blocks::dequantize_row(ty, bytes, &mut row);
+        row.iter().for_each(|x| hash.update(x.to_le_bytes()));
+    }
+    Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+}
