@@ -3,11 +3,19 @@
 //!
 //! The same keys and tensors come in two containers: a *sidecar* beside an untouched base model, and a *merged* model.
 
+mod check;
 mod error;
 mod fingerprint;
+mod geometry;
+mod merge;
+mod sidecar;
 
-pub use error::LisaError;
+pub use check::{check_tensors, is_lisa_name};
+pub use error::{LisaError, MakeError};
 pub use fingerprint::fingerprint;
+pub use geometry::{Geometry, Heads};
+pub use merge::{Merged, Sum, merge};
+pub use sidecar::{check_base, check_sidecar, extract, write_sidecar};
 
 use std::io::Write;
 
@@ -21,6 +29,23 @@ pub const SIDECAR_TYPE: &str = "adapter";
 pub const ADAPTER_TYPE: &str = "lisa";
 /// The key that tells a file with the extension from others.
 pub const VERSION_KEY: &str = "lisa.version";
+/// All keys of the extension start with this, also those of later versions.
+pub const KEY_PREFIX: &str = "lisa.";
+/// The keys that [`LisaMeta`] stands for.
+const KEYS: [&str; 12] = [
+    VERSION_KEY,
+    "lisa.base.fingerprint",
+    "lisa.layer.kind",
+    "lisa.layer.source",
+    "lisa.layer.rank",
+    "lisa.align.activation",
+    "lisa.align.domain",
+    "lisa.scale",
+    "lisa.trained.tokens",
+    "lisa.trained.data",
+    "lisa.trained.seed",
+    "lisa.trained.base",
+];
 /// Names of all tensors of the extension start with this after `blk.N.`.
 pub const TENSOR_PREFIX: &str = "lisa_";
 
@@ -211,7 +236,8 @@ impl LisaMeta {
                 let what = format!("kind {kind:?} is unknown, expected one of {}", Kind::names());
                 return Err(LisaError::Layer { layer, what });
             };
-            layers.push(layer_meta(layer, kind, source, rank).map_err(|what| LisaError::Layer { layer, what })?);
+            let meta = layer_meta(layer, kind, source, rank).and_then(|meta| check_source(meta, &layers));
+            layers.push(meta.map_err(|what| LisaError::Layer { layer, what })?);
         }
         let has_lisa = layers.iter().any(|l| l.kind == Kind::Lisa);
         // A plan without LISA layers needs no alignment keys.
@@ -265,13 +291,10 @@ impl LisaMeta {
         w.str("lisa.align.domain", self.domain.name())?;
         w.f32("lisa.scale", self.scale)?;
         let t = &self.trained;
-        for (key, n) in [("lisa.trained.tokens", t.tokens), ("lisa.trained.seed", t.seed)] {
-            n.map_or(Ok(()), |n| w.u64(key, n))?;
-        }
-        for (key, s) in [("lisa.trained.data", &t.data), ("lisa.trained.base", &t.base)] {
-            s.as_ref().map_or(Ok(()), |s| w.str(key, s))?;
-        }
-        Ok(())
+        t.tokens.map_or(Ok(()), |n| w.u64("lisa.trained.tokens", n))?;
+        t.data.as_ref().map_or(Ok(()), |s| w.str("lisa.trained.data", s))?;
+        t.seed.map_or(Ok(()), |n| w.u64("lisa.trained.seed", n))?;
+        t.base.as_ref().map_or(Ok(()), |s| w.str("lisa.trained.base", s))
     }
 }
 
@@ -291,6 +314,16 @@ fn layer_meta(layer: usize, kind: Kind, source: i32, rank: u32) -> Result<LayerM
         return Err(format!("kind {kind} has rank {rank}, expected 0"));
     }
     Ok(LayerMeta { kind, source, rank: rank as usize })
+}
+
+/// Keys and values can only be taken from a layer that has both: its own, or again those of its source.
+fn check_source(meta: LayerMeta, earlier: &[LayerMeta]) -> Result<LayerMeta, String> {
+    match meta.source.and_then(|s| earlier.get(s)) {
+        Some(source) if meta.kind == Kind::Kv && !matches!(source.kind, Kind::Full | Kind::Kv) => {
+            Err(format!("kind kv needs the keys of a full or kv layer, its source is of kind {}", source.kind))
+        }
+        _ => Ok(meta),
+    }
 }
 
 #[cfg(test)]

@@ -91,6 +91,7 @@ fn refusals() {
     with(&layers(["full", "full", "full"], &[-1, 0, -1], &[0, 0, 0]), &["layer 1", "full", "expected -1"]);
     with(&layers(["full", "lisa", "shared"], &[-1, 0, 1], &[0, 5, 0]), &["layer 1", "rank 5", "even"]);
     with(&layers(["full", "lisa", "shared"], &[-1, 0, 1], &[0, 4, 2]), &["layer 2", "shared", "rank 2"]);
+    with(&layers(["full", "lisa", "kv"], &[-1, 0, 1], &[0, 4, 0]), &["layer 2", "kv", "full or kv", "kind lisa"]);
     with(&layers(["full", "lisa", "shared"], &[-1, 0], &[0, 4, 0]), &["lisa.layer.source", "2 values", "3"]);
     with(&layers(["full", "lisa", "shared"], &[-1, 0, 1], &[0, 4, 0, 0]), &["lisa.layer.rank", "4 values", "3"]);
 
