@@ -1,13 +1,15 @@
-//! The cache of keys and values. Each layer stores, for each key/value head, one row per position; rows of a head are
-//! contiguous, so that a query's pass over a head is a linear read. The cache's memory is reserved whole but becomes
-//! resident only as positions fill.
+//! The cache of keys and values. Each layer stores what its kind of attention needs: `full` layers keys and values,
+//! `shared` layers values alone, `lisa` layers values and low-rank keys, `kv` layers nothing. For each key/value head there
+//! is one row per position; rows of a head are contiguous, so that a query's pass over a head is a linear read. The
+//! cache's memory is reserved whole but becomes resident only as positions fill.
 
 use std::ops::Range;
 
 use ggml_ext::GgmlType;
 use ggml_ext::kernels::Kernels;
 
-use super::RopeTable;
+use super::low_rank::LowRankKeys;
+use super::{LayerCacheSpec, RopeTable};
 use crate::compute::SharedBuf;
 use crate::{Error, Result};
 
@@ -125,27 +127,51 @@ impl Rows {
     fn n_bytes(&self) -> usize {
         self.bytes.len()
     }
-
-    fn bytes_per_token(&self) -> usize {
-        self.n_bytes() / self.n_ctx.max(1)
-    }
 }
 
-/// One layer's keys and values.
+/// What one layer keeps.
 pub struct LayerCache {
     n_head: usize,
-    k: Rows,
-    v: Rows,
+    k: Option<Rows>,
+    low_rank: Option<LowRankKeys>,
+    v: Option<Rows>,
 }
 
 impl LayerCache {
+    fn new(spec: LayerCacheSpec, ty_k: CacheType, ty_v: CacheType, n_ctx: usize) -> Result<Self> {
+        let n_head = spec.n_head_kv;
+        let rows = |ty, dim: Option<usize>| dim.map(|d| Rows::new(ty, n_head, d, n_ctx)).transpose();
+        Ok(Self {
+            n_head,
+            k: rows(ty_k, spec.key_dim)?,
+            low_rank: spec.rank.map(|r| LowRankKeys::new(ty_k, n_head, r, n_ctx)).transpose()?,
+            v: rows(ty_v, spec.value_dim)?,
+        })
+    }
+
+    fn keys(&self) -> &Rows {
+        self.k.as_ref().expect("a layer without keys of its own is not asked for them")
+    }
+
+    fn values(&self) -> &Rows {
+        self.v.as_ref().expect("a layer without values of its own is not asked for them")
+    }
+
+    /// The layer's low-rank keys.
+    ///
+    /// # Panics
+    /// For layers of other kinds than `lisa`.
+    pub fn low_rank(&self) -> &LowRankKeys {
+        self.low_rank.as_ref().expect("only lisa layers are asked for low-rank keys")
+    }
+
     /// Stores the key of `head` at `pos`.
     ///
     /// # Safety
     /// No other member touches this row before the next barrier.
     pub unsafe fn store_k(&self, kernels: &Kernels, head: usize, pos: usize, x: &[f32]) {
         // SAFETY: passed on to the caller.
-        unsafe { self.k.store(kernels, head, pos, x) }
+        unsafe { self.keys().store(kernels, head, pos, x) }
     }
 
     /// Stores the value of `head` at `pos`.
@@ -154,7 +180,7 @@ impl LayerCache {
     /// No other member touches this row before the next barrier.
     pub unsafe fn store_v(&self, kernels: &Kernels, head: usize, pos: usize, x: &[f32]) {
         // SAFETY: passed on to the caller.
-        unsafe { self.v.store(kernels, head, pos, x) }
+        unsafe { self.values().store(kernels, head, pos, x) }
     }
 
     /// Keys of `head` at `pos`.
@@ -170,7 +196,7 @@ impl LayerCache {
         wide: &'a mut [f32],
     ) -> Block<'a> {
         // SAFETY: passed on to the caller.
-        unsafe { self.k.block(kernels, head, pos, widen, wide) }
+        unsafe { self.keys().block(kernels, head, pos, widen, wide) }
     }
 
     /// Values of `head` at `pos`.
@@ -186,8 +212,51 @@ impl LayerCache {
         wide: &'a mut [f32],
     ) -> Block<'a> {
         // SAFETY: passed on to the caller.
-        unsafe { self.v.block(kernels, head, pos, widen, wide) }
+        unsafe { self.values().block(kernels, head, pos, widen, wide) }
     }
+
+    fn n_bytes(&self) -> usize {
+        let rows = self.k.iter().chain(&self.v).map(Rows::n_bytes).sum::<usize>();
+        rows + self.low_rank.as_ref().map_or(0, LowRankKeys::n_bytes)
+    }
+
+    /// See [`KvCache::shift`].
+    fn shift(&mut self, kernels: &Kernels, from: usize, n: usize, end: usize, turn: &Turn) {
+        for rows in self.k.iter_mut().chain(&mut self.v) {
+            for head in 0..self.n_head {
+                let (src, dst) = (rows.range(head, from + n..end), rows.range(head, from..from + 1).start);
+                rows.bytes.as_mut_slice().copy_within(src, dst);
+            }
+        }
+        if let (Some(keys), Turn::Rope(back)) = (&self.k, turn) {
+            let mut row = vec![0f32; keys.dim];
+            let mut wide = vec![0f32; keys.dim];
+            for (head, pos) in (0..self.n_head).flat_map(|h| (from..end - n).map(move |p| (h, p))) {
+                // SAFETY: `&mut self`: no team is at work.
+                unsafe {
+                    match keys.block(kernels, head, pos..pos + 1, true, &mut wide) {
+                        Block::F32(x) => row.copy_from_slice(x),
+                        Block::F16(_) => unreachable!("widened"),
+                    }
+                    back.rotate(kernels, 0, &mut row);
+                    keys.store(kernels, head, pos, &row);
+                }
+            }
+        }
+        if let (Some(keys), Turn::LowRank(freq)) = (&mut self.low_rank, turn) {
+            keys.shift(kernels, from, n, end, freq);
+        }
+    }
+}
+
+/// How the keys of a layer turn back when positions move down.
+pub enum Turn<'a> {
+    /// By this table, which rotates by minus the distance.
+    Rope(RopeTable),
+    /// Low-rank keys, at these frequencies: `[n_head_kv][rank / 2]`.
+    LowRank(&'a [f32]),
+    /// There are no keys.
+    None,
 }
 
 /// The caches of all layers.
@@ -197,20 +266,17 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Caches for `shapes` (one per layer), with room for `n_ctx` positions.
+    /// Caches for the layers `specs`, with room for `n_ctx` positions.
+    ///
+    /// # Errors
+    /// [`Error::Params`] when there is not so much memory, or heads do not divide into the type's blocks.
     pub fn new(
-        shapes: impl IntoIterator<Item = super::AttentionShape>,
+        specs: impl IntoIterator<Item = LayerCacheSpec>,
         ty_k: CacheType,
         ty_v: CacheType,
         n_ctx: usize,
     ) -> Result<Self> {
-        let layers = shapes.into_iter().map(|s| {
-            Ok(LayerCache {
-                n_head: s.n_head_kv,
-                k: Rows::new(ty_k, s.n_head_kv, s.head_dim_k, n_ctx)?,
-                v: Rows::new(ty_v, s.n_head_kv, s.head_dim_v, n_ctx)?,
-            })
-        });
+        let layers = specs.into_iter().map(|s| LayerCache::new(s, ty_k, ty_v, n_ctx));
         Ok(Self { layers: layers.collect::<Result<_>>()?, n_ctx })
     }
 
@@ -226,64 +292,52 @@ impl KvCache {
 
     /// Bytes reserved; resident only as far as positions are filled.
     pub fn n_bytes(&self) -> usize {
-        self.layers.iter().map(|l| l.k.n_bytes() + l.v.n_bytes()).sum()
+        self.layers.iter().map(LayerCache::n_bytes).sum()
     }
 
     /// Bytes one position occupies.
     pub fn bytes_per_token(&self) -> usize {
-        self.layers.iter().map(|l| l.k.bytes_per_token() + l.v.bytes_per_token()).sum()
+        self.n_bytes() / self.n_ctx.max(1)
     }
 
     /// Forgets positions `from..from + n` and moves those up to `end` down by `n`, turning their keys back by `n`
-    /// positions: `rope(layer)` is the table that rotates that layer's keys by `-n`.
-    pub fn shift(&mut self, kernels: &Kernels, from: usize, n: usize, end: usize, rope: &dyn Fn(usize) -> RopeTable) {
+    /// positions as `turn(layer)` says.
+    pub fn shift<'t>(
+        &mut self,
+        kernels: &Kernels,
+        from: usize,
+        n: usize,
+        end: usize,
+        turn: &dyn Fn(usize) -> Turn<'t>,
+    ) {
         for (i, layer) in self.layers.iter_mut().enumerate() {
-            let back = rope(i);
-            let mut row = vec![0f32; layer.k.dim];
-            for head in 0..layer.n_head {
-                for rows in [&mut layer.k, &mut layer.v] {
-                    let (src, dst) = (rows.range(head, from + n..end), rows.range(head, from..from + 1).start);
-                    rows.bytes.as_mut_slice().copy_within(src, dst);
-                }
-                for pos in from..end - n {
-                    // SAFETY: `&mut self`: no team is at work.
-                    unsafe {
-                        let mut wide = vec![0f32; layer.k.dim];
-                        match layer.k.block(kernels, head, pos..pos + 1, true, &mut wide) {
-                            Block::F32(x) => row.copy_from_slice(x),
-                            Block::F16(_) => unreachable!("widened"),
-                        }
-                        back.rotate(kernels, 0, &mut row);
-                        layer.k.store(kernels, head, pos, &row);
-                    }
-                }
-            }
+            layer.shift(kernels, from, n, end, &turn(i));
         }
     }
 }
 
-fn as_f32(bytes: &[u8]) -> &[f32] {
+pub(super) fn as_f32(bytes: &[u8]) -> &[f32] {
     // SAFETY: f32 accepts any bits; rows start at multiples of their own size in a 64-byte aligned buffer.
     let (head, x, tail) = unsafe { bytes.align_to() };
     assert!(head.is_empty() && tail.is_empty());
     x
 }
 
-fn as_f32_mut(bytes: &mut [u8]) -> &mut [f32] {
+pub(super) fn as_f32_mut(bytes: &mut [u8]) -> &mut [f32] {
     // SAFETY: as `as_f32`.
     let (head, x, tail) = unsafe { bytes.align_to_mut() };
     assert!(head.is_empty() && tail.is_empty());
     x
 }
 
-fn as_f16(bytes: &[u8]) -> &[half::f16] {
+pub(super) fn as_f16(bytes: &[u8]) -> &[half::f16] {
     // SAFETY: f16 accepts any bits; rows start at multiples of their own size in a 64-byte aligned buffer.
     let (head, x, tail) = unsafe { bytes.align_to() };
     assert!(head.is_empty() && tail.is_empty());
     x
 }
 
-fn as_f16_mut(bytes: &mut [u8]) -> &mut [half::f16] {
+pub(super) fn as_f16_mut(bytes: &mut [u8]) -> &mut [half::f16] {
     // SAFETY: as `as_f16`.
     let (head, x, tail) = unsafe { bytes.align_to_mut() };
     assert!(head.is_empty() && tail.is_empty());

@@ -1,13 +1,23 @@
-//! Attention: rotary positions, the cache of keys and values, and softmax-weighted sums over it. Nothing here knows a
-//! model family.
+//! Attention: rotary positions, the cache of keys and values, softmax-weighted sums over it, and the ways layers share them.
+//! Nothing here knows a model family.
 
-mod full;
+mod attend;
 mod kv_cache;
+mod lisa;
+mod low_rank;
+mod plan;
 mod rope;
+mod route;
+mod weights;
 
-pub use full::{AttentionScratch, PartialSums, attend};
-pub use kv_cache::{CacheType, KvCache, LayerCache};
+pub use attend::{Attend, AttentionScratch, PartialSums, ScoreSource};
+pub use kv_cache::{Block, CacheType, KvCache, LayerCache, Turn};
+pub use lisa::{Hidden, LisaAttention, LowRank};
+pub use low_rank::LowRankKeys;
+pub use plan::{Share, SharePlan};
 pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable};
+pub use route::{Holds, Route, Routes};
+pub use weights::AttnWeights;
 
 /// The shape of a layer's attention. Query head `h` reads key/value head `h / (n_head / n_head_kv)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,5 +42,30 @@ impl AttentionShape {
     /// Query heads per key/value head.
     pub fn group(&self) -> usize {
         self.n_head / self.n_head_kv
+    }
+}
+
+/// What a layer keeps in the cache, by its kind of attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerCacheSpec {
+    /// Key/value heads.
+    pub n_head_kv: usize,
+    /// Length of a key head; `None` where the layer has no keys.
+    pub key_dim: Option<usize>,
+    /// Length of a low-rank key head (`lisa`).
+    pub rank: Option<usize>,
+    /// Length of a value head; `None` where the layer has no values.
+    pub value_dim: Option<usize>,
+}
+
+impl LayerCacheSpec {
+    /// Bytes per position in a cache of these types; `None` where heads do not divide into the type's blocks.
+    pub fn bytes_per_token(&self, ty_k: CacheType, ty_v: CacheType) -> Option<usize> {
+        let rows = |ty: CacheType, dim: Option<usize>| match dim {
+            Some(dim) => Some(self.n_head_kv * ty.ggml().row_bytes(dim)?),
+            None => Some(0),
+        };
+        let low_rank = self.rank.map_or(0, |r| LowRankKeys::bytes_per_token(ty_k, self.n_head_kv, r));
+        Some(rows(ty_k, self.key_dim)? + low_rank + rows(ty_v, self.value_dim)?)
     }
 }

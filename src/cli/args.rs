@@ -15,6 +15,13 @@ pub struct ModelArgs {
     /// GGUF file (of a split model: its first part). Default: the story model embedded in the program
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
+    /// Sidecar with LISA modules for the model: a GGUF file made by distilling it
+    #[arg(long, value_name = "FILE", conflicts_with = "share")]
+    pub lisa: Option<PathBuf>,
+    /// Layers that take the attention weights of another: 5,6,7 (of the layer before), 4-9 (each of them), 8:4 (of layer 4),
+    /// kv:9 (keys and values instead), or a file with such a list
+    #[arg(long, value_name = "LAYERS")]
+    pub share: Option<String>,
     /// Map the file into memory (the default)
     #[arg(long, overrides_with = "no_mmap", hide_short_help = true)]
     pub mmap: bool,

@@ -4,8 +4,8 @@ use super::args::{ComputeArgs, ModelArgs};
 use super::error::CliError;
 use super::memory;
 use super::progress::{Log, Progress};
-use lisa_cpp::attention::CacheType;
-use lisa_cpp::model::{Config, Model, ModelFile, ModelParams};
+use lisa_cpp::attention::SharePlan;
+use lisa_cpp::model::{Model, ModelFile, ModelParams};
 use lisa_cpp::runtime::Session;
 use lisa_cpp::tokenizer::Tokenizer;
 use std::path::Path;
@@ -30,6 +30,8 @@ pub fn tokenizer(path: Option<&Path>) -> Result<Tokenizer, CliError> {
 pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Model>, CliError> {
     const STEPS: f32 = 1000.0;
     let file = file(args.model.as_deref())?;
+    let sidecar = args.lisa.as_deref().map(ModelFile::open).transpose()?;
+    let plan = args.share.as_deref().map(share_plan).transpose()?;
     let model = {
         let mut bar = Progress::new(log, "loading the model", STEPS as u64);
         let mut progress = |done: f32| bar.set((done * STEPS) as u64);
@@ -39,6 +41,8 @@ pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Mo
                 use_mmap: !args.no_mmap,
                 mlock: args.mlock,
                 n_threads: compute.n_threads()?,
+                lisa: sidecar.as_ref(),
+                share: plan.as_ref(),
                 progress: Some(&mut progress),
             },
         )?
@@ -57,6 +61,20 @@ pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Mo
     Ok(Arc::new(model))
 }
 
+/// The plan that `--share` gives: a list of layers, or a file with one.
+pub fn share_plan(given: &str) -> Result<SharePlan, CliError> {
+    let is_list = given.starts_with(|c: char| c.is_ascii_digit()) || given.starts_with("kv:");
+    if is_list && !Path::new(given).exists() {
+        return given.parse().map_err(|e| CliError::usage(format!("--share: {e}")));
+    }
+    let text = std::fs::read_to_string(given).map_err(|e| {
+        CliError::usage(format!(
+            "--share: '{given}' is neither a list of layers such as 5,6,7 or 4-9 nor a readable file: {e}"
+        ))
+    })?;
+    text.parse().map_err(|e| CliError::run(format!("{given}: {e}")))
+}
+
 /// Opens a session with a context of `wanted` tokens: 0 for the model's own, `None` for as much of it as memory allows.
 pub fn session(model: &Arc<Model>, compute: &ComputeArgs, wanted: Option<u32>, log: Log) -> Result<Session, CliError> {
     let n_ctx_train = model.n_ctx_train();
@@ -65,7 +83,9 @@ pub fn session(model: &Arc<Model>, compute: &ComputeArgs, wanted: Option<u32>, l
         Some(0) => n_ctx_train,
         Some(n) => n as usize,
         None => {
-            let per_token = cache_bytes_per_token(model.config(), params.cache_type_k, params.cache_type_v);
+            let (k, v) = (params.cache_type_k, params.cache_type_v);
+            let per_token: usize = model.decoder().caches().filter_map(|c| c.bytes_per_token(k, v)).sum();
+            let per_token = per_token as u64;
             let n_ctx = affordable_context(n_ctx_train, per_token, memory::available());
             if n_ctx < n_ctx_train {
                 log.line(format_args!(
@@ -96,13 +116,6 @@ pub fn session(model: &Arc<Model>, compute: &ComputeArgs, wanted: Option<u32>, l
         memory::human(session.cache().n_bytes() as u64)
     ));
     Ok(session)
-}
-
-/// Bytes of keys and values per token of context.
-pub fn cache_bytes_per_token(config: &Config, k: CacheType, v: CacheType) -> u64 {
-    let row = |kind: CacheType, n: usize| kind.ggml().row_bytes(n).unwrap_or(4 * n) as u64;
-    let layer = row(k, config.n_head_kv * config.head_dim_k) + row(v, config.n_head_kv * config.head_dim_v);
-    layer * config.n_layer as u64
 }
 
 /// Contexts are not reduced below this.

@@ -1,6 +1,8 @@
 //! The operations of a forward pass. Each is one phase: members share the work out, and all wait at the end until the
 //! result is complete, so that a pass reads as a plain sequence of steps.
 
+use std::ops::Range;
+
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::{Activations, Linear, Matrix, SharedBuf, Worker};
@@ -16,6 +18,9 @@ pub struct Ops<'a> {
     /// Work space of the matrix kernels.
     pub scratch: &'a mut MatmulScratch,
 }
+
+/// A matrix product: the matrix, and the buffer for its result.
+pub type Job<'j> = (&'j Linear, &'j SharedBuf<f32>);
 
 /// The gate's activation function in a gated feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,15 +109,29 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
+    /// `y[..n] += x[..n]`.
+    pub fn add(&mut self, y: &SharedBuf<f32>, x: &SharedBuf<f32>, n: usize) {
+        let part = self.worker.share(n);
+        // SAFETY: shared out disjointly, and nobody writes `x` in this phase.
+        unsafe { self.kernels.float.add_assign(y.get_mut(part.clone()), x.get(part)) };
+        self.worker.barrier();
+    }
+
     /// `out_j = W_j x + b_j` for every row of `x` and every job `j`, in one phase: products that share an operand
     /// (Q, K, V; gate, up) leave no member idle between them.
-    pub fn linear(&mut self, x: &Activations, rows: std::ops::Range<usize>, jobs: &[(&Linear, &SharedBuf<f32>)]) {
-        let total: usize = jobs.iter().map(|(l, _)| l.weight.rows()).sum();
+    pub fn linear<const N: usize>(&mut self, x: &Activations, rows: Range<usize>, jobs: &[Job; N]) {
+        self.linear_some(x, rows, &jobs.map(Some));
+    }
+
+    /// [`Ops::linear`] for the jobs that are there.
+    pub fn linear_some(&mut self, x: &Activations, rows: Range<usize>, jobs: &[Option<Job>]) {
+        let jobs = || jobs.iter().flatten();
+        let total: usize = jobs().map(|(l, _)| l.weight.rows()).sum();
         let chunk = chunk_rows(total, self.worker.n);
-        let n_chunks: usize = jobs.iter().map(|(l, _)| l.weight.rows().div_ceil(chunk)).sum();
+        let n_chunks: usize = jobs().map(|(l, _)| l.weight.rows().div_ceil(chunk)).sum();
         let worker = self.worker;
         worker.for_each_chunk(n_chunks, |mut c| {
-            for (linear, out) in jobs {
+            for (linear, out) in jobs() {
                 let n = linear.weight.rows().div_ceil(chunk);
                 if c < n {
                     let part = c * chunk..((c + 1) * chunk).min(linear.weight.rows());
@@ -127,9 +146,9 @@ impl Ops<'_> {
     fn product(
         &mut self,
         x: &Activations,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         linear: &Linear,
-        part: std::ops::Range<usize>,
+        part: Range<usize>,
         out: &SharedBuf<f32>,
     ) {
         let (w, n) = (linear.weight.view(), linear.weight.rows());

@@ -1,11 +1,13 @@
 //! The parts that families have in common, so that a family's own file shows only what sets it apart.
 
+use ggml_ext::lisa::{Domain, Kind, LisaMeta, Part};
+
 use super::config::{Config, Keys};
-use super::decoder::{Attention, ContextRope, Decoder, FeedForward, Layer};
+use super::decoder::{Attention, ContextRope, Decoder, FeedForward, Layer, QueryKey, Scores};
 use super::weights::Loader;
 use crate::Result;
-use crate::attention::{AttentionShape, Rope, RopeStyle};
-use crate::compute::Act;
+use crate::attention::{AttentionShape, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan};
+use crate::compute::{Act, Linear};
 
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
@@ -15,10 +17,50 @@ pub struct Builder<'b, 'g, 'a, 'p> {
     pub config: &'b Config,
     /// Tokens in the vocabulary.
     pub n_vocab: usize,
+    /// Which layers share attention.
+    pub sharing: Sharing<'b>,
     /// The file's tensors.
     pub loader: &'b mut Loader<'p>,
     /// Things the user should know that do not stop the loading.
     pub warnings: Vec<String>,
+}
+
+/// Which layers share attention, and how.
+#[derive(Clone, Copy)]
+pub struct Sharing<'b> {
+    /// The plan.
+    pub plan: &'b SharePlan,
+    /// Where the plan comes from, unless from the command line.
+    pub meta: Option<&'b LisaMeta>,
+}
+
+/// One of the projections of a layer's input that attention starts from.
+#[derive(Clone, Copy)]
+enum Projection {
+    Q,
+    K,
+    V,
+}
+
+impl Projection {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q",
+            Self::K => "k",
+            Self::V => "v",
+        }
+    }
+}
+
+/// Tensors of layer `i` that a layer of this kind does not need, whether the file has them or not.
+fn unused_tensors(kind: Kind, i: usize) -> impl Iterator<Item = String> {
+    let unused: &[&str] = match kind {
+        Kind::Full => &[],
+        Kind::Shared | Kind::Lisa => &["q", "k"],
+        Kind::Kv => &["k", "v"],
+    };
+    let suffixes = [".weight", ".bias", "_norm.weight"];
+    unused.iter().flat_map(move |p| suffixes.map(|s| format!("blk.{i}.attn_{p}{s}")))
 }
 
 impl Builder<'_, '_, '_, '_> {
@@ -55,8 +97,8 @@ impl Builder<'_, '_, '_, '_> {
         Rope::new(style, c.n_rot, c.rope_base, &c.rope_scaling, divisors, c.rope_magnitude)
     }
 
-    /// The attention half of layer `i` with separate projections, and head norms where the file has them and the
-    /// family `has_head_norms`.
+    /// The attention half of layer `i`, with head norms where the family `has_head_norms`. What of its projections is loaded
+    /// depends on the sharing plan. They may be stored as one tensor, `attn_qkv`.
     pub fn attention(
         &mut self,
         i: usize,
@@ -64,25 +106,92 @@ impl Builder<'_, '_, '_, '_> {
         rope: usize,
         has_head_norms: bool,
     ) -> Result<Attention> {
-        let (n_embd, l) = (self.config.n_embd, &mut *self.loader);
-        let (n_q, n_k, n_v) = widths(&shape);
-        let (q_norm, k_norm) = match has_head_norms {
-            true => (
-                Some(l.vector(&format!("blk.{i}.attn_q_norm.weight"), shape.head_dim_k)?),
-                Some(l.vector(&format!("blk.{i}.attn_k_norm.weight"), shape.head_dim_k)?),
-            ),
-            false => (None, None),
+        let share = self.sharing.plan.get(i);
+        let kind = share.map_or(Kind::Full, |s| s.kind);
+        let scores = match kind {
+            Kind::Full => Scores::Own {
+                q: self.query_key(i, Projection::Q, &shape, has_head_norms)?,
+                k: self.query_key(i, Projection::K, &shape, has_head_norms)?,
+            },
+            Kind::Kv => Scores::Queries {
+                q: self.query_key(i, Projection::Q, &shape, has_head_norms)?,
+                owner: self.sharing.plan.kv_owner(i),
+            },
+            Kind::Shared => Scores::Shared,
+            Kind::Lisa => Scores::Lisa(self.lisa(i, &shape)?),
         };
+        let v = (kind != Kind::Kv).then(|| self.projection(i, Projection::V, &shape)).transpose()?;
+        for unused in unused_tensors(kind, i) {
+            self.loader.skip(&unused);
+        }
+        let (n_embd, n_v) = (self.config.n_embd, shape.n_head * shape.head_dim_v);
+        let comp = Part::Comp.tensor(i);
+        let comp = (kind == Kind::Shared && self.loader.has(&comp))
+            .then(|| self.loader.linear(comp.trim_end_matches(".weight"), n_embd, n_embd));
         Ok(Attention {
-            q: l.linear(&format!("blk.{i}.attn_q"), n_q, n_embd)?,
-            k: l.linear(&format!("blk.{i}.attn_k"), n_k, n_embd)?,
-            v: l.linear(&format!("blk.{i}.attn_v"), n_v, n_embd)?,
-            out: l.linear(&format!("blk.{i}.attn_output"), n_embd, shape.n_head * shape.head_dim_v)?,
             shape,
-            q_norm,
-            k_norm,
             rope,
+            scores,
+            v,
+            out: self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?,
+            comp: comp.transpose()?,
         })
+    }
+
+    /// A projection of layer `i`, from its own tensor or from its rows of `attn_qkv`.
+    fn projection(&mut self, i: usize, which: Projection, shape: &AttentionShape) -> Result<Linear> {
+        let (q, k, v) = widths(shape);
+        let rows = match which {
+            Projection::Q => 0..q,
+            Projection::K => q..q + k,
+            Projection::V => q + k..q + k + v,
+        };
+        let fused = format!("blk.{i}.attn_qkv");
+        if self.loader.has(&format!("{fused}.weight")) {
+            return self.loader.linear_rows(&fused, q + k + v, self.config.n_embd, rows);
+        }
+        self.loader.linear(&format!("blk.{i}.attn_{}", which.name()), rows.len(), self.config.n_embd)
+    }
+
+    fn query_key(
+        &mut self,
+        i: usize,
+        which: Projection,
+        shape: &AttentionShape,
+        has_head_norms: bool,
+    ) -> Result<QueryKey> {
+        let norm = format!("blk.{i}.attn_{}_norm.weight", which.name());
+        let norm = has_head_norms.then(|| self.loader.vector(&norm, shape.head_dim_k)).transpose()?;
+        Ok(QueryKey { linear: self.projection(i, which, shape)?, norm })
+    }
+
+    /// The modules of a `lisa` layer.
+    fn lisa(&mut self, i: usize, shape: &AttentionShape) -> Result<LisaAttention> {
+        let meta = self.sharing.meta.expect("only metadata make lisa layers");
+        let (n_head, n_head_kv, n_embd) = (shape.n_head, shape.n_head_kv, self.config.n_embd);
+        let l = &mut *self.loader;
+        let skip = l.transposed(&Part::AlignSkip.tensor(i), n_head, n_head)?;
+        let hidden = match l.first_dim(&Part::AlignUp.tensor(i)) {
+            None => None,
+            Some(n) => Some(Hidden {
+                up: l.transposed(&Part::AlignUp.tensor(i), n_head, n)?,
+                bias: l.vector(&Part::AlignUpBias.tensor(i), n)?,
+                down: l.transposed(&Part::AlignDown.tensor(i), n, n_head)?,
+                activation: meta.activation,
+            }),
+        };
+        let rank = meta.layers[i].rank;
+        let name = |part: Part| part.tensor(i).trim_end_matches(".weight").to_owned();
+        let low_rank = match rank {
+            0 => None,
+            _ => Some(LowRank {
+                q: l.linear(&name(Part::Q), n_head * rank, n_embd)?,
+                k: l.linear(&name(Part::K), n_head_kv * rank, n_embd)?,
+                freq: l.values(&Part::Freq.tensor(i), &[rank / 2, n_head_kv])?,
+                rank,
+            }),
+        };
+        Ok(LisaAttention { skip, hidden, domain: meta.domain, low_rank, scale: meta.scale })
     }
 
     /// The feed-forward half of layer `i` with separate projections.
@@ -112,7 +221,11 @@ impl Builder<'_, '_, '_, '_> {
     /// The whole model around its layers.
     pub fn decoder(&mut self, layers: Vec<Layer>, ropes: Vec<ContextRope>) -> Result<Decoder> {
         let (n_embd, n_vocab, l) = (self.config.n_embd, self.n_vocab, &mut *self.loader);
+        let plan = self.sharing.plan;
+        plan.check_sources(|i| (layers[i].attn.shape, layers[i].attn.rope)).map_err(|e| l.error(e))?;
+        let domain = self.sharing.meta.map_or(Domain::Log, |m| m.domain);
         Ok(Decoder {
+            routes: Routes::new(plan, layers.len(), domain),
             embed: l.linear("token_embd", n_vocab, n_embd)?,
             embed_scale: 1.0,
             layers,
@@ -126,6 +239,6 @@ impl Builder<'_, '_, '_, '_> {
 }
 
 /// Rows of the query, key and value projections.
-pub fn widths(s: &AttentionShape) -> (usize, usize, usize) {
+fn widths(s: &AttentionShape) -> (usize, usize, usize) {
     (s.n_head * s.head_dim_k, s.n_head_kv * s.head_dim_k, s.n_head_kv * s.head_dim_v)
 }

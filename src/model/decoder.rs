@@ -1,27 +1,100 @@
 //! What every family builds: a stack of decoder layers with its embedding and output head. A family differs from
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
-use crate::attention::{AttentionShape, Rope};
+use crate::attention::{AttentionShape, LayerCacheSpec, LisaAttention, Rope, Routes};
 use crate::compute::{Act, Linear};
 
 /// The attention half of a layer.
 pub struct Attention {
     /// Heads, scale, window.
     pub shape: AttentionShape,
-    /// Query, key and value projections.
-    pub q: Linear,
-    /// See `q`.
-    pub k: Linear,
-    /// See `q`.
-    pub v: Linear,
-    /// RMSNorm weights on every query head, where the family has them.
-    pub q_norm: Option<Box<[f32]>>,
-    /// RMSNorm weights on every key head, where the family has them.
-    pub k_norm: Option<Box<[f32]>>,
-    /// Output projection.
-    pub out: Linear,
     /// Which of the decoder's rotary embeddings turns queries and keys.
     pub rope: usize,
+    /// Where the attention weights come from.
+    pub scores: Scores,
+    /// Value projection; `None` where the values are another layer's.
+    pub v: Option<Linear>,
+    /// Output projection.
+    pub out: Linear,
+    /// Linear compensation (UniAttn, arXiv 2502.00439): what it makes of the layer's normalised input is added to `out`'s result.
+    pub comp: Option<Linear>,
+}
+
+/// Where a layer's attention weights come from, with the parameters it takes to make them.
+pub enum Scores {
+    /// Its own queries and keys.
+    Own {
+        /// Query projection.
+        q: QueryKey,
+        /// Key projection.
+        k: QueryKey,
+    },
+    /// Its own queries and the keys, and values, of layer `owner` (Cross-Layer Attention, arXiv 2405.12981).
+    Queries {
+        /// Query projection.
+        q: QueryKey,
+        /// The layer that has keys and values.
+        owner: usize,
+    },
+    /// The weights of an earlier layer as they are (Shared Attention, arXiv 2407.12866).
+    Shared,
+    /// The weights of an earlier layer, re-arranged and corrected (LISA, arXiv 2408.01890).
+    Lisa(LisaAttention),
+}
+
+impl Scores {
+    /// The projection that makes queries, low-rank ones included.
+    pub fn q(&self) -> Option<&Linear> {
+        match self {
+            Self::Own { q, .. } | Self::Queries { q, .. } => Some(&q.linear),
+            Self::Shared => None,
+            Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.q),
+        }
+    }
+
+    /// The projection that makes keys, low-rank ones included.
+    pub fn k(&self) -> Option<&Linear> {
+        match self {
+            Self::Own { k, .. } => Some(&k.linear),
+            Self::Queries { .. } | Self::Shared => None,
+            Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.k),
+        }
+    }
+}
+
+/// A query or key projection.
+pub struct QueryKey {
+    /// The projection.
+    pub linear: Linear,
+    /// RMSNorm weights on every head, where the family has them.
+    pub norm: Option<Box<[f32]>>,
+}
+
+impl Attention {
+    /// Every matrix.
+    fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        let inputs = [self.scores.q(), self.scores.k(), self.v.as_ref(), self.comp.as_ref()];
+        inputs.into_iter().flatten().chain([&self.out])
+    }
+
+    /// Hidden units of a `lisa` layer.
+    pub fn n_hidden(&self) -> usize {
+        match &self.scores {
+            Scores::Lisa(lisa) => lisa.n_hidden(),
+            _ => 0,
+        }
+    }
+
+    /// What the layer keeps in the cache.
+    fn cache(&self) -> LayerCacheSpec {
+        let s = &self.shape;
+        let (key_dim, rank) = match &self.scores {
+            Scores::Own { .. } => (Some(s.head_dim_k), None),
+            Scores::Queries { .. } | Scores::Shared => (None, None),
+            Scores::Lisa(lisa) => (None, lisa.low_rank.as_ref().map(|l| l.rank)),
+        };
+        LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim: self.v.as_ref().map(|_| s.head_dim_v) }
+    }
 }
 
 /// The gated feed-forward half of a layer: `down(act(gate x) * up x)`.
@@ -85,6 +158,8 @@ pub struct Decoder {
     pub layers: Vec<Layer>,
     /// Rotary embeddings the layers refer to.
     pub ropes: Vec<ContextRope>,
+    /// Where layers leave attention weights for later ones.
+    pub routes: Routes,
     /// RMSNorm before the output head.
     pub output_norm: Box<[f32]>,
     /// The output head, unless tied to the embeddings.
@@ -108,9 +183,9 @@ impl Decoder {
 
     /// Every matrix, for sizes.
     pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.layers
-            .iter()
-            .flat_map(|l| [&l.attn.q, &l.attn.k, &l.attn.v, &l.attn.out, &l.ffn.gate, &l.ffn.up, &l.ffn.down])
+        let layers = self.layers.iter();
+        layers
+            .flat_map(|l| l.attn.matrices().chain([&l.ffn.gate, &l.ffn.up, &l.ffn.down]))
             .chain([&self.embed])
             .chain(&self.output)
     }
@@ -118,5 +193,10 @@ impl Decoder {
     /// The shape of every layer's attention.
     pub fn shapes(&self) -> impl Iterator<Item = AttentionShape> + Clone {
         self.layers.iter().map(|l| l.attn.shape)
+    }
+
+    /// What every layer keeps in the cache.
+    pub fn caches(&self) -> impl Iterator<Item = LayerCacheSpec> + '_ {
+        self.layers.iter().map(|l| l.attn.cache())
     }
 }

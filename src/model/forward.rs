@@ -5,9 +5,11 @@ use std::ops::Range;
 
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
-use super::decoder::{Attention, Decoder};
-use crate::attention::{AttentionScratch, KvCache, LayerCache, PartialSums, RopeTable, attend};
-use crate::compute::{Activations, Ops, SharedBuf, Worker};
+use super::decoder::{Attention, Decoder, QueryKey, Scores};
+use crate::attention::{
+    Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, LowRank, PartialSums, RopeTable, ScoreSource,
+};
+use crate::compute::{Activations, Linear, Ops, SharedBuf, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
 pub struct Buffers {
@@ -27,8 +29,11 @@ pub struct Buffers {
     hidden: Activations,
     /// `[n_logit_rows, n_vocab]`.
     logits: SharedBuf<f32>,
+    /// What `shared` layers' linear compensation adds.
+    comp: SharedBuf<f32>,
     ropes: Vec<RopeTable>,
     partial: PartialSums,
+    weights: AttnWeights,
     members: Vec<Member>,
     n_ctx: usize,
     n_logit_rows: usize,
@@ -48,25 +53,33 @@ impl Buffers {
     pub fn new(model: &Decoder, n_ubatch: usize, n_ctx: usize, n_threads: usize, exact: bool) -> Self {
         let int8 = !exact && model.matrices().any(|l| l.weight.wants_int8());
         let n_embd = model.embed.weight.cols();
-        let widest = |f: &dyn Fn(&super::Layer) -> usize| n_ubatch * model.layers.iter().map(f).max().unwrap_or(0);
+        let widest = |f: &dyn Fn(&Attention) -> Option<&Linear>| {
+            let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
+            n_ubatch * rows.max().unwrap_or(0)
+        };
         let heads = model.shapes().map(|s| s.n_head * s.head_dim_v).max().unwrap_or(0);
+        let n_head = model.shapes().map(|s| s.n_head).max().unwrap_or(0);
+        let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
         let n_ff = model.layers.iter().map(|l| l.ffn.down.weight.cols()).max().unwrap_or(0);
         let n_logit_rows = (LOGIT_BYTES / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
-        let member = || Member(UnsafeCell::new((AttentionScratch::new(model.shapes()), MatmulScratch::default())));
+        let member =
+            || Member(UnsafeCell::new((AttentionScratch::new(model.shapes(), n_hidden), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
             n: Activations::new(n_ubatch, n_embd, int8),
-            q: SharedBuf::new(widest(&|l| l.attn.q.weight.rows())),
-            k: SharedBuf::new(widest(&|l| l.attn.k.weight.rows())),
-            v: SharedBuf::new(widest(&|l| l.attn.v.weight.rows())),
+            q: SharedBuf::new(widest(&|a| a.scores.q())),
+            k: SharedBuf::new(widest(&|a| a.scores.k())),
+            v: SharedBuf::new(widest(&|a| a.v.as_ref())),
             heads: Activations::new(n_ubatch, heads, int8),
             delta: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
             hidden: Activations::new(n_ubatch, n_ff, int8),
+            comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
             partial: PartialSums::new(model.shapes(), n_ctx),
+            weights: AttnWeights::new(model.routes.n_slots(), n_head, n_ubatch, n_ctx),
             members: (0..n_threads).map(|_| member()).collect(),
             n_ctx,
             n_logit_rows,
@@ -76,6 +89,12 @@ impl Buffers {
     /// Rows of logits that one call of [`head`] can make.
     pub fn n_logit_rows(&self) -> usize {
         self.n_logit_rows
+    }
+
+    /// Most tokens that a pass from position `pos` on can have: where layers share attention weights, their buffer must stay
+    /// small enough to be served by the CPU's caches.
+    pub fn max_tokens(&self, pos: usize) -> usize {
+        self.weights.max_tokens(pos)
     }
 
     /// The logits of the last call of [`head`].
@@ -109,11 +128,17 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
 
     for (i, layer) in model.layers.iter().enumerate() {
         let attn = &layer.attn;
-        ops.linear(&buf.n, 0..n, &[(&attn.q, &buf.q), (&attn.k, &buf.k), (&attn.v, &buf.v)]);
+        project(&mut ops, attn, buf, n);
         place(&ops, attn, buf, cache.layer(i), pos, n, eps);
-        let (shape, layer_cache) = (&attn.shape, cache.layer(i));
-        attend(w, o.kernels, shape, layer_cache, &buf.q, pos, n, attn_scratch, &buf.partial, &buf.heads);
+        let (scores, values) = attention_of(attn, buf, cache, i);
+        let (kernels, shape, route) = (o.kernels, &attn.shape, model.routes.layer(i));
+        let (weights, partial, out) = (&buf.weights, &buf.partial, &buf.heads);
+        let step = Attend { worker: w, kernels, shape, pos, n_tokens: n, scores, values, weights, route, partial, out };
+        step.run(attn_scratch);
         ops.linear(&buf.heads, 0..n, &[(&attn.out, &buf.delta)]);
+        if attn.comp.is_some() {
+            ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
+        }
         ops.residual_norm(&buf.x, &buf.delta, n, layer.post_attn_norm.as_deref(), &layer.ffn_norm, eps, &buf.n);
 
         let ffn = &layer.ffn;
@@ -139,39 +164,105 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<us
     }
 }
 
+/// The products of the layer's normalised input that its attention starts from, in one phase.
+fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, n: usize) {
+    let job = |linear, out| Some((linear?, out));
+    let (q, k) = (job(attn.scores.q(), &buf.q), job(attn.scores.k(), &buf.k));
+    let jobs = [q, k, job(attn.v.as_ref(), &buf.v), job(attn.comp.as_ref(), &buf.comp)];
+    ops.linear_some(&buf.n, 0..n, &jobs);
+}
+
+/// Where layer `i` gets its scores and its values from.
+fn attention_of<'a>(
+    attn: &'a Attention,
+    buf: &'a Buffers,
+    cache: &'a KvCache,
+    i: usize,
+) -> (ScoreSource<'a>, &'a LayerCache) {
+    let (q, own) = (&buf.q, cache.layer(i));
+    match &attn.scores {
+        Scores::Own { .. } => (ScoreSource::Keys { q, keys: own }, own),
+        Scores::Queries { owner, .. } => (ScoreSource::Keys { q, keys: cache.layer(*owner) }, cache.layer(*owner)),
+        Scores::Shared => (ScoreSource::Shared, own),
+        Scores::Lisa(lisa) => (ScoreSource::Lisa { lisa, q, keys: own }, own),
+    }
+}
+
 /// Gives queries and keys their head norms and positions, and puts keys and values into the cache. One phase, shared out
 /// by token and head.
 fn place(ops: &Ops, attn: &Attention, buf: &Buffers, cache: &LayerCache, pos: usize, n: usize, eps: f32) {
     let (s, kernels) = (&attn.shape, ops.kernels);
     let rope = &buf.ropes[attn.rope];
-    let norm_and_turn = |head: &mut [f32], norm: Option<&[f32]>, t: usize| {
-        if let Some(weight) = norm {
+    let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
+        if let Some(weight) = &proj.norm {
             kernels.float.rms_norm_in_place(head, weight, eps);
         }
         rope.rotate(kernels, t, head);
     };
-    let per_token = s.n_head + 2 * s.n_head_kv;
+    let (n_q, n_k) = match &attn.scores {
+        Scores::Own { .. } => (s.n_head, s.n_head_kv),
+        Scores::Queries { .. } => (s.n_head, 0),
+        Scores::Shared => (0, 0),
+        Scores::Lisa(lisa) => (0, if lisa.low_rank.is_some() { s.n_head_kv } else { 0 }),
+    };
+    let n_v = if attn.v.is_some() { s.n_head_kv } else { 0 };
+    let per_token = n_q + n_k + n_v;
     for i in ops.worker.share(n * per_token) {
         let (t, h) = (i / per_token, i % per_token);
         let (dk, dv) = (s.head_dim_k, s.head_dim_v);
         // SAFETY: each (token, head) of each buffer, and each cache row, is this member's alone.
         unsafe {
-            if h < s.n_head {
-                let start = (t * s.n_head + h) * dk;
-                let q = buf.q.get_mut(start..start + dk);
-                norm_and_turn(q, attn.q_norm.as_deref(), t);
-            } else if h < s.n_head + s.n_head_kv {
-                let g = h - s.n_head;
-                let start = (t * s.n_head_kv + g) * dk;
-                let k = buf.k.get_mut(start..start + dk);
-                norm_and_turn(k, attn.k_norm.as_deref(), t);
-                cache.store_k(kernels, g, pos + t, k);
-            } else {
-                let g = h - s.n_head - s.n_head_kv;
+            if h >= n_q + n_k {
+                let g = h - n_q - n_k;
                 let start = (t * s.n_head_kv + g) * dv;
                 cache.store_v(kernels, g, pos + t, buf.v.get(start..start + dv));
+                continue;
+            }
+            match &attn.scores {
+                Scores::Own { q, .. } | Scores::Queries { q, .. } if h < n_q => {
+                    let start = (t * s.n_head + h) * dk;
+                    norm_and_turn(buf.q.get_mut(start..start + dk), q, t);
+                }
+                Scores::Own { k, .. } => {
+                    let g = h - n_q;
+                    let start = (t * s.n_head_kv + g) * dk;
+                    let key = buf.k.get_mut(start..start + dk);
+                    norm_and_turn(key, k, t);
+                    cache.store_k(kernels, g, pos + t, key);
+                }
+                Scores::Lisa(lisa) => {
+                    let low_rank = lisa.low_rank.as_ref().expect("counted above");
+                    place_low_rank(ops, low_rank, s.group(), buf, cache, pos, t, h);
+                }
+                Scores::Queries { .. } | Scores::Shared => unreachable!("no more heads are counted"),
             }
         }
     }
     ops.worker.barrier();
+}
+
+/// Turns the low-rank key of key/value head `c` of token `t` and the queries of its group, and stores the key.
+///
+/// # Safety
+/// No other member touches these heads of this token, or the key's place in the cache, before the next barrier.
+#[allow(clippy::too_many_arguments)]
+unsafe fn place_low_rank(
+    ops: &Ops,
+    low_rank: &LowRank,
+    group: usize,
+    buf: &Buffers,
+    cache: &LayerCache,
+    pos: usize,
+    t: usize,
+    c: usize,
+) {
+    let (kernels, r) = (ops.kernels, low_rank.rank);
+    let n_head_kv = low_rank.k.weight.rows() / r;
+    let (k, q) = ((t * n_head_kv + c) * r, (t * n_head_kv + c) * group * r);
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let key = buf.k.get_mut(k..k + r);
+        low_rank.rotate(kernels, c, pos + t, buf.q.get_mut(q..q + group * r), key);
+        cache.low_rank().store(c, pos + t, key);
+    }
 }

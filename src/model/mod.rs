@@ -13,6 +13,7 @@ mod gemma3;
 mod llama;
 mod phi3;
 mod qwen;
+mod sharing;
 mod weights;
 
 use std::path::Path;
@@ -20,14 +21,16 @@ use std::path::Path;
 use ggml_ext::kernels::Kernels;
 
 pub use config::Config;
-pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer};
+pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer, QueryKey, Scores};
 pub use file::ModelFile;
 pub use forward::{Buffers, Mode, forward, head};
 
-use builder::Builder;
+use builder::{Builder, Sharing};
 use config::{Keys, gguf_error, model_error};
+use sharing::SharingSource;
 use weights::{Loader, Part};
 
+use crate::attention::SharePlan;
 use crate::compute::{Hold, Pool, default_threads};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -51,13 +54,17 @@ pub struct ModelParams<'p> {
     pub mlock: bool,
     /// Threads that pack the weights.
     pub n_threads: usize,
+    /// A sidecar with LISA modules for the model.
+    pub lisa: Option<&'p ModelFile>,
+    /// Layers that share attention without any modules.
+    pub share: Option<&'p SharePlan>,
     /// Called with the fraction loaded, from 0 to 1.
     pub progress: Option<&'p mut dyn FnMut(f32)>,
 }
 
 impl Default for ModelParams<'_> {
     fn default() -> Self {
-        Self { use_mmap: true, mlock: false, n_threads: default_threads(), progress: None }
+        Self { use_mmap: true, mlock: false, n_threads: default_threads(), lisa: None, share: None, progress: None }
     }
 }
 
@@ -65,6 +72,7 @@ impl Default for ModelParams<'_> {
 pub struct Model {
     config: Config,
     decoder: Decoder,
+    plan: SharePlan,
     tokenizer: Tokenizer,
     chat_template: Option<String>,
     name: Option<String>,
@@ -111,12 +119,20 @@ impl Model {
         let config = Config::read(&keys)?;
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         let pool = Pool::new(params.n_threads).map_err(thread_error)?;
-        let tensors = file.parts.iter().zip(&parts);
-        let tensors = tensors.map(|(bytes, g)| Part { bytes: bytes.clone(), tensors: g.tensors().to_vec() }).collect();
+        let sharing = SharingSource::read(file, &parts, &params, &config)?;
+        let mut tensors = sharing.tensors;
+        tensors.extend(file.parts.iter().zip(&parts).map(|(bytes, g)| Part::new(&file.name, bytes, g)));
         let hold = if params.use_mmap { Hold::Packed } else { Hold::Copied };
         let mut loader = Loader::new(&file.name, tensors, hold, pool, params.progress);
         let n_vocab = tokenizer.n_vocab();
-        let mut builder = Builder { keys: &keys, config: &config, n_vocab, loader: &mut loader, warnings: Vec::new() };
+        let mut builder = Builder {
+            keys: &keys,
+            config: &config,
+            n_vocab,
+            sharing: Sharing { plan: &sharing.plan, meta: sharing.meta.as_ref() },
+            loader: &mut loader,
+            warnings: Vec::new(),
+        };
         let decoder = (family.build)(&mut builder)?;
         let mut warnings = builder.warnings;
         loader.finish()?;
@@ -128,6 +144,7 @@ impl Model {
             name: str("general.name")?.map(String::from),
             config,
             decoder,
+            plan: sharing.plan,
             tokenizer,
             n_file_bytes: file.n_bytes(),
             warnings,
@@ -143,6 +160,11 @@ impl Model {
     /// Layers, embedding and head.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// Which layers share attention.
+    pub fn plan(&self) -> &SharePlan {
+        &self.plan
     }
 
     /// The model's tokenizer.

@@ -1,10 +1,10 @@
 //! Phi-3 and Phi-4: Llama's shape with Q, K, V in one tensor, gate and up in another, and LongRoPE frequencies.
 
 use super::Family;
-use super::builder::{Builder, widths};
-use super::decoder::{Attention, ContextRope, Decoder, FeedForward};
+use super::builder::Builder;
+use super::decoder::{ContextRope, Decoder, FeedForward};
 use crate::Result;
-use crate::attention::{AttentionShape, RopeStyle};
+use crate::attention::RopeStyle;
 use crate::compute::Act;
 
 /// The registry row.
@@ -16,11 +16,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let ropes = vec![rope(b)?];
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
-        // Some files keep the projections apart.
-        let attn = match b.loader.has(&format!("blk.{i}.attn_qkv.weight")) {
-            true => fused_attention(b, i, shape)?,
-            false => b.attention(i, shape, 0, false)?,
-        };
+        let attn = b.attention(i, shape, 0, false)?;
         let ffn = fused_feed_forward(b, i)?;
         layers.push(b.layer(i, attn, ffn)?);
     }
@@ -35,22 +31,6 @@ fn rope(b: &mut Builder) -> Result<ContextRope> {
     Ok(ContextRope {
         short: b.rope(RopeStyle::Neox, short.as_deref()),
         long: long.map(|l| (b.config.n_ctx_orig, b.rope(RopeStyle::Neox, Some(&l)))),
-    })
-}
-
-fn fused_attention(b: &mut Builder, i: usize, shape: AttentionShape) -> Result<Attention> {
-    let (n_embd, name) = (b.config.n_embd, format!("blk.{i}.attn_qkv"));
-    let (n_q, n_k, n_v) = widths(&shape);
-    let total = n_q + n_k + n_v;
-    Ok(Attention {
-        q: b.loader.linear_rows(&name, total, n_embd, 0..n_q)?,
-        k: b.loader.linear_rows(&name, total, n_embd, n_q..n_q + n_k)?,
-        v: b.loader.linear_rows(&name, total, n_embd, n_q + n_k..total)?,
-        out: b.loader.linear(&format!("blk.{i}.attn_output"), n_embd, shape.n_head * shape.head_dim_v)?,
-        shape,
-        q_norm: None,
-        k_norm: None,
-        rope: 0,
     })
 }
 

@@ -6,24 +6,40 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use ggml_ext::blocks;
-use ggml_ext::gguf::TensorInfo;
+use ggml_ext::gguf::{Gguf, TensorInfo};
 
 use super::config::model_error;
 use crate::Result;
 use crate::compute::{FileBytes, Hold, Linear, Matrix, Pool};
 
-/// One file (or part of a split) with its tensors.
+/// One file (a model, a part of a split, or a sidecar) with its tensors.
 pub struct Part {
+    /// What messages call it.
+    pub name: String,
     /// The file's bytes.
     pub bytes: Arc<FileBytes>,
     /// Its tensors, as the reader checked them.
     pub tensors: Vec<TensorInfo>,
 }
 
+struct Entry {
+    file: Arc<str>,
+    bytes: Arc<FileBytes>,
+    info: TensorInfo,
+    used: bool,
+}
+
+impl Part {
+    /// The file called `name`, its `bytes` parsed as `gguf`.
+    pub fn new(name: &str, bytes: &Arc<FileBytes>, gguf: &Gguf) -> Self {
+        Self { name: name.into(), bytes: bytes.clone(), tensors: gguf.tensors().to_vec() }
+    }
+}
+
 /// Hands out a model's tensors.
 pub struct Loader<'p> {
     file: String,
-    tensors: HashMap<String, (Arc<FileBytes>, TensorInfo, bool)>,
+    tensors: HashMap<String, Entry>,
     hold: Hold,
     pool: Pool,
     progress: Option<&'p mut dyn FnMut(f32)>,
@@ -36,11 +52,13 @@ impl<'p> Loader<'p> {
     pub fn new(file: &str, parts: Vec<Part>, hold: Hold, pool: Pool, progress: Option<&'p mut dyn FnMut(f32)>) -> Self {
         let mut tensors = HashMap::new();
         for part in parts {
-            for t in part.tensors {
-                tensors.insert(t.name.clone(), (part.bytes.clone(), t, false));
+            let file: Arc<str> = part.name.into();
+            for info in part.tensors {
+                let entry = Entry { file: file.clone(), bytes: part.bytes.clone(), info, used: false };
+                tensors.insert(entry.info.name.clone(), entry);
             }
         }
-        let bytes_total = tensors.values().map(|(_, t, _)| t.n_bytes).sum();
+        let bytes_total = tensors.values().map(|e: &Entry| e.info.n_bytes).sum();
         Self { file: file.into(), tensors, hold, pool, progress, bytes_total, bytes_done: 0 }
     }
 
@@ -49,19 +67,37 @@ impl<'p> Loader<'p> {
         self.tensors.contains_key(name)
     }
 
+    /// The first dimension of a tensor, where the file has it.
+    pub fn first_dim(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name).map(|e| e.info.shape[0] as usize)
+    }
+
+    /// An error about the model's file.
+    pub fn error(&self, what: impl std::fmt::Display) -> crate::Error {
+        model_error(&self.file, what)
+    }
+
+    /// Leaves a tensor that this run has no use for in the file, if it is there.
+    pub fn skip(&mut self, name: &str) {
+        if let Some(entry) = self.tensors.get_mut(name).filter(|e| !e.used) {
+            entry.used = true;
+            self.bytes_total -= entry.info.n_bytes;
+        }
+    }
+
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<(Arc<FileBytes>, TensorInfo)> {
-        let Some((bytes, info, used)) = self.tensors.get_mut(name) else {
+        let Some(entry) = self.tensors.get_mut(name) else {
             return Err(model_error(&self.file, format!("tensor {name} is missing")));
         };
         // Trailing dimensions of 1 mean nothing.
-        let dims: Vec<u64> = info.shape.iter().rev().skip_while(|&&d| d == 1).copied().collect();
+        let dims: Vec<u64> = entry.info.shape.iter().rev().skip_while(|&&d| d == 1).copied().collect();
         let wanted: Vec<u64> = shape.iter().rev().map(|&d| d as u64).skip_while(|&d| d == 1).collect();
         if dims != wanted {
-            let what = format!("tensor {name} has shape {:?}, expected {shape:?}", info.shape);
-            return Err(model_error(&self.file, what));
+            let what = format!("tensor {name} has shape {:?}, expected {shape:?}", entry.info.shape);
+            return Err(model_error(&entry.file, what));
         }
-        *used = true;
-        Ok((bytes.clone(), info.clone()))
+        entry.used = true;
+        Ok((entry.bytes.clone(), entry.info.clone()))
     }
 
     /// Rows `part` of the matrix `name` of `rows` x `cols`: some families store several matrices as one.
@@ -80,11 +116,22 @@ impl<'p> Loader<'p> {
 
     /// The vector `name` of `n` values.
     pub fn vector(&mut self, name: &str, n: usize) -> Result<Box<[f32]>> {
-        let (file, info) = self.take(name, &[n])?;
-        let mut out = vec![0.0; n].into_boxed_slice();
+        self.values(name, &[n])
+    }
+
+    /// The values of the small tensor `name`, as stored; `shape` fastest dimension first.
+    pub fn values(&mut self, name: &str, shape: &[usize]) -> Result<Box<[f32]>> {
+        let (file, info) = self.take(name, shape)?;
+        let mut out = vec![0.0; shape.iter().product()].into_boxed_slice();
         let start = info.offset as usize;
         blocks::dequantize_row(info.ty, &file[start..start + info.n_bytes as usize], &mut out);
         Ok(out)
+    }
+
+    /// The small matrix `name` with a row for each of its `inputs`, as one with a row for each of its `outputs`.
+    pub fn transposed(&mut self, name: &str, inputs: usize, outputs: usize) -> Result<Box<[f32]>> {
+        let stored = self.values(name, &[outputs, inputs])?;
+        Ok((0..inputs * outputs).map(|j| stored[j % inputs * outputs + j / inputs]).collect())
     }
 
     /// The vector `name`, where the file has it.
@@ -106,16 +153,16 @@ impl<'p> Loader<'p> {
 
     /// Refuses a file with tensors that the family did not ask for: running without them would be a silent guess.
     pub fn finish(self) -> Result<()> {
-        let mut left: Vec<&str> =
-            self.tensors.values().filter(|(_, _, used)| !used).map(|(_, t, _)| t.name.as_str()).collect();
+        let mut left: Vec<&Entry> = self.tensors.values().filter(|e| !e.used).collect();
         // Old converters stored the rotary frequencies, which follow from the metadata.
-        left.retain(|n| !n.ends_with(".attn_rot_embd") && !n.ends_with(".rot_embd"));
-        left.sort_unstable();
+        left.retain(|e| !e.info.name.ends_with(".attn_rot_embd") && !e.info.name.ends_with(".rot_embd"));
+        left.sort_unstable_by_key(|e| &e.info.name);
         match left.as_slice() {
             [] => Ok(()),
             [first, ..] => {
-                let what = format!("tensor {first} is not part of this architecture ({} such tensors)", left.len());
-                Err(model_error(&self.file, what))
+                let (name, n) = (&first.info.name, left.len());
+                let what = format!("tensor {name} is not part of this architecture ({n} such tensors)");
+                Err(model_error(&first.file, what))
             }
         }
     }

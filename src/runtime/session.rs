@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::attention::{CacheType, KvCache};
+use crate::attention::{CacheType, KvCache, LisaAttention, Turn};
 use crate::compute::{Pool, default_threads};
-use crate::model::{Buffers, Mode, Model, forward, head, thread_error};
+use crate::model::{Buffers, Mode, Model, Scores, forward, head, thread_error};
 use crate::{Error, Result};
 
 /// How a session runs. The defaults are llama.cpp's.
@@ -75,7 +75,7 @@ impl Session {
         let pool_batch = (n_batch_threads != n_threads).then(|| Pool::new(n_batch_threads)).transpose();
         let decoder = model.decoder();
         Ok(Self {
-            cache: KvCache::new(decoder.shapes(), p.cache_type_k, p.cache_type_v, n_ctx)?,
+            cache: KvCache::new(decoder.caches(), p.cache_type_k, p.cache_type_v, n_ctx)?,
             buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.exact),
             mode: Mode { kernels: model.kernels(), exact: p.exact },
             pool,
@@ -126,7 +126,8 @@ impl Session {
     pub fn prefill(&mut self, ids: &[u32], progress: &mut dyn FnMut(usize)) -> Result<&[f32]> {
         self.check(ids)?;
         let mut done = 0;
-        for batch in ids.chunks(self.n_ubatch) {
+        while done < ids.len() {
+            let batch = self.next_batch(&ids[done..]);
             let last = done + batch.len() == ids.len();
             let rows = if last { batch.len() - 1..batch.len() } else { 0..0 };
             self.pass(batch, rows)?;
@@ -153,7 +154,8 @@ impl Session {
         self.check(ids)?;
         let n_vocab = self.model.decoder().n_vocab();
         let mut done = 0;
-        for batch in ids.chunks(self.n_ubatch) {
+        while done < ids.len() {
+            let batch = self.next_batch(&ids[done..]);
             self.pass(batch, 0..0)?;
             for start in (0..batch.len()).step_by(self.buffers.n_logit_rows()) {
                 let rows = start..(start + self.buffers.n_logit_rows()).min(batch.len());
@@ -185,11 +187,15 @@ impl Session {
         }
         if n_discard > 0 {
             let (decoder, n_ctx) = (self.model.decoder(), self.cache.n_ctx());
-            let back = |layer: usize| {
-                let rope = decoder.layers[layer].attn.rope;
-                decoder.ropes[rope].for_context(n_ctx).backwards(n_discard)
+            let turn = |layer: usize| {
+                let attn = &decoder.layers[layer].attn;
+                match &attn.scores {
+                    Scores::Own { .. } => Turn::Rope(decoder.ropes[attn.rope].for_context(n_ctx).backwards(n_discard)),
+                    Scores::Lisa(LisaAttention { low_rank: Some(l), .. }) => Turn::LowRank(&l.freq),
+                    _ => Turn::None,
+                }
             };
-            self.cache.shift(self.mode.kernels, n_keep, n_discard, self.n_past, &back);
+            self.cache.shift(self.mode.kernels, n_keep, n_discard, self.n_past, &turn);
             self.n_past -= n_discard;
         }
         Ok(())
@@ -208,6 +214,11 @@ impl Session {
             return Err(Error::ContextFull { n_prompt, n_ctx: self.n_ctx() });
         }
         Ok(())
+    }
+
+    /// The tokens of the next pass.
+    fn next_batch<'i>(&self, ids: &'i [u32]) -> &'i [u32] {
+        &ids[..ids.len().min(self.n_ubatch).min(self.buffers.max_tokens(self.n_past))]
     }
 
     /// One forward pass over `ids`, with the logits of `rows` of them.

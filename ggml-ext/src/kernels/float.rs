@@ -47,6 +47,7 @@ macro_rules! float_kernels {
             exp = math::exp_in_place(x: &mut [f32]) -> ();
             exp_sub_sum = math::exp_sub_sum(x: &mut [f32], max: f32) -> f32;
             softmax = math::softmax(x: &mut [f32]) -> ();
+            relu = math::relu(x: &mut [f32]) -> ();
             silu = math::silu(x: &mut [f32]) -> ();
             gelu = math::gelu(x: &mut [f32]) -> ();
             silu_mul = math::silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
@@ -206,6 +207,12 @@ impl FloatKernels {
     pub fn softmax(&self, x: &mut [f32]) {
         // SAFETY: see the impl.
         unsafe { (self.softmax)(x) }
+    }
+
+    /// `x[i] = max(x[i], 0)`.
+    pub fn relu(&self, x: &mut [f32]) {
+        // SAFETY: see the impl.
+        unsafe { (self.relu)(x) }
     }
 
     /// `x[i] = x[i] / (1 + e^-x[i])`.

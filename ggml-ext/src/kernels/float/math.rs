@@ -90,6 +90,15 @@ unsafe fn tanh<V: Simd>(y: V) -> V {
     }
 }
 
+struct Relu;
+impl Unary for Relu {
+    #[inline(always)]
+    unsafe fn apply<V: Simd>(&self, x: V) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { V::splat(0.0).max(x) }
+    }
+}
+
 struct Silu;
 impl Unary for Silu {
     #[inline(always)]
@@ -144,6 +153,12 @@ impl Unary for Exp {
 pub(super) unsafe fn exp_in_place<V: Simd>(x: &mut [f32]) {
     // SAFETY: the caller's contract.
     unsafe { vector::map::<V, _>(x, &Exp) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn relu<V: Simd>(x: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe { vector::map::<V, _>(x, &Relu) }
 }
 
 #[inline(always)]

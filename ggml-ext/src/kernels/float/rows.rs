@@ -71,11 +71,27 @@ impl<'a, T> Rows<'a, T> {
     pub(super) fn stride(&self) -> usize {
         self.stride
     }
+    /// Row `i`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&self, i: usize) -> &'a [T] {
+        assert!(i < self.n_rows, "row {i} of {}", self.n_rows);
+        // SAFETY: rows that exist are valid for reads during `'a`.
+        unsafe { std::slice::from_raw_parts(self.row_ptr(i), self.len) }
+    }
     /// Start of row `i`, which must exist.
     #[inline(always)]
     pub(super) fn row_ptr(&self, i: usize) -> *const T {
         debug_assert!(i < self.n_rows);
         self.data.wrapping_add(i * self.stride)
+    }
+}
+
+impl<T> RowsMut<'_, T> {
+    /// The same rows, for a shorter time.
+    pub fn reborrow(&mut self) -> RowsMut<'_, T> {
+        RowsMut { data: self.data, n_rows: self.n_rows, len: self.len, stride: self.stride, borrow: PhantomData }
     }
 }
 

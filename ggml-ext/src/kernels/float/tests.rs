@@ -226,6 +226,10 @@ fn activations() {
         }
         assert_eq!(guarded(&[f32::INFINITY, f32::NEG_INFINITY], |x| k.soft_cap(x, 30.0)), [30.0, -30.0], "{tier:?}");
         assert!(guarded(&[f32::NAN; 3], |x| k.silu(x)).iter().all(|v| v.is_nan()), "{tier:?}");
+        assert!(
+            guarded(&[-1.5, -0.0, 0.0, 2.5, -f32::INFINITY], |x| k.relu(x)) == [0.0, 0.0, 0.0, 2.5, 0.0],
+            "{tier:?}"
+        );
     }
 }
 

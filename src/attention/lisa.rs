@@ -1,0 +1,178 @@
+//! LISA (arXiv 2408.01890): a layer's scores from an earlier layer's attention weights. A tiny feed-forward network over
+//! the head axis re-arranges the source's heads, and low-rank queries and keys supply the difference:
+//!
+//! ```text
+//! a[g] = sum_h L[h] skip[h,g] + sum_m act(sum_h L[h] up[h,m] + bias[m]) down[m,g]        for every pair (query, key)
+//! S[g] = a[g] + scale * q[g] . k[c(g)]
+//! ```
+//!
+//! with `L` the logarithm of the source's weights (or the weights themselves). See `ggml-ext/SPEC.md`.
+
+use std::ops::Range;
+
+use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::{Rows, RowsMut};
+use ggml_ext::lisa::{Activation, Domain};
+
+use super::attend::BLOCK;
+use super::kv_cache::{Block, LayerCache};
+use super::{AttentionShape, Holds};
+use crate::compute::Linear;
+
+/// The parameters of a `lisa` layer's attention weights. Matrices lie as the products need them: one row per result.
+pub struct LisaAttention {
+    /// `[n_head, n_head]`: row g, column h.
+    pub skip: Box<[f32]>,
+    /// The hidden units, where there are any.
+    pub hidden: Option<Hidden>,
+    /// What `skip` and `hidden` see.
+    pub domain: Domain,
+    /// The low-rank part, where there is one.
+    pub low_rank: Option<LowRank>,
+    /// Factor on the low-rank products.
+    pub scale: f32,
+}
+
+/// Hidden units of the alignment network.
+pub struct Hidden {
+    /// `[n_hidden, n_head]`: row m, column h.
+    pub up: Box<[f32]>,
+    /// `[n_hidden]`
+    pub bias: Box<[f32]>,
+    /// `[n_head, n_hidden]`: row g, column m.
+    pub down: Box<[f32]>,
+    /// Applied to the units.
+    pub activation: Activation,
+}
+
+/// Low-rank queries and keys.
+pub struct LowRank {
+    /// `[n_head * rank, n_embd]`
+    pub q: Linear,
+    /// `[n_head_kv * rank, n_embd]`
+    pub k: Linear,
+    /// `[n_head_kv, rank / 2]`, radians per position.
+    pub freq: Box<[f32]>,
+    /// Values per head.
+    pub rank: usize,
+}
+
+/// One member's work space for the alignment.
+pub(super) struct LisaScratch {
+    weights: Vec<f32>,
+    units: Vec<f32>,
+}
+
+impl LisaScratch {
+    pub(super) fn new(n_head: usize, n_hidden: usize) -> Self {
+        Self { weights: vec![0.0; n_head * BLOCK], units: vec![0.0; n_hidden * BLOCK] }
+    }
+}
+
+impl LowRank {
+    /// Turns the key of key/value head `c` and the `queries` of its group to position `pos`.
+    pub fn rotate(&self, kernels: &Kernels, c: usize, pos: usize, queries: &mut [f32], key: &mut [f32]) {
+        const PAIRS: usize = 64;
+        let freq = &self.freq[c * self.rank / 2..(c + 1) * self.rank / 2];
+        let (mut cos, mut sin) = ([0f32; PAIRS], [0f32; PAIRS]);
+        for (i, freq) in freq.chunks(PAIRS).enumerate() {
+            for ((c, s), &f) in cos.iter_mut().zip(&mut sin).zip(freq) {
+                // In f64, as for all positions.
+                let (sine, cosine) = (pos as f64 * f64::from(f)).sin_cos();
+                (*c, *s) = (cosine as f32, sine as f32);
+            }
+            for head in queries.chunks_exact_mut(self.rank).chain([&mut *key]) {
+                let part = &mut head[2 * i * PAIRS..2 * (i * PAIRS + freq.len())];
+                kernels.float.rope_norm(part, &cos[..freq.len()], &sin[..freq.len()]);
+            }
+        }
+    }
+}
+
+impl LisaAttention {
+    /// Values per low-rank head, 0 without a low-rank part.
+    pub fn rank(&self) -> usize {
+        self.low_rank.as_ref().map_or(0, |l| l.rank)
+    }
+
+    /// Hidden units.
+    pub fn n_hidden(&self) -> usize {
+        self.hidden.as_ref().map_or(0, |h| h.bias.len())
+    }
+
+    /// Adds the re-arranged heads of one query to `into`: rows of all heads, as `source`, the source's scores or weights with
+    /// their log-sum-exp.
+    pub(super) fn align(
+        &self,
+        kernels: &Kernels,
+        source: Rows<f32>,
+        lse: &[f32],
+        holds: Holds,
+        scratch: &mut LisaScratch,
+        mut into: RowsMut<f32>,
+    ) {
+        let (float, n_head, n) = (&kernels.float, source.n_rows(), source.len());
+        // In the domain of logarithms L = score - lse: what `lse` contributes is the same for all keys of a query. In
+        // `skip` the softmax cancels it; the units take it with their bias.
+        let source = match (self.domain, holds) {
+            (Domain::Log, Holds::Scores) | (Domain::Weight, Holds::Weights) => source,
+            (Domain::Weight, Holds::Scores) => {
+                for (h, row) in scratch.weights.chunks_exact_mut(n).take(n_head).enumerate() {
+                    row.copy_from_slice(source.row(h));
+                    float.exp_sub_sum(row, lse[h]);
+                }
+                Rows::new(&scratch.weights, n_head, n, n)
+            }
+            (Domain::Log, Holds::Weights) => unreachable!("scores are kept while a layer needs them"),
+        };
+        float.sgemm_nn_acc(Rows::new(&self.skip, n_head, n_head, n_head), source, into.reborrow());
+        let Some(hidden) = &self.hidden else { return };
+        let n_hidden = hidden.bias.len();
+        let units = &mut scratch.units[..n_hidden * n];
+        for ((m, row), &bias) in units.chunks_exact_mut(n).enumerate().zip(&hidden.bias) {
+            let shift = match self.domain {
+                Domain::Log => float.dot(&hidden.up[m * n_head..(m + 1) * n_head], lse),
+                Domain::Weight => 0.0,
+            };
+            row.fill(bias - shift);
+        }
+        let up = Rows::new(&hidden.up, n_hidden, n_head, n_head);
+        float.sgemm_nn_acc(up, source, RowsMut::new(units, n_hidden, n, n));
+        match hidden.activation {
+            Activation::Relu => float.relu(units),
+            Activation::Silu => float.silu(units),
+            Activation::Gelu => float.gelu(units),
+        }
+        let down = Rows::new(&hidden.down, n_head, n_hidden, n_hidden);
+        float.sgemm_nn_acc(down, Rows::new(units, n_hidden, n, n), into);
+    }
+
+    /// Adds the low-rank scores of all heads for keys `block` to `scores`, rows by head and token; `q` holds the low-rank
+    /// queries in the same order, scaled.
+    ///
+    /// # Safety
+    /// Nobody writes the low-rank keys before the next barrier.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn add_low_rank(
+        &self,
+        kernels: &Kernels,
+        shape: &AttentionShape,
+        q: &[f32],
+        keys: &LayerCache,
+        n_tokens: usize,
+        block: Range<usize>,
+        scores: &mut [f32],
+    ) {
+        let Some(LowRank { rank, .. }) = self.low_rank else { return };
+        let (rows, n, keys) = (shape.group() * n_tokens, block.len(), keys.low_rank());
+        for c in 0..shape.n_head_kv {
+            let q = Rows::new(&q[c * rows * rank..], rows, rank, rank);
+            let into = RowsMut::new(&mut scores[c * rows * n..], rows, n, n);
+            // SAFETY: passed on to the caller.
+            match unsafe { keys.runs(c, block.start) } {
+                Block::F16(k) => kernels.float.values_f16(q, Rows::new(k, rank, n, keys.stride()), into),
+                Block::F32(k) => kernels.float.sgemm_nn_acc(q, Rows::new(k, rank, n, keys.stride()), into),
+            }
+        }
+    }
+}
