@@ -94,6 +94,35 @@ fn data_it_refuses() {
     fails(w.finish(), "no data for tensor \"b\" and 1 more");
 }
 
+/// Data in pieces is the same file; what is left out or too much is refused.
+#[test]
+fn data_in_pieces() {
+    let declared = || {
+        let mut w = writer();
+        w.tensor("a", &[3], GgmlType::F32).unwrap();
+        w.tensor("b", &[1], GgmlType::F32).unwrap();
+        w
+    };
+    let bytes: [u8; 12] = std::array::from_fn(|i| i as u8 + 1);
+    let mut whole = declared();
+    whole.data("a", &bytes).unwrap();
+    whole.data("b", &[9; 4]).unwrap();
+    let mut pieces = declared();
+    pieces.part("a", &bytes[..5]).unwrap();
+    fails(pieces.part("b", &[9; 4]), "data for tensor \"b\", expected tensor \"a\"");
+    fails(pieces.part("a", &[0; 8]), "tensor \"a\" has 13 bytes of data, its declaration says 12");
+    fails(pieces.data("a", &bytes), "tensor \"a\" has 17 bytes of data, its declaration says 12");
+    pieces.part("a", &[]).unwrap();
+    pieces.part("a", &bytes[5..]).unwrap();
+    pieces.part("b", &[9; 4]).unwrap();
+    assert_eq!(pieces.finish().unwrap(), whole.finish().unwrap());
+
+    let mut short = declared();
+    short.data("a", &bytes).unwrap();
+    short.part("b", &[9; 3]).unwrap();
+    fails(short.finish(), "no data for tensor \"b\" and 0 more");
+}
+
 #[test]
 fn a_full_disk_is_an_error() {
     struct Full;

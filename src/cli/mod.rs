@@ -20,6 +20,7 @@ mod perplexity;
 mod progress;
 mod sampling;
 mod signals;
+mod synth;
 mod timings;
 mod tokenize;
 
@@ -63,6 +64,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measure how well the model predicts a text
     Perplexity(perplexity::PerplexityArgs),
+    /// Write a model of random weights in the shape of a real one, to measure speed
+    Synth(synth::SynthArgs),
 }
 
 /// Runs the command line `argv`, the program's name first.
@@ -85,6 +88,7 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Logits(args)) => logits::run(args),
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Perplexity(args)) => perplexity::run(args),
+        Some(Command::Synth(args)) => synth::run(args),
     }
 }
 

@@ -42,6 +42,8 @@ pub struct GgufWriter<W: Write> {
     next_offset: u64,
     /// Tensors whose data is written; `None` before the header is.
     written: Option<usize>,
+    /// Bytes written of the tensor after those.
+    partial: u64,
 }
 
 /// Serialised entries and the names they go by.
@@ -68,6 +70,7 @@ impl<W: Write> GgufWriter<W> {
             alignment: DEFAULT_ALIGNMENT,
             next_offset: 0,
             written: None,
+            partial: 0,
         }
     }
 
@@ -212,19 +215,40 @@ impl<W: Write> GgufWriter<W> {
     /// # Errors
     /// Another name than the next in order, another length than declared, or a failure of `W`.
     pub fn data(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
-        let next = self.tensors.get(self.written.unwrap_or(0));
-        let n_bytes = match next {
-            Some(t) if t.name == name => t.n_bytes,
-            _ => return Err(WriteError::Order { found: name.into(), expected: next.map(|t| t.name.clone()) }),
-        };
-        if bytes.len() as u64 != n_bytes {
-            return Err(WriteError::DataLength { tensor: name.into(), found: bytes.len() as u64, expected: n_bytes });
+        let (n_bytes, found) = (self.next_bytes(name)?, self.partial + bytes.len() as u64);
+        if found != n_bytes {
+            return Err(WriteError::DataLength { tensor: name.into(), found, expected: n_bytes });
+        }
+        self.part(name, bytes)
+    }
+
+    /// Writes a piece of the data of the next declared tensor, which must be `name`: for data that is not held whole. The
+    /// tensor is complete with its last byte.
+    ///
+    /// # Errors
+    /// Another name than the next in order, more bytes than declared, or a failure of `W`.
+    pub fn part(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+        let (n_bytes, found) = (self.next_bytes(name)?, self.partial + bytes.len() as u64);
+        if found > n_bytes {
+            return Err(WriteError::DataLength { tensor: name.into(), found, expected: n_bytes });
         }
         let written = self.begin_data()?;
         self.out.write_all(bytes)?;
-        pad(&mut self.out, n_bytes, self.alignment)?;
-        self.written = Some(written + 1);
+        self.partial = found;
+        if found == n_bytes {
+            pad(&mut self.out, n_bytes, self.alignment)?;
+            self.written = Some(written + 1);
+            self.partial = 0;
+        }
         Ok(())
+    }
+
+    /// Bytes of the next tensor to be written, which must be `name`.
+    fn next_bytes(&self, name: &str) -> Result<u64, WriteError> {
+        match self.tensors.get(self.written.unwrap_or(0)) {
+            Some(t) if t.name == name => Ok(t.n_bytes),
+            next => Err(WriteError::Order { found: name.into(), expected: next.map(|t| t.name.clone()) }),
+        }
     }
 
     /// Flushes and returns the output; a file without tensors is written by this call.
