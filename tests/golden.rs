@@ -2,8 +2,11 @@
 
 mod common;
 
-use common::{argmax, json, log_sum_exp, smollm2};
-use lisa_cpp::{Session, SessionParams};
+use std::sync::Arc;
+
+use common::{argmax, bytes, json, log_sum_exp, smollm2, smollm2_path};
+use lisa_cpp::attention::SharePlan;
+use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
 use serde_json::Value;
 
 fn ids(v: &Value) -> Vec<u32> {
@@ -34,12 +37,11 @@ fn kl(golden: &[(u32, f64)], logits: &[f32], lse: f64) -> f64 {
     sum
 }
 
-fn agreement(exact: bool) -> Option<Agreement> {
-    let model = smollm2()?;
-    let golden = json("golden/logits.smollm2.json.gz");
+fn agreement(model: &Arc<Model>, golden: &str, exact: bool) -> Agreement {
+    let prompts = json(golden);
     let mut a = Agreement { positions: 0, top1: 0, mean_kl: 0.0, mean_nll: 0.0, golden_nll: 0.0 };
     let mut n_nll = 0.0;
-    for prompt in golden["prompts"].as_array().unwrap() {
+    for prompt in prompts["prompts"].as_array().unwrap() {
         let tokens = ids(&prompt["tokens"]);
         let params = SessionParams { n_ctx: 512, exact, ..Default::default() };
         let params = match exact {
@@ -69,25 +71,58 @@ fn agreement(exact: bool) -> Option<Agreement> {
     a.mean_nll /= n_nll;
     a.golden_nll /= n_nll;
     println!(
-        "exact {exact}: top-1 {}/{}, mean KL {:.3e}, nll {:.5} (golden {:.5})",
+        "{golden}, exact {exact}: top-1 {}/{}, mean KL {:.3e}, nll {:.5} (golden {:.5})",
         a.top1, a.positions, a.mean_kl, a.mean_nll, a.golden_nll
     );
-    Some(a)
+    a
 }
+
+const PLAIN: &str = "golden/logits.smollm2.json.gz";
 
 #[test]
 fn exact_logits_match_the_independent_forward_pass() {
-    let Some(a) = agreement(true) else { return };
+    let Some(model) = smollm2() else { return };
+    let a = agreement(&model, PLAIN, true);
     assert!(a.mean_kl <= 1e-6, "mean KL {}", a.mean_kl);
     assert!(a.top1 * 1000 >= a.positions * 995, "top-1 {} of {}", a.top1, a.positions);
 }
 
 #[test]
 fn default_logits_stay_close_to_the_independent_forward_pass() {
-    let Some(a) = agreement(false) else { return };
+    let Some(model) = smollm2() else { return };
+    let a = agreement(&model, PLAIN, false);
     assert!(a.mean_kl <= 2e-3, "mean KL {}", a.mean_kl);
     assert!(a.top1 * 100 >= a.positions * 99, "top-1 {} of {}", a.top1, a.positions);
     assert!((a.mean_nll / a.golden_nll - 1.0).abs() <= 0.005, "nll {} against {}", a.mean_nll, a.golden_nll);
+}
+
+/// How near a model with a sharing plan must come, with floats throughout and by default.
+fn matches_with_sharing(model: Model, golden: &str) {
+    let model = Arc::new(model);
+    let a = agreement(&model, golden, true);
+    assert!(a.mean_kl <= 1e-5, "mean KL {}", a.mean_kl);
+    assert!((a.mean_nll / a.golden_nll - 1.0).abs() <= 0.005, "nll {} against {}", a.mean_nll, a.golden_nll);
+    let a = agreement(&model, golden, false);
+    assert!(a.mean_kl <= 5e-3, "mean KL {}", a.mean_kl);
+    assert!((a.mean_nll / a.golden_nll - 1.0).abs() <= 0.005, "nll {} against {}", a.mean_nll, a.golden_nll);
+}
+
+#[test]
+fn shared_layers_match_the_independent_forward_pass() {
+    let Some(path) = smollm2_path() else { return };
+    for layers in ["5", "5-7", "4-9,24,25"] {
+        let plan: SharePlan = layers.parse().unwrap();
+        let model = Model::open(&path, ModelParams { share: Some(&plan), ..Default::default() }).unwrap();
+        matches_with_sharing(model, &format!("golden/shared.{}.json.gz", layers.replace(',', "_")));
+    }
+}
+
+#[test]
+fn a_trained_sidecar_matches_the_independent_forward_pass() {
+    let Some(path) = smollm2_path() else { return };
+    let sidecar = ModelFile::from_bytes("smollm2-l16-r10", bytes("golden/smollm2-l16-r10.lisa.gguf.gz"));
+    let model = Model::open(&path, ModelParams { lisa: Some(&sidecar), ..Default::default() }).unwrap();
+    matches_with_sharing(model, "golden/smollm2-l16-r10.logits.json.gz");
 }
 
 /// Where our greedy text leaves llama.cpp's, the two candidates must be near ties in our own logits: both engines round

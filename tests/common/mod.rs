@@ -24,16 +24,22 @@ pub fn smollm2() -> Option<Arc<Model>> {
     smollm2_path().map(|p| Arc::new(Model::open(&p, ModelParams::default()).unwrap()))
 }
 
+/// A file under `tests/data`, unpacked where it is gzipped.
+#[allow(dead_code)]
+pub fn bytes(name: &str) -> Vec<u8> {
+    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)).unwrap();
+    if !name.ends_with(".gz") {
+        return bytes;
+    }
+    let mut unpacked = Vec::new();
+    flate2::read::GzDecoder::new(&bytes[..]).read_to_end(&mut unpacked).unwrap();
+    unpacked
+}
+
 /// A JSON file under `tests/data`, gzipped or not.
 #[allow(dead_code)]
 pub fn json(name: &str) -> serde_json::Value {
-    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)).unwrap();
-    let mut text = Vec::new();
-    match name.ends_with(".gz") {
-        true => drop(flate2::read::GzDecoder::new(&bytes[..]).read_to_end(&mut text).unwrap()),
-        false => text = bytes,
-    }
-    serde_json::from_slice(&text).unwrap()
+    serde_json::from_slice(&bytes(name)).unwrap()
 }
 
 /// The logarithm of the sum of the exponentials, in f64.

@@ -141,7 +141,11 @@ mod tests {
 
     fn values(pools: &mut Pools, t: &Tensor, seed: u64) -> Vec<f32> {
         let mut bytes = Vec::new();
-        pools.data(t, seed).pieces(|piece| Ok::<_, ()>(bytes.extend_from_slice(piece))).unwrap();
+        let collected = pools.data(t, seed).pieces(|piece| {
+            bytes.extend_from_slice(piece);
+            Ok::<_, ()>(())
+        });
+        collected.unwrap();
         assert_eq!(bytes.len() as u64, t.n_bytes().unwrap());
         let mut x = vec![0.0; t.shape.iter().product::<u64>() as usize];
         dequantize_row(t.ty, &bytes, &mut x);

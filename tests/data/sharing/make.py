@@ -68,7 +68,7 @@ def cases():
     return [
         ("llama_gqa", "llama", [FULL, lisa(0), lisa(1)], {}, shifted),
         ("llama_mha", "llama_mha_tied", [FULL, lisa(0, rank=4, hidden=5), shared(1)], {},
-         [(70, 4, None), (700, 70, None)]),
+         [(70, 4, None), (1100, 110, None)]),
         ("llama_mqa", "llama_mqa", [FULL, lisa(0, rank=8, f16=True), lisa(1, rank=10, hidden=7, f16=True)], {}, plain),
         ("llama_head_dim", "llama_head_dim", [FULL, lisa(0, rank=10, hidden=16), FULL], {}, plain),
         ("weight_domain", "llama", [FULL, lisa(0), lisa(1)], dict(domain="weight"), shifted),
@@ -81,6 +81,7 @@ def cases():
         ("comp", "llama", [FULL, shared(0, comp=True), shared(1, comp=True)], {}, plain),
         ("shared", "llama_bias", [FULL, shared(0), shared(0)], {}, plain),
         ("kv", "llama_deep", [FULL, kv(0), kv(1), shared(2), lisa(1), kv(0)], {}, shifted),
+        ("kv_shared", "llama_mqa", [FULL, kv(0), shared(1)], {}, plain),
         ("qwen2", "qwen2", [FULL, lisa(0), kv(0)], {}, shifted),
         ("qwen3", "qwen3", [FULL, kv(0), lisa(1)], {}, plain),
         ("gemma3", "gemma3", [FULL, lisa(0), shared(1, comp=True), kv(0), lisa(2, rank=8, hidden=8), FULL, lisa(4)],
@@ -100,7 +101,7 @@ class Case:
         for i, layer in enumerate(layers):
             self.draw(i, layer)
         ids = lambda n: [1] + self.rng.integers(3, len(model.tensors["token_embd.weight"]), n - 1).tolist()
-        self.runs = [(ids(n), every, shift, 1024 if n > 512 else 512) for n, every, shift in runs]
+        self.runs = [(ids(n), every, shift, 2048 if n > 512 else 512) for n, every, shift in runs]
 
     def grid(self, shape, std, mean=0.0):
         """Normal values on a power-of-two grid, exact in F16 and small when packed."""
