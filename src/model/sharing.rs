@@ -1,10 +1,9 @@
 //! Where a model's sharing plan comes from: the model file itself (a merged model), a sidecar beside it, or the command line.
 
 use ggml_ext::gguf::Gguf;
-use ggml_ext::gguf::split::SplitTensors;
-use ggml_ext::lisa::{self, LisaError, LisaMeta};
+use ggml_ext::lisa::{LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_sidecar, check_tensors};
 
-use super::config::{gguf_error, model_error};
+use super::config::model_error;
 use super::weights::Part;
 use super::{Config, ModelFile, ModelParams};
 use crate::attention::SharePlan;
@@ -21,80 +20,58 @@ pub struct SharingSource {
 }
 
 impl SharingSource {
-    /// Finds the plan of the model `file`, parsed as `parts`, and checks that it fits the model.
+    /// Finds the plan of the model `file`, parsed as `parts`, and checks that it and its tensors fit the model.
     ///
     /// # Errors
     /// Names the file, and the key, layer or tensor, that does not fit.
     pub fn read(file: &ModelFile, parts: &[Gguf], params: &ModelParams, config: &Config) -> Result<Self> {
-        let merged = LisaMeta::read(&parts[0]).map_err(|e| lisa_error(&file.name, e))?;
-        if merged.is_some() && (params.lisa.is_some() || params.share.is_some()) {
-            let what = "the model has a sharing plan already: it takes no --lisa and no --share";
-            return Err(model_error(&file.name, what));
-        }
-        if params.lisa.is_some() && params.share.is_some() {
-            return Err(Error::Params("--lisa and --share are two plans for one model: give one of them".into()));
-        }
-        let (name, meta, tensors) = match (merged, params.lisa) {
-            (Some(meta), _) => (&file.name, Some(meta), Vec::new()),
-            (None, Some(sidecar)) => {
-                let (meta, tensors) = read_sidecar(sidecar, config)?;
-                (&sidecar.name, Some(meta), tensors)
+        let is_merged = parts[0].get(VERSION_KEY).is_some();
+        match (is_merged, params.lisa, params.share) {
+            (true, None, None) => merged(file, parts),
+            (true, ..) => {
+                let what = "the model has a sharing plan of its own: it takes no --lisa and no --share";
+                Err(model_error(&file.name, what))
             }
-            (None, None) => (&file.name, None, Vec::new()),
-        };
-        let Some(meta) = meta else {
-            let plan = params.share.cloned().unwrap_or_default();
-            plan.check_layers(config.n_layer).map_err(|e| Error::Params(format!("--share: {e}")))?;
-            return Ok(Self { plan, meta: None, tensors });
-        };
-        if meta.layers.len() != config.n_layer {
-            let (found, expected) = (meta.layers.len(), config.n_layer);
-            let what = format!("key lisa.layer.kind: {found} values, the model has {expected} layers");
-            return Err(model_error(name, what));
+            (false, Some(_), Some(_)) => {
+                Err(Error::Params("--lisa and --share are two plans for one model: give one of them".into()))
+            }
+            (false, Some(sidecar), None) => with_sidecar(file, parts, sidecar, &config.arch),
+            (false, None, share) => {
+                let plan = share.cloned().unwrap_or_default();
+                plan.check_layers(config.n_layer).map_err(|e| Error::Params(format!("--share: {e}")))?;
+                Ok(Self { plan, meta: None, tensors: Vec::new() })
+            }
         }
-        check_fingerprint(file, parts, name, &meta)?;
-        Ok(Self { plan: SharePlan::from_meta(&meta), meta: Some(meta), tensors })
+    }
+
+    fn new(meta: LisaMeta, tensors: Vec<Part>) -> Self {
+        Self { plan: SharePlan::from_meta(&meta), meta: Some(meta), tensors }
     }
 }
 
-/// A sidecar's metadata and tensors.
-fn read_sidecar(file: &ModelFile, config: &Config) -> Result<(LisaMeta, Vec<Part>)> {
-    let parts = file.parse()?;
-    let gguf = &parts[0];
-    if !lisa::is_sidecar(gguf) {
-        let what = "is not a LISA sidecar: expected general.type 'adapter' and adapter.type 'lisa'";
-        return Err(model_error(&file.name, what));
-    }
-    let meta = LisaMeta::read(gguf).map_err(|e| lisa_error(&file.name, e))?;
-    let meta = meta.ok_or_else(|| model_error(&file.name, "key lisa.version is missing"))?;
-    let arch = gguf.str("general.architecture").map_err(|e| gguf_error(&file.name, e))?;
-    if let Some(arch) = arch.filter(|&a| a != config.arch) {
-        let what = format!("the sidecar is for architecture '{arch}', the model's is '{}'", config.arch);
-        return Err(model_error(&file.name, what));
-    }
-    let tensors = file.parts.iter().zip(&parts).map(|(bytes, g)| Part::new(&file.name, bytes, g)).collect();
-    Ok((meta, tensors))
+fn merged(file: &ModelFile, parts: &[Gguf]) -> Result<SharingSource> {
+    let meta = read_meta(&file.name, &parts[0])?;
+    let geometry = check_base(&meta, parts).map_err(|e| model_error(&file.name, e))?;
+    let tensors = parts.iter().flat_map(|g| g.tensors().iter().map(move |t| (t, g.tensor_data(t))));
+    check_tensors(&meta, &geometry, tensors).map_err(|e| model_error(&file.name, e))?;
+    Ok(SharingSource::new(meta, Vec::new()))
 }
 
-/// The plan must have been made for this very model.
-fn check_fingerprint(file: &ModelFile, parts: &[Gguf], name: &str, meta: &LisaMeta) -> Result<()> {
-    let tensors = SplitTensors::new(parts).map_err(|e| model_error(&file.name, e))?;
-    let lookup = |name: &str| tensors.get(name).map(|(part, t)| (t.ty, parts[part].tensor_data(t)));
-    let found = lisa::fingerprint(meta.layers.len(), lookup).map_err(|e| lisa_error(&file.name, e))?;
-    if found != meta.fingerprint {
-        return Err(model_error(
-            name,
-            format!(
-                "key lisa.base.fingerprint: the modules were made for a model with fingerprint {}..., that of {} is {}...",
-                &meta.fingerprint[..12],
-                file.name,
-                &found[..12]
-            ),
-        ));
-    }
-    Ok(())
+fn with_sidecar(file: &ModelFile, base: &[Gguf], sidecar: &ModelFile, arch: &str) -> Result<SharingSource> {
+    let parts = sidecar.parse()?;
+    let [gguf] = parts.as_slice() else {
+        return Err(model_error(&sidecar.name, "a sidecar is one file, not a split one"));
+    };
+    let meta = read_meta(&sidecar.name, gguf)?;
+    let geometry = check_base(&meta, base).map_err(|e| match e {
+        MakeError::Sidecar(e) => model_error(&sidecar.name, e),
+        e => model_error(&file.name, e),
+    })?;
+    check_sidecar(&meta, &geometry, arch, gguf).map_err(|e| model_error(&sidecar.name, e))?;
+    Ok(SharingSource::new(meta, vec![Part::new(&sidecar.name, &sidecar.parts[0], gguf)]))
 }
 
-fn lisa_error(file: &str, e: LisaError) -> Error {
-    model_error(file, e)
+fn read_meta(file: &str, gguf: &Gguf) -> Result<LisaMeta> {
+    let meta = LisaMeta::read(gguf).map_err(|e| model_error(file, e))?;
+    meta.ok_or_else(|| model_error(file, LisaError::MissingKey { key: VERSION_KEY }))
 }
