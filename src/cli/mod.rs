@@ -8,14 +8,18 @@ mod bench;
 mod chat;
 mod commands;
 mod conversation;
+mod convert;
 mod engine;
 mod error;
+mod extract;
 mod generate;
 mod input;
 mod inspect;
 mod load;
 mod logits;
 mod memory;
+mod merge;
+mod output;
 mod perplexity;
 mod progress;
 mod sampling;
@@ -66,6 +70,12 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Write a model of random weights in the shape of a real one, to measure speed
     Synth(synth::SynthArgs),
+    /// Join a model and a sidecar into one file
+    Merge(merge::MergeArgs),
+    /// Get the sidecar back out of a merged model
+    Extract(extract::ExtractArgs),
+    /// Make a sidecar of modules in a safetensors file
+    ConvertLisa(convert::ConvertArgs),
 }
 
 /// Runs the command line `argv`, the program's name first.
@@ -89,6 +99,9 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Perplexity(args)) => perplexity::run(args),
         Some(Command::Synth(args)) => synth::run(args),
+        Some(Command::Merge(args)) => merge::run(args),
+        Some(Command::Extract(args)) => extract::run(args),
+        Some(Command::ConvertLisa(args)) => convert::run(args),
     }
 }
 

@@ -168,7 +168,7 @@ fn same_shape(a: &[u64], b: &[u64]) -> bool {
 
 /// The first element that is infinite or not a number. Of block types the elements are looked at, not the scales alone:
 /// a finite scale can still overflow.
-fn non_finite(ty: GgmlType, bytes: &[u8]) -> Option<(usize, f32)> {
+pub(super) fn non_finite(ty: GgmlType, bytes: &[u8]) -> Option<(usize, f32)> {
     /// Elements at a time: a multiple of every block length.
     const CHUNK: usize = 4 * blocks::MAX_LEN;
     let mut row = [0f32; CHUNK];

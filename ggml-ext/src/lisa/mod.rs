@@ -4,6 +4,7 @@
 //! The same keys and tensors come in two containers: a *sidecar* beside an untouched base model, and a *merged* model.
 
 mod check;
+mod convert;
 mod error;
 mod fingerprint;
 mod geometry;
@@ -11,11 +12,12 @@ mod merge;
 mod sidecar;
 
 pub use check::{check_tensors, is_lisa_name};
+pub use convert::{ConvertError, Map, convert};
 pub use error::{LisaError, MakeError};
 pub use fingerprint::fingerprint;
 pub use geometry::{Geometry, Heads};
 pub use merge::{Merged, Sum, merge};
-pub use sidecar::{check_base, check_sidecar, extract, write_sidecar};
+pub use sidecar::{check_base, check_sidecar, extract, identify, write_sidecar};
 
 use std::io::Write;
 
@@ -52,7 +54,7 @@ pub const TENSOR_PREFIX: &str = "lisa_";
 macro_rules! named {
     ($(#[$doc:meta])* $ty:ident { $($(#[$vdoc:meta])* $variant:ident = $name:literal,)* }) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $ty { $($(#[$vdoc])* $variant,)* }
 
         impl $ty {

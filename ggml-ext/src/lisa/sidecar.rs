@@ -18,16 +18,27 @@ const FOREIGN_PREFIX: &str = "lisa.sidecar.";
 /// # Errors
 /// [`MakeError::Sidecar`] names what differs, [`MakeError::Model`] what the model lacks.
 pub fn check_base(meta: &LisaMeta, base: &[Gguf]) -> Result<Geometry, MakeError> {
-    let tensors = SplitTensors::new(base)?;
+    // Before the fingerprint: another number of layers says more than another number in hexadecimal.
     let geometry = Geometry::read(head(base)?).map_err(MakeError::Model)?;
     check::check_plan(meta, &geometry).map_err(MakeError::Sidecar)?;
-    let bytes = |name: &str| tensors.get(name).map(|(part, t)| (t.ty, base[part].tensor_data(t)));
-    let expected = fingerprint(geometry.layers.len(), bytes).map_err(MakeError::Model)?;
+    let (geometry, expected) = identify(base)?;
     if meta.fingerprint != expected {
         let found = meta.fingerprint.clone();
         return Err(MakeError::Sidecar(LisaError::Fingerprint { found, expected }));
     }
     Ok(geometry)
+}
+
+/// The sizes and the [`fingerprint`] of the model whose parts are `base`.
+///
+/// # Errors
+/// [`MakeError::Parts`] for parts that do not belong together, [`MakeError::Model`] for what the model lacks.
+pub fn identify(base: &[Gguf]) -> Result<(Geometry, String), MakeError> {
+    let geometry = Geometry::read(head(base)?).map_err(MakeError::Model)?;
+    let tensors = SplitTensors::new(base)?;
+    let bytes = |name: &str| tensors.get(name).map(|(part, t)| (t.ty, base[part].tensor_data(t)));
+    let print = fingerprint(geometry.layers.len(), bytes).map_err(MakeError::Model)?;
+    Ok((geometry, print))
 }
 
 /// Checks that `sidecar` is one, for a model of the architecture `arch`, and that its tensors are those that `meta` asks

@@ -2,5 +2,6 @@
 //! `tests/data/families` and the embedded story model; sidecars are made here.
 
 mod build;
+mod convert;
 mod merge;
 mod refusals;

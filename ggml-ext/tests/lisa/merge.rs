@@ -4,6 +4,7 @@ use crate::build::*;
 use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, GgufWriter, Value};
 use ggml_ext::lisa::{Kind, LayerMeta, LisaMeta, Sum, extract, merge};
+use std::io::Read;
 
 fn extracted(merged: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -194,4 +195,33 @@ fn alignment_is_kept() {
     let (out, _) = sidecar.merge(&base).unwrap();
     assert_eq!(Gguf::parse(&out).unwrap().alignment(), 256);
     assert!(extracted(&out) == sidecar.bytes());
+}
+
+/// The sidecars of `tests/data/sharing`, which another program wrote.
+#[test]
+fn sidecars_of_another_program() {
+    let unzip = |name: &str| {
+        let mut bytes = Vec::new();
+        let packed = std::fs::read(path("tests/data/sharing").join(name)).ok()?;
+        flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
+        Some(bytes)
+    };
+    let mut n = 0;
+    for entry in std::fs::read_dir(path("tests/data/sharing")).unwrap() {
+        let file = entry.unwrap().file_name().into_string().unwrap();
+        let Some(name) = file.strip_suffix(".lisa.gguf.gz") else { continue };
+        let runs: serde_json::Value = serde_json::from_slice(&unzip(&format!("{name}.json.gz")).unwrap()).unwrap();
+        let base = runs["base"].as_str().unwrap();
+        let base = unzip(&format!("{base}.gguf.gz")).unwrap_or_else(|| family(base));
+        let sidecar = unzip(&file).unwrap();
+        let (first, _) = merged(&[&base], &sidecar).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let back = extracted(&first);
+        let (a, b) = (Gguf::parse(&sidecar).unwrap(), Gguf::parse(&back).unwrap());
+        assert_eq!(LisaMeta::read(&a).unwrap(), LisaMeta::read(&b).unwrap());
+        assert_eq!(names(&a), names(&b));
+        assert!(a.tensors().iter().zip(b.tensors()).all(|(s, t)| a.tensor_data(s) == b.tensor_data(t)), "{name}");
+        assert!(merged(&[&base], &back).unwrap().0 == first, "{name}");
+        n += 1;
+    }
+    assert!(n > 10, "{n}");
 }

@@ -1,0 +1,75 @@
+//! `lisa-cpp merge`: a base model and a sidecar in one file, without the tensors that the plan makes idle.
+
+use super::error::CliError;
+use super::load;
+use super::memory::human;
+use super::output::Output;
+use super::progress::Log;
+use clap::Args;
+use ggml_ext::gguf::Gguf;
+use ggml_ext::lisa::{self, LisaMeta, MakeError};
+use lisa_cpp::model::ModelFile;
+use std::path::{Path, PathBuf};
+
+/// Flags of `merge`.
+#[derive(Args, Debug)]
+pub struct MergeArgs {
+    /// GGUF file of the base model (of a split model: its first part). Default: the embedded story model
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Sidecar: the modules and the sharing plan
+    #[arg(long, value_name = "FILE")]
+    lisa: PathBuf,
+    /// The merged model; a file of this name is replaced
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Runs the command.
+pub fn run(args: &MergeArgs) -> Result<(), CliError> {
+    let base_file = load::file(args.model.as_deref())?;
+    let base = base_file.parse()?;
+    let sidecar_file = load::file(Some(&args.lisa))?;
+    let sidecar = sidecar_file.parse()?;
+    let meta = read_plan(&sidecar, &sidecar_file)?;
+
+    let inputs: Vec<&Path> = args.model.iter().chain([&args.lisa]).map(PathBuf::as_path).collect();
+    let output = Output::create(&args.output, &inputs)?;
+    let expected = base_file.n_bytes() + sidecar_file.n_bytes();
+    let report = output.fill(expected as u64, |out| {
+        let merged = lisa::merge(&base, &meta, Some(&sidecar[0]), out);
+        merged.map_err(|e| make_error(e, &base_file.name, &sidecar_file.name, &args.output))
+    })?;
+
+    let sum = |s: lisa::Sum| format!("{} tensors ({})", s.tensors, human(s.bytes));
+    let mut line = format!("{}: dropped {}", args.output.display(), sum(report.dropped));
+    if report.cut.tensors > 0 {
+        line += &format!(", cut {} off {} fused tensors", human(report.cut.bytes), report.cut.tensors);
+    }
+    Log::new(true).line(format_args!("{line}, added {}", sum(report.added)));
+    Ok(())
+}
+
+/// The plan of a sidecar in one file.
+fn read_plan(sidecar: &[Gguf], file: &ModelFile) -> Result<LisaMeta, CliError> {
+    let error = |e: &dyn std::fmt::Display| CliError::run(format!("{}: {e}", file.name));
+    if sidecar.len() != 1 {
+        return Err(error(&"is split, expected a sidecar in one file"));
+    }
+    match LisaMeta::read(&sidecar[0]) {
+        Ok(Some(meta)) => Ok(meta),
+        Ok(None) => Err(error(&format!("not a sidecar: key {} is missing", lisa::VERSION_KEY))),
+        Err(e) => Err(error(&e)),
+    }
+}
+
+/// Puts the name of the file at fault before the message.
+pub fn make_error(e: MakeError, model: &str, sidecar: &str, output: &Path) -> CliError {
+    let output = output.display().to_string();
+    let file = match &e {
+        MakeError::Sidecar(_) => sidecar,
+        MakeError::Write(_) => &output,
+        _ => model,
+    };
+    CliError::run(format!("{file}: {e}"))
+}
