@@ -101,7 +101,8 @@ cases! {
     llama_gqa llama_mha llama_mqa llama_head_dim
     weight_domain relu gelu linear rank0
     chain sources shared comp kv kv_shared
-    qwen2 qwen3 gemma3 gemma3_capped phi3 phi3_partial
+    random_1 random_2 random_3 random_4
+    qwen2 qwen3 gemma3 gemma3_capped gemma3_wide phi3 phi3_partial
 }
 
 /// A plan of the command line is the same as the sidecar that says the same.
@@ -188,7 +189,7 @@ fn what_does_not_fit_is_refused() {
     };
     refused("llama_bias", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "fingerprint"]);
     refused("qwen2", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "llama", "qwen2"]);
-    refused("llama_deep", Some(&sidecar("llama_gqa")), None, &["lisa.layer.kind", "3", "6"]);
+    refused("llama_deep", Some(&sidecar("llama_gqa")), None, &["lisa.layer.kind", "3", "12"]);
     refused("llama", Some(&base("llama")), None, &["not a LISA sidecar"]);
     refused("llama", Some(&sidecar("llama_gqa")), Some("1"), &["--lisa", "--share"]);
     refused("llama", None, Some("3"), &["layer 3", "3 layers"]);

@@ -191,7 +191,7 @@ pub fn compressed_caches_stay_close(subject: &Subject) {
 pub fn any_batching_is_the_same(subject: &Subject) {
     let name = subject.name;
     for run in subject.plain_runs() {
-        for n_ubatch in [1, 7, 32] {
+        for n_ubatch in [1, 3, 7, 32] {
             let error = run.error(&subject.logits(run, CacheType::F32, n_ubatch, 2));
             assert!(error <= TOLERANCE, "{name}, ubatches of {n_ubatch}: logits differ by {error:.1e} of their spread");
         }

@@ -37,10 +37,13 @@ SHIFTED = (70, 8, (48, 5, 17))
 def deep_models():
     gemma = dict(qk_norm=True, sandwich=True, tied=True, freq_base=1000000.0, eps=1e-6)
     return [
-        families.Tiny("llama_deep", "llama", n_layer=6, n_ff=40, tied=True),
+        families.Tiny("llama_deep", "llama", n_layer=12, n_ff=24, tied=True),
         families.Tiny("gemma3_capped", "gemma3", n_layer=5, n_head_kv=1, head_dim=32, n_ff=32, keys={
             "attention.sliding_window": 8, "attention.sliding_window_pattern": [True, False, True, False, True],
             "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0}, **gemma),
+        # As wide a window as real models have: it begins between the blocks and runs that keys are worked on in.
+        families.Tiny("gemma3_wide", "gemma3", n_layer=7, n_head_kv=2, head_dim=16, n_ff=16, keys={
+            "attention.sliding_window": 600, "attention.sliding_window_pattern": [True] * 7}, **gemma),
     ]
 
 
@@ -59,12 +62,35 @@ def kv(source):
 FULL = dict(kind="full", source=-1)
 
 
+def random_plan(n_layer, seed):
+    """Kinds and sources at random, so that layers read, leave and outlive each other's weights in every order."""
+    rng = np.random.default_rng(seed)
+    layers = [FULL]
+    for i in range(1, n_layer):
+        source = int(rng.integers(max(0, i - 4), i))
+        home = source
+        while layers[home]["kind"] == "kv":
+            home = layers[home]["source"]
+        kind = rng.choice(["full", "shared", "lisa", "kv"], p=[0.1, 0.4, 0.35, 0.15])
+        if kind == "shared":
+            layers.append(shared(source))
+        elif kind == "lisa":
+            layers.append(lisa(source, rank=4, hidden=int(rng.choice([0, 3]))))
+        elif kind == "kv" and layers[home]["kind"] == "full":
+            layers.append(kv(source))
+        else:
+            layers.append(FULL)
+    return layers
+
+
 def cases():
     """(name, base model, layers, the alignment's settings, runs). A run: number of tokens, every how many positions
     logits are kept, and for a context shift after how many tokens, how many are kept, how many are discarded."""
     plain, shifted = [(70, 4, None)], [(70, 4, None), SHIFTED]
     chain = [FULL, lisa(0), shared(1), lisa(2, rank=4, hidden=0), lisa(3, rank=0, hidden=3), shared(4)]
     sources = [FULL, FULL, lisa(0), shared(0), lisa(1, rank=8, hidden=0), lisa(2, rank=2, hidden=9)]
+    wide = [FULL, shared(0), shared(1), FULL, lisa(3, rank=4, hidden=4), shared(4), shared(5)]
+    deep = lambda layers: layers + [FULL] * (12 - len(layers))
     return [
         ("llama_gqa", "llama", [FULL, lisa(0), lisa(1)], {}, shifted),
         ("llama_mha", "llama_mha_tied", [FULL, lisa(0, rank=4, hidden=5), shared(1)], {},
@@ -76,17 +102,22 @@ def cases():
         ("gelu", "llama", [FULL, lisa(0, hidden=8), lisa(1)], dict(activation="gelu"), plain),
         ("linear", "llama", [FULL, lisa(0, hidden=0), lisa(1, hidden=0)], dict(scale=0.4), plain),
         ("rank0", "llama", [FULL, lisa(0, rank=0), lisa(1, rank=0, hidden=0)], {}, shifted),
-        ("chain", "llama_deep", chain, {}, shifted),
-        ("sources", "llama_deep", sources, {}, plain),
+        ("chain", "llama_deep", deep(chain), {}, shifted),
+        ("sources", "llama_deep", deep(sources), {}, plain),
         ("comp", "llama", [FULL, shared(0, comp=True), shared(1, comp=True)], {}, plain),
         ("shared", "llama_bias", [FULL, shared(0), shared(0)], {}, plain),
-        ("kv", "llama_deep", [FULL, kv(0), kv(1), shared(2), lisa(1), kv(0)], {}, shifted),
+        ("kv", "llama_deep", deep([FULL, kv(0), kv(1), shared(2), lisa(1), kv(0)]), {}, shifted),
         ("kv_shared", "llama_mqa", [FULL, kv(0), shared(1)], {}, plain),
         ("qwen2", "qwen2", [FULL, lisa(0), kv(0)], {}, shifted),
         ("qwen3", "qwen3", [FULL, kv(0), lisa(1)], {}, plain),
         ("gemma3", "gemma3", [FULL, lisa(0), shared(1, comp=True), kv(0), lisa(2, rank=8, hidden=8), FULL, lisa(4)],
          {}, shifted),
         ("gemma3_capped", "gemma3_capped", [FULL, FULL, lisa(0, hidden=8), lisa(1, hidden=0), shared(0)], {}, plain),
+        ("gemma3_wide", "gemma3_wide", wide, {}, [(70, 4, None), (1112, 139, None)]),
+        ("random_1", "llama_deep", random_plan(12, 1), {}, plain),
+        ("random_2", "llama_deep", random_plan(12, 2), {}, [(70, 4, None), (600, 60, None)]),
+        ("random_3", "llama_deep", random_plan(12, 3), dict(domain="weight"), plain),
+        ("random_4", "llama_deep", random_plan(12, 4), dict(domain="weight"), [(70, 4, None), (600, 60, None)]),
         ("phi3", "phi3", [FULL, lisa(0), shared(1)], {}, plain),
         ("phi3_partial", "phi3_partial_tied", [FULL, kv(0), lisa(1)], {}, plain),
     ]
@@ -223,7 +254,8 @@ class Case:
         kept = kept_positions(len(ids), every, shift)
         reference_logits = logits[0][kept]
         least = (np.inf, "")
-        for what, wrong in self.changed():
+        # Random plans are about layers; the other cases are about what a layer has.
+        for what, wrong in self.changed() if not self.name.startswith("random") else ():
             if "full" in what and not self.has_exact(wrong):
                 continue
             moved = np.abs(run(self.model, wrong, ids, n_ctx)[kept] - reference_logits).max() / reference_logits.std()
@@ -237,7 +269,8 @@ class Case:
             worst = max(worst, np.abs(single - exact)[kept].max() / exact[kept].std())
         if not worst <= ROUNDING:
             sys.exit(f"{self.name}: F32 arithmetic moves the logits by {worst:.1e} of their spread")
-        print(f"{self.name:15} spread {reference_logits.std():.2f}, F32 {worst:.1e}, least {least[0]:.3f} ({least[1]})")
+        least = f", least {least[0]:.3f} ({least[1]})" if least[1] else ""
+        print(f"{self.name:15} spread {reference_logits.std():.2f}, F32 {worst:.1e}{least}")
 
     def has_exact(self, plan):
         """A layer made `full` where a chain of `kv` ends at another would leave it without keys of its own."""
