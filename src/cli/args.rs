@@ -61,7 +61,7 @@ pub struct ComputeArgs {
 }
 
 /// `f32`, `f16` or `q8_0` on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 #[allow(non_camel_case_types)]
 pub enum CacheTypeArg {

@@ -24,10 +24,10 @@ pub use config::Config;
 pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer, QueryKey, Scores};
 pub use file::ModelFile;
 pub use forward::{Buffers, Mode, forward, head};
+pub use sharing::SharingSource;
 
 use builder::{Builder, Sharing};
 use config::{Keys, gguf_error, model_error};
-use sharing::SharingSource;
 use weights::{Loader, Part};
 
 use crate::attention::SharePlan;
@@ -119,7 +119,7 @@ impl Model {
         let config = Config::read(&keys)?;
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         let pool = Pool::new(params.n_threads).map_err(thread_error)?;
-        let sharing = SharingSource::read(file, &parts, &params, &config)?;
+        let sharing = SharingSource::read(file, &parts, params.lisa, params.share)?;
         let mut tensors = sharing.tensors;
         tensors.extend(file.parts.iter().zip(&parts).map(|(bytes, g)| Part::new(&file.name, bytes, g)));
         let hold = if params.use_mmap { Hold::Packed } else { Hold::Copied };

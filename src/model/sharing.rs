@@ -1,11 +1,11 @@
 //! Where a model's sharing plan comes from: the model file itself (a merged model), a sidecar beside it, or the command line.
 
 use ggml_ext::gguf::Gguf;
-use ggml_ext::lisa::{LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_sidecar, check_tensors};
+use ggml_ext::lisa::{Geometry, LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_sidecar, check_tensors};
 
-use super::config::model_error;
+use super::ModelFile;
+use super::config::{gguf_error, model_error};
 use super::weights::Part;
-use super::{Config, ModelFile, ModelParams};
 use crate::attention::SharePlan;
 use crate::{Error, Result};
 
@@ -16,17 +16,18 @@ pub struct SharingSource {
     /// The metadata the plan comes from, unless from the command line.
     pub meta: Option<LisaMeta>,
     /// The sidecar's tensors.
-    pub tensors: Vec<Part>,
+    pub(super) tensors: Vec<Part>,
 }
 
 impl SharingSource {
-    /// Finds the plan of the model `file`, parsed as `parts`, and checks that it and its tensors fit the model.
+    /// Finds the plan of the model `file`, parsed as `parts`: its own, that of the sidecar `lisa`, or `share`. Checks that it and its
+    /// tensors fit the model.
     ///
     /// # Errors
     /// Names the file, and the key, layer or tensor, that does not fit.
-    pub fn read(file: &ModelFile, parts: &[Gguf], params: &ModelParams, config: &Config) -> Result<Self> {
+    pub fn read(file: &ModelFile, parts: &[Gguf], lisa: Option<&ModelFile>, share: Option<&SharePlan>) -> Result<Self> {
         let is_merged = parts[0].get(VERSION_KEY).is_some();
-        match (is_merged, params.lisa, params.share) {
+        match (is_merged, lisa, share) {
             (true, None, None) => merged(file, parts),
             (true, ..) => {
                 let what = "the model has a sharing plan of its own: it takes no --lisa and no --share";
@@ -35,11 +36,12 @@ impl SharingSource {
             (false, Some(_), Some(_)) => {
                 Err(Error::Params("--lisa and --share are two plans for one model: give one of them".into()))
             }
-            (false, Some(sidecar), None) => with_sidecar(file, parts, sidecar, &config.arch),
-            (false, None, share) => {
-                let plan = share.cloned().unwrap_or_default();
-                plan.check_layers(config.n_layer).map_err(|e| Error::Params(format!("--share: {e}")))?;
-                Ok(Self { plan, meta: None, tensors: Vec::new() })
+            (false, Some(sidecar), None) => with_sidecar(file, parts, sidecar),
+            (false, None, None) => Ok(Self { plan: SharePlan::default(), meta: None, tensors: Vec::new() }),
+            (false, None, Some(plan)) => {
+                let geometry = Geometry::read(&parts[0]).map_err(|e| model_error(&file.name, e))?;
+                plan.check_layers(geometry.layers.len()).map_err(|e| Error::Params(format!("--share: {e}")))?;
+                Ok(Self { plan: plan.clone(), meta: None, tensors: Vec::new() })
             }
         }
     }
@@ -57,7 +59,7 @@ fn merged(file: &ModelFile, parts: &[Gguf]) -> Result<SharingSource> {
     Ok(SharingSource::new(meta, Vec::new()))
 }
 
-fn with_sidecar(file: &ModelFile, base: &[Gguf], sidecar: &ModelFile, arch: &str) -> Result<SharingSource> {
+fn with_sidecar(file: &ModelFile, base: &[Gguf], sidecar: &ModelFile) -> Result<SharingSource> {
     let parts = sidecar.parse()?;
     let [gguf] = parts.as_slice() else {
         return Err(model_error(&sidecar.name, "a sidecar is one file, not a split one"));
@@ -67,6 +69,7 @@ fn with_sidecar(file: &ModelFile, base: &[Gguf], sidecar: &ModelFile, arch: &str
         MakeError::Sidecar(e) => model_error(&sidecar.name, e),
         e => model_error(&file.name, e),
     })?;
+    let arch = base[0].str("general.architecture").map_err(|e| gguf_error(&file.name, e))?.unwrap_or_default();
     check_sidecar(&meta, &geometry, arch, gguf).map_err(|e| model_error(&sidecar.name, e))?;
     Ok(SharingSource::new(meta, vec![Part::new(&sidecar.name, &sidecar.parts[0], gguf)]))
 }

@@ -1,5 +1,7 @@
 //! `lisa-cpp inspect`: what a GGUF file holds and the memory it needs. Works for any architecture.
 
+mod sharing;
+
 use super::args::CacheTypeArg;
 use super::error::CliError;
 use super::load;
@@ -10,6 +12,7 @@ use ggml_ext::gguf::{Gguf, TensorInfo, Value};
 use lisa_cpp::attention::CacheType;
 use lisa_cpp::model::ModelFile;
 use serde_json::{Map, json};
+use sharing::Sharing;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -27,6 +30,12 @@ pub struct InspectArgs {
     /// Tokens that go through the layers together, for the memory of a pass [-ub]
     #[arg(long, value_name = "N", default_value_t = 512)]
     ubatch_size: u64,
+    /// Sidecar with LISA modules for the model
+    #[arg(long, value_name = "FILE", conflicts_with = "share")]
+    lisa: Option<PathBuf>,
+    /// Layers that share attention, as for generation
+    #[arg(long, value_name = "LAYERS")]
+    share: Option<String>,
     /// Print long arrays and strings in full
     #[arg(long)]
     all: bool,
@@ -39,7 +48,8 @@ pub struct InspectArgs {
 pub fn run(args: &InspectArgs) -> Result<(), CliError> {
     let file = load::file(args.file.as_deref())?;
     let parts = file.parse()?;
-    let report = Report::new(&file, &parts, args)?;
+    let sharing = Sharing::of(&file, &parts, args.lisa.as_deref(), args.share.as_deref())?;
+    let report = Report::new(&file, &parts, sharing, args)?;
     let text = if args.json { format!("{:#}\n", report.json(args.all)) } else { report.text(args.all) };
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
@@ -68,6 +78,7 @@ struct Report<'f, 'g> {
     total: Sum,
     by_type: BTreeMap<GgmlType, Sum>,
     memory: Option<Memory>,
+    sharing: Option<Sharing>,
 }
 
 /// Bytes of memory a session takes.
@@ -81,20 +92,25 @@ struct Memory {
 }
 
 impl<'f, 'g> Report<'f, 'g> {
-    fn new(file: &'f ModelFile, parts: &'g [Gguf<'f>], args: &InspectArgs) -> Result<Self, CliError> {
+    fn new(
+        file: &'f ModelFile,
+        parts: &'g [Gguf<'f>],
+        sharing: Option<Sharing>,
+        args: &InspectArgs,
+    ) -> Result<Self, CliError> {
         let mut total = Sum::default();
         let mut by_type = BTreeMap::<GgmlType, Sum>::new();
         for t in parts.iter().flat_map(Gguf::tensors) {
             total.add(t);
             by_type.entry(t.ty).or_default().add(t);
         }
-        let memory = Memory::of(&parts[0], args);
+        let memory = Memory::of(&parts[0], sharing.as_ref(), args);
         if memory.is_none() && args.ctx_size.is_some() {
             return Err(CliError::run(
                 "--ctx-size: the file does not describe a decoder whose memory could be computed",
             ));
         }
-        Ok(Report { file, parts, total, by_type, memory })
+        Ok(Report { file, parts, total, by_type, memory, sharing })
     }
 
     fn tensors(&self) -> impl Iterator<Item = (usize, &TensorInfo)> {
@@ -120,8 +136,15 @@ impl<'f, 'g> Report<'f, 'g> {
             "metadata": metadata,
             "tensors": self.tensors().map(tensor).collect::<Vec<_>>(),
             "types": self.by_type.iter().map(kind).collect::<Vec<_>>(),
-            "memory": self.memory.as_ref().map(|m| m.json(self.total.n_bytes)),
+            "memory": self.memory.as_ref().map(|m| m.json(self.weight_bytes())),
+            "sharing": self.sharing.as_ref().map(Sharing::json),
         })
+    }
+
+    /// Bytes of weights that a run holds in memory.
+    fn weight_bytes(&self) -> u64 {
+        let saved = self.sharing.as_ref().map_or(0, Sharing::saved_weight_bytes);
+        self.total.n_bytes.saturating_add_signed(-saved)
     }
 
     fn text(&self, all: bool) -> String {
@@ -158,7 +181,7 @@ impl<'f, 'g> Report<'f, 'g> {
 
         if let Some(m) = &self.memory {
             writeln!(out, "\nmemory for a context of {} tokens", m.n_ctx)?;
-            writeln!(out, "  weights           {:>12}", human(self.total.n_bytes))?;
+            writeln!(out, "  weights           {:>12}", human(self.weight_bytes()))?;
             for (kind, bytes) in &m.cache {
                 writeln!(out, "  cache in {:<5}    {:>12}", name(*kind), human(*bytes))?;
             }
@@ -168,8 +191,11 @@ impl<'f, 'g> Report<'f, 'g> {
                 human(m.compute),
                 m.n_ubatch
             )?;
-            let total = self.total.n_bytes.saturating_add(m.default_cache()).saturating_add(m.compute);
+            let total = self.weight_bytes().saturating_add(m.default_cache()).saturating_add(m.compute);
             writeln!(out, "  together          {:>12}  (cache in f16)", human(total))?;
+        }
+        if let Some(sharing) = &self.sharing {
+            sharing.write(out)?;
         }
         Ok(())
     }
@@ -184,7 +210,7 @@ impl Sum {
 impl Memory {
     /// From the metadata; `None` where the file does not describe a transformer decoder. Sums saturate: a file can claim
     /// anything.
-    fn of(gguf: &Gguf, args: &InspectArgs) -> Option<Self> {
+    fn of(gguf: &Gguf, sharing: Option<&Sharing>, args: &InspectArgs) -> Option<Self> {
         let arch = gguf.str("general.architecture").ok()??;
         let number = |key: &str| gguf.u64(&format!("{arch}.{key}")).ok().flatten();
         let n_layer = number("block_count")?;
@@ -212,9 +238,15 @@ impl Memory {
             CacheType::from(kind).ggml().row_bytes(n).map(|bytes| bytes as u64)
         };
         let cache = CacheTypeArg::value_variants().iter().filter_map(|&kind| {
-            let head = head(kind, head_k)?.saturating_add(head(kind, head_v)?);
-            let heads = layers.clone().map(|l| at(&n_head_kv, l)).fold(0u64, u64::saturating_add);
-            Some((kind, heads.saturating_mul(head).saturating_mul(n_ctx)))
+            let per_token = match sharing.and_then(|s| s.cost(kind)) {
+                Some(cost) => cost.cache_per_token.after,
+                None => {
+                    let head = head(kind, head_k)?.saturating_add(head(kind, head_v)?);
+                    let heads = layers.clone().map(|l| at(&n_head_kv, l)).fold(0u64, u64::saturating_add);
+                    heads.saturating_mul(head)
+                }
+            };
+            Some((kind, per_token.saturating_mul(n_ctx)))
         });
         let cache = cache.collect();
 

@@ -1,0 +1,225 @@
+//! What a sharing plan saves: bytes of weights and of cache, layer by layer, from the files alone. Generation reads every weight
+//! and every cached key and value once per token, so that bytes predict its speed.
+
+use std::collections::HashMap;
+
+use ggml_ext::gguf::{Gguf, TensorInfo};
+use ggml_ext::lisa::{Geometry, Heads, Kind, LisaMeta, Part, is_lisa_name};
+use serde::Serialize;
+
+use crate::attention::{CacheType, LayerCacheSpec, SharePlan};
+
+/// Bytes without and with the plan.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct BeforeAfter {
+    /// Without the plan: the layer computes its own attention.
+    pub before: u64,
+    /// With the plan.
+    pub after: u64,
+}
+
+impl BeforeAfter {
+    fn add(&mut self, other: Self) {
+        self.before = self.before.saturating_add(other.before);
+        self.after = self.after.saturating_add(other.after);
+    }
+}
+
+/// One layer's cost.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerCost {
+    /// Where its attention weights come from.
+    pub kind: &'static str,
+    /// The layer they come from.
+    pub source: Option<usize>,
+    /// Values per low-rank head.
+    pub rank: usize,
+    /// Hidden units of the alignment network.
+    pub n_hidden: usize,
+    /// Bytes of all its tensors.
+    pub weights: BeforeAfter,
+    /// Bytes it caches per position.
+    pub cache_per_token: BeforeAfter,
+}
+
+/// A model's cost under a plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanCost {
+    /// Layer by layer.
+    pub layers: Vec<LayerCost>,
+    /// Bytes of weights that a token's generation reads: all tensors but an embedding table that is not the output head too.
+    pub weights: BeforeAfter,
+    /// Bytes cached per position.
+    pub cache_per_token: BeforeAfter,
+}
+
+impl PlanCost {
+    /// The cost of the model `parts` under `plan`, with a cache of these types. `sidecar` holds the modules unless the model is merged; `meta` are
+    /// the metadata that the plan comes from, if not from the command line. In a merged model the tensors that are not there any more are
+    /// counted with as many bits as `attn_v` has.
+    ///
+    /// `None` where the cache's blocks do not divide the heads.
+    pub fn new(
+        parts: &[Gguf],
+        sidecar: Option<&Gguf>,
+        plan: &SharePlan,
+        meta: Option<&LisaMeta>,
+        geometry: &Geometry,
+        (ty_k, ty_v): (CacheType, CacheType),
+    ) -> Option<Self> {
+        let files = parts.iter().chain(sidecar);
+        let tensors: HashMap<&str, &TensorInfo> =
+            files.flat_map(|g| g.tensors()).map(|t| (t.name.as_str(), t)).collect();
+        let mut cost =
+            Self { layers: Vec::new(), weights: BeforeAfter::default(), cache_per_token: BeforeAfter::default() };
+        for (i, heads) in geometry.layers.iter().enumerate() {
+            let share = plan.get(i);
+            let kind = share.map_or(Kind::Full, |s| s.kind);
+            let rank = meta.map_or(0, |m| m.layers[i].rank);
+            let cache = |spec: LayerCacheSpec| spec.bytes_per_token(ty_k, ty_v).map(|b| b as u64);
+            let cache_per_token =
+                BeforeAfter { before: cache(cached(Kind::Full, 0, heads))?, after: cache(cached(kind, rank, heads))? };
+            let weights = layer_weights(&tensors, i, kind, geometry.n_embd, heads);
+            cost.cache_per_token.add(cache_per_token);
+            cost.weights.add(weights);
+            cost.layers.push(LayerCost {
+                kind: kind.name(),
+                source: share.map(|s| s.source),
+                rank,
+                n_hidden: tensors.get(Part::AlignUp.tensor(i).as_str()).map_or(0, |t| t.shape[0] as usize),
+                weights,
+                cache_per_token,
+            });
+        }
+        let untied = tensors.contains_key("output.weight");
+        let others = tensors.values().filter(|t| layer_of(&t.name).is_none());
+        let others = others.filter(|t| !untied || t.name != "token_embd.weight").map(|t| t.n_bytes).sum();
+        cost.weights.add(BeforeAfter { before: others, after: others });
+        Some(cost)
+    }
+
+    /// Bytes that the generation of one token reads when `depth` positions are cached.
+    pub fn read_per_token(&self, depth: u64) -> BeforeAfter {
+        let read = |w: u64, c: u64| w.saturating_add(c.saturating_mul(depth));
+        BeforeAfter {
+            before: read(self.weights.before, self.cache_per_token.before),
+            after: read(self.weights.after, self.cache_per_token.after),
+        }
+    }
+
+    /// How many times faster generation is predicted to be at `depth`, as far as it is bound by reading memory.
+    pub fn speedup(&self, depth: u64) -> f64 {
+        let read = self.read_per_token(depth);
+        read.before as f64 / read.after.max(1) as f64
+    }
+}
+
+/// What a layer of this kind caches.
+fn cached(kind: Kind, rank: usize, heads: &Heads) -> LayerCacheSpec {
+    LayerCacheSpec {
+        n_head_kv: heads.n_head_kv,
+        key_dim: (kind == Kind::Full).then_some(heads.key_length),
+        rank: (rank > 0).then_some(rank),
+        value_dim: (kind != Kind::Kv).then_some(heads.value_length),
+    }
+}
+
+fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+fn layer_weights(
+    tensors: &HashMap<&str, &TensorInfo>,
+    layer: usize,
+    kind: Kind,
+    n_embd: usize,
+    heads: &Heads,
+) -> BeforeAfter {
+    let bytes = |name: &str| tensors.get(format!("blk.{layer}.{name}").as_str()).map(|t| t.n_bytes);
+    let (q, k, v) =
+        (heads.n_head * heads.key_length, heads.n_head_kv * heads.key_length, heads.n_head_kv * heads.value_length);
+    let unused: &[&str] = match kind {
+        Kind::Full => &[],
+        Kind::Shared | Kind::Lisa => &["q", "k"],
+        Kind::Kv => &["k", "v"],
+    };
+    let rows = |p: &str| match p {
+        "q" => q as u64,
+        "k" => k as u64,
+        _ => v as u64,
+    };
+    let in_layer = || tensors.values().filter(|t| layer_of(&t.name) == Some(layer));
+    let is_lisa = |t: &&&TensorInfo| is_lisa_name(&t.name);
+    let modules: u64 = in_layer().filter(is_lisa).map(|t| t.n_bytes).sum();
+    let mut before: u64 = in_layer().filter(|t| !is_lisa(t)).map(|t| t.n_bytes).sum();
+    let mut dropped = 0;
+    for p in unused {
+        let own = ["weight", "bias"].map(|s| bytes(&format!("attn_{p}.{s}")).unwrap_or(0)).iter().sum::<u64>();
+        let norm = bytes(&format!("attn_{p}_norm.weight")).unwrap_or(0);
+        if own > 0 {
+            dropped += own + norm;
+        } else if let Some(fused) = bytes("attn_qkv.weight") {
+            dropped += fused * rows(p) / (q + k + v).max(1) as u64;
+        } else {
+            // Merged: the tensor is gone. As many bits as those of the layer's values, or of its output projection.
+            let like = ["attn_v.weight", "attn_output.weight"].iter();
+            let like = like.filter_map(|n| tensors.get(format!("blk.{layer}.{n}").as_str())).next();
+            let gone = like.map_or(0, |t| t.n_bytes * (rows(p) * n_embd as u64) / t.n_elements().max(1));
+            before += gone;
+            dropped += gone;
+        }
+    }
+    BeforeAfter { before, after: before - dropped + modules }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ggml_ext::GgmlType;
+    use ggml_ext::gguf::GgufWriter;
+
+    fn file(tensors: &[(&str, [u64; 2], GgmlType)]) -> Vec<u8> {
+        let mut w = GgufWriter::new(Vec::new());
+        for (name, shape, ty) in tensors {
+            w.tensor(name, shape, *ty).unwrap();
+        }
+        for (name, shape, ty) in tensors {
+            let bytes = ty.row_bytes(shape[0] as usize).unwrap() * shape[1] as usize;
+            w.data(name, &vec![0; bytes]).unwrap();
+        }
+        w.finish().unwrap()
+    }
+
+    /// Two layers of 64, two heads of 32 with one for keys and values; the second shares.
+    #[test]
+    fn shared_layers_read_no_queries_and_keys() {
+        let q8 = GgmlType::Q8_0;
+        let layer = |i: usize| ["q", "k", "v", "output"].map(|n| format!("blk.{i}.attn_{n}.weight"));
+        let (a, b) = (layer(0), layer(1));
+        let mut all = vec![("token_embd.weight", [64, 10], q8)];
+        for l in [&a, &b] {
+            let shapes = [[64, 64], [64, 32], [64, 32], [64, 64]];
+            all.extend(l.iter().zip(shapes).map(|(n, s)| (n.as_str(), s, q8)));
+        }
+        let heads = Heads { n_head: 2, n_head_kv: 1, key_length: 32, value_length: 32 };
+        let geometry = Geometry::uniform(2, 64, heads);
+        let plan: SharePlan = "1".parse().unwrap();
+        let types = (CacheType::F16, CacheType::F16);
+        let row = 68; // 64 elements of Q8_0
+
+        let bytes = file(&all);
+        let base = [Gguf::parse(&bytes).unwrap()];
+        let cost = PlanCost::new(&base, None, &plan, None, &geometry, types).unwrap();
+        assert_eq!(cost.weights, BeforeAfter { before: (10 + 2 * 192) * row, after: (10 + 192 + 96) * row });
+        assert_eq!(cost.cache_per_token, BeforeAfter { before: 256, after: 192 });
+        assert_eq!(cost.read_per_token(100).after, 298 * row + 19_200);
+        assert!((cost.speedup(0) - 394.0 / 298.0).abs() < 1e-9);
+
+        // Merged, the same figures come from what is left.
+        let merged: Vec<_> = all.iter().filter(|t| t.0 != b[0] && t.0 != b[1]).copied().collect();
+        let bytes = file(&merged);
+        let merged = [Gguf::parse(&bytes).unwrap()];
+        let again = PlanCost::new(&merged, None, &plan, None, &geometry, types).unwrap();
+        assert_eq!((again.weights, again.cache_per_token), (cost.weights, cost.cache_per_token));
+    }
+}
