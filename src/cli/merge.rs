@@ -58,7 +58,7 @@ fn read_plan(sidecar: &[Gguf], file: &ModelFile) -> Result<LisaMeta, CliError> {
     }
     match LisaMeta::read(&sidecar[0]) {
         Ok(Some(meta)) => Ok(meta),
-        Ok(None) => Err(error(&format!("not a sidecar: key {} is missing", lisa::VERSION_KEY))),
+        Ok(None) => Err(error(&format!("not a LISA sidecar: key {} is missing", lisa::VERSION_KEY))),
         Err(e) => Err(error(&e)),
     }
 }

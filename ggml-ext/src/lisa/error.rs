@@ -20,7 +20,7 @@ pub enum LisaError {
     Length { key: &'static str, found: usize, expected: usize },
     #[error("key {key}: {what}")]
     BaseKey { key: String, what: String },
-    #[error("made for a model of {found} layers, this one has {expected}")]
+    #[error("key lisa.layer.kind: made for a model of {found} layers, this one has {expected}")]
     LayerCount { found: usize, expected: usize },
     #[error(
         "made for another model: its key lisa.base.fingerprint is {}, this model's fingerprint is {}",

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use super::sidecar::{head, with_data, write_other_keys};
 use super::{
-    Geometry, Heads, KEY_PREFIX, Kind, LisaError, LisaMeta, MakeError, check_base, check_sidecar, check_tensors,
-    is_lisa_name, is_sidecar,
+    Geometry, Heads, KEY_PREFIX, Kind, LisaError, LisaMeta, MakeError, check_base, check_container, check_sidecar,
+    check_tensors, is_lisa_name, is_sidecar,
 };
 use crate::gguf::{Gguf, GgufWriter, TensorInfo};
 
@@ -51,8 +51,10 @@ pub struct Merged {
 pub fn merge<W: Write>(base: &[Gguf], meta: &LisaMeta, modules: Option<&Gguf>, out: W) -> Result<Merged, MakeError> {
     let base_head = head(base)?;
     check_unmerged(base).map_err(MakeError::Model)?;
-    let geometry = check_base(meta, base)?;
     let arch = base_head.str("general.architecture").map_err(|e| MakeError::Model(e.into()))?.unwrap_or_default();
+    // Another architecture says more than another fingerprint.
+    modules.map_or(Ok(()), |m| check_container(m, arch)).map_err(MakeError::Sidecar)?;
+    let geometry = check_base(meta, base)?;
     match modules {
         Some(modules) => check_sidecar(meta, &geometry, arch, modules),
         None => check_tensors(meta, &geometry, []),

@@ -17,7 +17,7 @@ pub use error::{LisaError, MakeError};
 pub use fingerprint::fingerprint;
 pub use geometry::{Geometry, Heads};
 pub use merge::{Merged, Sum, merge};
-pub use sidecar::{check_base, check_sidecar, extract, identify, write_sidecar};
+pub use sidecar::{check_base, check_container, check_sidecar, extract, identify, write_sidecar};
 
 use std::io::Write;
 

@@ -41,14 +41,15 @@ pub fn identify(base: &[Gguf]) -> Result<(Geometry, String), MakeError> {
     Ok((geometry, print))
 }
 
-/// Checks that `sidecar` is one, for a model of the architecture `arch`, and that its tensors are those that `meta` asks
-/// for and no others. [`check_base`] checks the rest.
+/// Checks that a file is a sidecar, for a model of the architecture `arch`: the first of the checks, as all others say
+/// little about a file that is none.
 ///
 /// # Errors
-/// Names the key or the tensor.
-pub fn check_sidecar(meta: &LisaMeta, geometry: &Geometry, arch: &str, sidecar: &Gguf) -> Result<(), LisaError> {
+/// Names the key.
+pub fn check_container(sidecar: &Gguf, arch: &str) -> Result<(), LisaError> {
     if !is_sidecar(sidecar) {
-        let what = format!("not a sidecar: general.type is not {SIDECAR_TYPE:?} and adapter.type {ADAPTER_TYPE:?}");
+        let what =
+            format!("not a LISA sidecar: general.type is not {SIDECAR_TYPE:?} and adapter.type {ADAPTER_TYPE:?}");
         return Err(LisaError::Container { what });
     }
     let found = sidecar.str("general.architecture")?;
@@ -56,6 +57,16 @@ pub fn check_sidecar(meta: &LisaMeta, geometry: &Geometry, arch: &str, sidecar: 
     if found != arch {
         return Err(LisaError::Architecture { found: found.into(), expected: arch.into() });
     }
+    Ok(())
+}
+
+/// Checks that `sidecar` is one, for a model of the architecture `arch`, and that its tensors are those that `meta` asks
+/// for and no others. [`check_base`] checks the rest.
+///
+/// # Errors
+/// Names the key or the tensor.
+pub fn check_sidecar(meta: &LisaMeta, geometry: &Geometry, arch: &str, sidecar: &Gguf) -> Result<(), LisaError> {
+    check_container(sidecar, arch)?;
     if let Some(t) = sidecar.tensors().iter().find(|t| !is_lisa_name(&t.name)) {
         let what = "not a tensor of the extension, expected blk.N.lisa_*".into();
         return Err(LisaError::Tensor { name: t.name.clone(), what });

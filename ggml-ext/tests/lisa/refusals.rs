@@ -30,14 +30,16 @@ fn another_base() {
     let e = refused(&good, &other, &[prints[0], prints[1], "lisa.base.fingerprint"]);
     assert!(matches!(e, MakeError::Sidecar(_)));
 
-    refused(&good, &embedded(), &["3 layers", "has 5"]);
+    refused(&good, &embedded(), &["lisa.layer.kind", "3 layers", "has 5"]);
+    // Of all that differs, the architecture comes first.
+    refused(&good, &family("qwen2"), &["general.architecture", "llama", "qwen2"]);
 
     let mut wrong = good.clone();
     wrong.arch = "qwen2".into();
     refused(&wrong, &base, &["general.architecture", "qwen2", "llama"]);
     wrong.arch = good.arch.clone();
     wrong.kind = "model";
-    refused(&wrong, &base, &["not a sidecar", "general.type", "adapter"]);
+    refused(&wrong, &base, &["not a LISA sidecar", "general.type", "adapter"]);
 }
 
 #[test]
