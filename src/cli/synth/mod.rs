@@ -5,7 +5,8 @@ mod shape;
 
 use super::error::CliError;
 use super::memory::human;
-use super::progress::{Log, Progress};
+use super::output::Output;
+use super::progress::Log;
 use clap::{Args, ValueEnum};
 use fill::{Data, Pools};
 use ggml_ext::GgmlType;
@@ -13,8 +14,8 @@ use ggml_ext::gguf::{GgufWriter, WriteError};
 use ggml_ext::lisa::{Kind, fingerprint};
 use shape::{Preset, Shape, Substitution, Tensor};
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 /// Flags of `synth`.
 #[derive(Args, Debug)]
@@ -71,9 +72,6 @@ pub struct SynthArgs {
     /// Print the tensors and their bytes instead of writing
     #[arg(long)]
     dry_run: bool,
-    /// Nothing on standard error but errors
-    #[arg(long)]
-    log_disable: bool,
 }
 
 /// Kinds of substitution that need no other tensors than those made here.
@@ -105,10 +103,12 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
         return Ok(out.flush()?);
     }
     let Some(path) = &args.output else { return Err(CliError::usage("--output is missing")) };
-    let log = Log::new(!args.log_disable);
-    let n_bytes = write(args, &shape, substitution.as_ref(), &tensors, path, log)
-        .map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
-    log.line(format_args!("{}: {}, {} tensors", path.display(), human(n_bytes), tensors.len()));
+    let n_bytes = tensors.iter().filter_map(Tensor::n_bytes).sum();
+    Output::create(path, &[])?.fill(n_bytes, |out| {
+        write(args, &shape, substitution.as_ref(), &tensors, out)
+            .map_err(|e| CliError::run(format!("{}: {e}", path.display())))
+    })?;
+    Log::new(true).line(format_args!("{}: {} tensors ({})", path.display(), tensors.len(), human(n_bytes)));
     Ok(())
 }
 
@@ -163,23 +163,16 @@ impl SynthArgs {
     }
 }
 
-/// Writes the model beside `path` and renames it when it is complete; returns the bytes written.
+/// Writes the model.
 fn write(
     args: &SynthArgs,
     shape: &Shape,
     substitution: Option<&Substitution>,
     tensors: &[Tensor],
-    path: &Path,
-    log: Log,
-) -> Result<u64, WriteError> {
+    out: &mut dyn Write,
+) -> Result<(), WriteError> {
     let mut pools = Pools::default();
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".synth").suffix(".gguf.tmp");
-    // What an ordinary new file has; the user's mask still applies.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut w = GgufWriter::new(BufWriter::new(builder.tempfile_in(folder)?));
+    let mut w = GgufWriter::new(out);
     shape::write_keys(&mut w, &args.name(), shape)?;
     if let Some(sub) = substitution {
         sub.meta(shape, fingerprint_of(&mut pools, tensors, shape, args.seed)).write(&mut w)?;
@@ -187,20 +180,11 @@ fn write(
     for t in tensors {
         w.tensor(&t.name, &t.shape, t.ty)?;
     }
-    let mut bar = Progress::new(log, "writing", tensors.iter().filter_map(Tensor::n_bytes).sum());
-    let mut done = 0;
     for t in tensors {
-        pools.data(t, args.seed).pieces(|piece| {
-            w.part(&t.name, piece)?;
-            done += piece.len() as u64;
-            bar.set(done);
-            Ok::<_, WriteError>(())
-        })?;
+        pools.data(t, args.seed).pieces(|piece| w.part(&t.name, piece))?;
     }
-    let file = w.finish()?.into_inner().map_err(|e| e.into_error())?;
-    let n_bytes = file.as_file().metadata()?.len();
-    file.persist(path).map_err(|e| e.error)?;
-    Ok(n_bytes)
+    w.finish()?;
+    Ok(())
 }
 
 /// The model's fingerprint, which its norms tell.
