@@ -119,8 +119,8 @@ fn command_line_plans_are_sidecars_without_modules() {
     }
 }
 
-/// A sidecar for `base` whose layers are all full.
-fn full_sidecar(base: &ModelFile) -> ModelFile {
+/// A sidecar for `base` whose layers are all full; it tells of `extra` more than there are.
+fn full_sidecar(base: &ModelFile, extra: usize) -> ModelFile {
     let parts = base.parse().unwrap();
     let gguf: &Gguf = &parts[0];
     let arch = gguf.str("general.architecture").unwrap().unwrap();
@@ -128,7 +128,7 @@ fn full_sidecar(base: &ModelFile) -> ModelFile {
     let tensor = |name: &str| gguf.tensors().iter().find(|t| t.name == name).map(|t| (t.ty, gguf.tensor_data(t)));
     let meta = LisaMeta {
         fingerprint: fingerprint(n_layer, tensor).unwrap(),
-        layers: vec![LayerMeta::FULL; n_layer],
+        layers: vec![LayerMeta::FULL; n_layer + extra],
         activation: Activation::Silu,
         domain: Domain::Log,
         scale: 1.0,
@@ -147,7 +147,7 @@ fn full_sidecar(base: &ModelFile) -> ModelFile {
 fn full_layers_are_untouched() {
     for name in names(&folder("families"), ".gguf.gz") {
         let file = base(&name);
-        let sidecar = full_sidecar(&file);
+        let sidecar = full_sidecar(&file, 0);
         let with = |lisa| Arc::new(Model::load(&file, ModelParams { lisa, ..Default::default() }).unwrap());
         let (plain, planned) = (with(None), with(Some(&sidecar)));
         let n_vocab = plain.decoder().n_vocab() as u32;
@@ -188,9 +188,11 @@ fn what_does_not_fit_is_refused() {
         assert!(!message.contains('\n') && parts.iter().all(|p| message.contains(p)), "{message}");
     };
     refused("llama_bias", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "fingerprint"]);
-    refused("qwen2", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "llama", "qwen2"]);
-    refused("llama_deep", Some(&sidecar("llama_gqa")), None, &["lisa.layer.kind", "3", "12"]);
-    refused("llama", Some(&base("llama")), None, &["not a LISA sidecar"]);
+    refused("qwen2", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "made for"]);
+    let deeper = full_sidecar(&base("llama"), 1);
+    refused("llama", Some(&deeper), None, &["full", "lisa.layer.kind", "4", "3"]);
+    let plain = ModelFile::from_bytes("plain", gunzip(&folder("families").join("llama.gguf.gz")));
+    refused("llama", Some(&plain), None, &["plain"]);
     refused("llama", Some(&sidecar("llama_gqa")), Some("1"), &["--lisa", "--share"]);
     refused("llama", None, Some("3"), &["layer 3", "3 layers"]);
     // Layer 5 is the first that sees the whole context.

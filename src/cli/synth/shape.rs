@@ -337,7 +337,7 @@ pub fn write_keys<W: Write>(w: &mut GgufWriter<W>, name: &str, s: &Shape) -> Res
     let tokens: Vec<String> = special.into_iter().chain(bytes).chain((0..n_words).map(word)).collect();
     w.str("tokenizer.ggml.model", "llama")?;
     w.strings("tokenizer.ggml.tokens", &tokens)?;
-    let scores: Vec<f32> = (0..s.n_vocab).map(|i| -(i.saturating_sub(MIN_VOCAB) as f32)).collect();
+    let scores: Vec<f32> = (0..s.n_vocab).map(|i| 0.0 - i.saturating_sub(MIN_VOCAB) as f32).collect();
     w.f32s("tokenizer.ggml.scores", &scores)?;
     let types: Vec<i32> = [2, 3, 3].into_iter().chain([6; 256]).chain(std::iter::repeat_n(1, n_words)).collect();
     w.i32s("tokenizer.ggml.token_type", &types)?;
