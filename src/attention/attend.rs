@@ -402,7 +402,6 @@ impl Attend<'_> {
             }
             ScoreSource::Lisa { lisa, keys, .. } => {
                 let (slot, holds) = self.route.reads.expect("a lisa layer reads its source");
-                scores.fill(0.0);
                 let n_tokens = tile.tokens.len();
                 for (i, t) in tile.tokens.clone().enumerate() {
                     // SAFETY: passed on to the caller.

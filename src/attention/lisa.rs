@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{Rows, RowsMut};
+use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS};
 use ggml_ext::lisa::{Activation, Domain};
 
 use super::attend::BLOCK;
@@ -60,12 +60,13 @@ pub struct LowRank {
 /// One member's work space for the alignment.
 pub(super) struct LisaScratch {
     weights: Vec<f32>,
+    bias: Vec<f32>,
     units: Vec<f32>,
 }
 
 impl LisaScratch {
     pub(super) fn new(n_head: usize, n_hidden: usize) -> Self {
-        Self { weights: vec![0.0; n_head * BLOCK], units: vec![0.0; n_hidden * BLOCK] }
+        Self { weights: vec![0.0; n_head * BLOCK], bias: vec![0.0; n_hidden], units: vec![0.0; n_hidden * UNIT_FLOATS] }
     }
 }
 
@@ -100,7 +101,7 @@ impl LisaAttention {
         self.hidden.as_ref().map_or(0, |h| h.bias.len())
     }
 
-    /// Adds the re-arranged heads of one query to `into`: rows of all heads, as `source`, the source's scores or weights with
+    /// Puts the re-arranged heads of one query into `into`: rows of all heads, as `source`, the source's scores or weights with
     /// their log-sum-exp.
     pub(super) fn align(
         &self,
@@ -109,7 +110,7 @@ impl LisaAttention {
         lse: &[f32],
         holds: Holds,
         scratch: &mut LisaScratch,
-        mut into: RowsMut<f32>,
+        into: RowsMut<f32>,
     ) {
         let (float, n_head, n) = (&kernels.float, source.n_rows(), source.len());
         // In the domain of logarithms L = score - lse: what `lse` contributes is the same for all keys of a query. In
@@ -125,26 +126,20 @@ impl LisaAttention {
             }
             (Domain::Log, Holds::Weights) => unreachable!("scores are kept while a layer needs them"),
         };
-        float.sgemm_nn_acc(Rows::new(&self.skip, n_head, n_head, n_head), source, into.reborrow());
-        let Some(hidden) = &self.hidden else { return };
-        let n_hidden = hidden.bias.len();
-        let units = &mut scratch.units[..n_hidden * n];
-        for ((m, row), &bias) in units.chunks_exact_mut(n).enumerate().zip(&hidden.bias) {
-            let shift = match self.domain {
-                Domain::Log => float.dot(&hidden.up[m * n_head..(m + 1) * n_head], lse),
-                Domain::Weight => 0.0,
-            };
-            row.fill(bias - shift);
+        let Some(hidden) = &self.hidden else {
+            let net = HeadNet { skip: &self.skip, up: &[], bias: &[], down: &[], activation: Activation::Relu };
+            return float.align_heads(&net, source, &mut [], into);
+        };
+        let bias = &mut scratch.bias[..hidden.bias.len()];
+        bias.copy_from_slice(&hidden.bias);
+        if self.domain == Domain::Log {
+            for (bias, up) in bias.iter_mut().zip(hidden.up.chunks_exact(n_head)) {
+                *bias -= float.dot(up, lse);
+            }
         }
-        let up = Rows::new(&hidden.up, n_hidden, n_head, n_head);
-        float.sgemm_nn_acc(up, source, RowsMut::new(units, n_hidden, n, n));
-        match hidden.activation {
-            Activation::Relu => float.relu(units),
-            Activation::Silu => float.silu(units),
-            Activation::Gelu => float.gelu(units),
-        }
-        let down = Rows::new(&hidden.down, n_head, n_hidden, n_hidden);
-        float.sgemm_nn_acc(down, Rows::new(units, n_hidden, n, n), into);
+        let Hidden { up, down, activation, .. } = hidden;
+        let net = HeadNet { skip: &self.skip, up, bias, down, activation: *activation };
+        float.align_heads(&net, source, &mut scratch.units, into);
     }
 
     /// Adds the low-rank scores of all heads for keys `block` to `scores`, rows by head and token; `q` holds the low-rank

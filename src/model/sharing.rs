@@ -1,7 +1,9 @@
 //! Where a model's sharing plan comes from: the model file itself (a merged model), a sidecar beside it, or the command line.
 
 use ggml_ext::gguf::Gguf;
-use ggml_ext::lisa::{Geometry, LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_container, check_sidecar, check_tensors};
+use ggml_ext::lisa::{
+    Geometry, LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_container, check_sidecar, check_tensors,
+};
 
 use super::ModelFile;
 use super::config::{gguf_error, model_error};

@@ -14,6 +14,7 @@ mod avx2;
 mod avx512;
 mod convert;
 mod gemm;
+mod heads;
 mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -26,6 +27,7 @@ mod vector;
 #[cfg(test)]
 mod tests;
 
+pub use heads::{HeadNet, UNIT_FLOATS};
 pub use rows::{Rows, RowsMut};
 
 use super::Tier;
@@ -64,6 +66,7 @@ macro_rules! float_kernels {
             sgemm_nt = gemm::sgemm_nt(alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) -> ();
             scores_f16 = gemm::scores_f16(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) -> ();
             sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
+            align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
         }
     };
@@ -334,6 +337,19 @@ impl FloatKernels {
         check_nn(&p, &v, &out);
         // SAFETY: see the impl.
         unsafe { (self.sgemm_nn_acc)(p, v, out) }
+    }
+
+    /// The network over the heads applied to every column of `x`, a row per input head: `out` gets a row per output head. `units`
+    /// is work space, [`UNIT_FLOATS`] for each hidden unit.
+    pub fn align_heads(&self, net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) {
+        let (n_in, n_hidden, n_out) = (x.n_rows(), net.bias.len(), out.n_rows());
+        assert_eq!(x.len(), out.len(), "input and output have different numbers of columns");
+        assert_eq!(net.skip.len(), n_out * n_in, "skip is not {n_out} x {n_in}");
+        assert_eq!(net.up.len(), n_hidden * n_in, "up is not {n_hidden} x {n_in}");
+        assert_eq!(net.down.len(), n_out * n_hidden, "down is not {n_out} x {n_hidden}");
+        assert!(units.len() >= n_hidden * UNIT_FLOATS, "work space for {n_hidden} hidden units is too small");
+        // SAFETY: see the impl.
+        unsafe { (self.align_heads)(net, x, units, out) }
     }
 
     /// [`Self::sgemm_nn_acc`] with `v` in f16, to the same bits as with `v` converted beforehand.

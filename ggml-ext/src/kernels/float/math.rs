@@ -90,7 +90,7 @@ unsafe fn tanh<V: Simd>(y: V) -> V {
     }
 }
 
-struct Relu;
+pub(super) struct Relu;
 impl Unary for Relu {
     #[inline(always)]
     unsafe fn apply<V: Simd>(&self, x: V) -> V {
@@ -99,7 +99,7 @@ impl Unary for Relu {
     }
 }
 
-struct Silu;
+pub(super) struct Silu;
 impl Unary for Silu {
     #[inline(always)]
     unsafe fn apply<V: Simd>(&self, x: V) -> V {
@@ -115,7 +115,7 @@ impl Binary for Silu {
     }
 }
 
-struct Gelu;
+pub(super) struct Gelu;
 impl Unary for Gelu {
     #[inline(always)]
     unsafe fn apply<V: Simd>(&self, x: V) -> V {

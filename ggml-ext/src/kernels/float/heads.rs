@@ -1,0 +1,200 @@
+//! The network over the head axis by which a layer re-arranges another layer's attention (LISA, arXiv 2408.01890): a small
+//! dense product for every pair (query, key), vectorised over the keys of one query.
+//!
+//! Each strip of keys goes through the whole network at once, so that its hidden units stay in the first-level cache. A result
+//! depends on its own column alone.
+
+use super::math::{Gelu, Relu, Silu};
+use super::rows::{Rows, RowsMut};
+use super::simd::Simd;
+use super::vector::Unary;
+use crate::lisa::Activation;
+
+/// The network `out[g] = sum_h skip[g][h] in[h] + sum_m down[g][m] act(bias[m] + sum_h up[m][h] in[h])`. Matrices have one row per
+/// result.
+#[derive(Debug, Clone, Copy)]
+pub struct HeadNet<'a> {
+    /// `[n_out, n_in]`
+    pub skip: &'a [f32],
+    /// `[n_hidden, n_in]`
+    pub up: &'a [f32],
+    /// `[n_hidden]`
+    pub bias: &'a [f32],
+    /// `[n_out, n_hidden]`
+    pub down: &'a [f32],
+    /// Applied to the hidden units.
+    pub activation: Activation,
+}
+
+/// Vectors in a strip.
+const VECS: usize = 2;
+/// Most results computed together: with [`VECS`] vectors each they fit into 16 registers.
+const TILE: usize = 6;
+/// Floats of work space for each hidden unit: a strip of the widest vectors.
+pub const UNIT_FLOATS: usize = VECS * 16;
+
+/// Runs the block with the constant `$r` equal to `$rows`, 1 to [`TILE`].
+macro_rules! each_size {
+    ($rows:expr, $r:ident => $block:block) => {
+        match $rows {
+            6 => {
+                const $r: usize = 6;
+                $block
+            }
+            5 => {
+                const $r: usize = 5;
+                $block
+            }
+            4 => {
+                const $r: usize = 4;
+                $block
+            }
+            3 => {
+                const $r: usize = 3;
+                $block
+            }
+            2 => {
+                const $r: usize = 2;
+                $block
+            }
+            _ => {
+                const $r: usize = 1;
+                $block
+            }
+        }
+    };
+}
+
+#[inline(always)]
+pub(super) unsafe fn align_heads<V: Simd>(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match net.activation {
+            Activation::Relu => align::<V, _>(net, x, units, out, &Relu),
+            Activation::Silu => align::<V, _>(net, x, units, out, &Silu),
+            Activation::Gelu => align::<V, _>(net, x, units, out, &Gelu),
+        }
+    }
+}
+
+/// # Safety
+/// The shapes agree, and `units` has [`UNIT_FLOATS`] for each hidden unit.
+#[inline(always)]
+unsafe fn align<V: Simd, A: Unary>(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>, act: &A) {
+    let (n, units) = (out.len(), units.as_mut_ptr());
+    let mut at = 0;
+    // SAFETY: strips start at `at` and end at or before `n`.
+    unsafe {
+        while at + VECS * V::LANES <= n {
+            strip::<V, A, VECS, false>(net, &x, units, &out, act, at, 0);
+            at += VECS * V::LANES;
+        }
+        if at + V::LANES <= n {
+            strip::<V, A, 1, false>(net, &x, units, &out, act, at, 0);
+            at += V::LANES;
+        }
+        if at < n {
+            strip::<V, A, 1, true>(net, &x, units, &out, act, at, n - at);
+        }
+    }
+}
+
+/// Columns `at..`: `NV` vectors, or the first `left` lanes of one where `PARTIAL`.
+///
+/// # Safety
+/// As [`align`]; the columns exist.
+#[inline(always)]
+unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
+    net: &HeadNet,
+    x: &Rows<f32>,
+    units: *mut f32,
+    out: &RowsMut<f32>,
+    act: &A,
+    at: usize,
+    left: usize,
+) {
+    let (n_in, n_hidden, n_out) = (x.n_rows(), net.bias.len(), out.n_rows());
+    // SAFETY: rows below the shapes' sizes, columns that exist.
+    unsafe {
+        let input = Columns { p: x.row_ptr(0).add(at), stride: x.stride(), n: n_in, left };
+        let hidden = Columns { p: units, stride: NV * V::LANES, n: n_hidden, left };
+        let mut m = 0;
+        while m < n_hidden {
+            let rows = tile(n_hidden - m);
+            each_size!(rows, R => {
+                let mut acc = [[V::splat(0.0); NV]; R];
+                for (r, row) in acc.iter_mut().enumerate() {
+                    *row = [V::splat(net.bias[m + r]); NV];
+                }
+                input.add_products::<V, R, NV, PARTIAL>(net.up.as_ptr().add(m * n_in), &mut acc);
+                for (r, row) in acc.into_iter().enumerate() {
+                    for (j, v) in row.into_iter().enumerate() {
+                        act.apply(v).store(units.add(((m + r) * NV + j) * V::LANES));
+                    }
+                }
+            });
+            m += rows;
+        }
+        let mut g = 0;
+        while g < n_out {
+            let rows = tile(n_out - g);
+            each_size!(rows, R => {
+                let mut acc = [[V::splat(0.0); NV]; R];
+                input.add_products::<V, R, NV, PARTIAL>(net.skip.as_ptr().add(g * n_in), &mut acc);
+                hidden.add_products::<V, R, NV, false>(net.down.as_ptr().add(g * n_hidden), &mut acc);
+                for (r, row) in acc.into_iter().enumerate() {
+                    for (j, v) in row.into_iter().enumerate() {
+                        let p = out.row_ptr(g + r).add(at + j * V::LANES);
+                        if PARTIAL { v.store_partial(p, left) } else { v.store(p) }
+                    }
+                }
+            });
+            g += rows;
+        }
+    }
+}
+
+/// Results of the next tile when `left` are left: tiles of near-equal size.
+#[inline(always)]
+fn tile(left: usize) -> usize {
+    left.div_ceil(left.div_ceil(TILE))
+}
+
+/// A strip of the rows that a product sums over.
+struct Columns {
+    p: *const f32,
+    stride: usize,
+    n: usize,
+    /// Lanes of a partial vector.
+    left: usize,
+}
+
+impl Columns {
+    /// `acc[r] += sum_k w[r][k] * row[k]`.
+    ///
+    /// # Safety
+    /// `w` points at `R` rows of `self.n`, and each row of the strip holds `NV` vectors, or `left` lanes where `PARTIAL`.
+    #[inline(always)]
+    unsafe fn add_products<V: Simd, const R: usize, const NV: usize, const PARTIAL: bool>(
+        &self,
+        w: *const f32,
+        acc: &mut [[V; NV]; R],
+    ) {
+        // SAFETY: offsets as the contract allows.
+        unsafe {
+            for k in 0..self.n {
+                let row = self.p.add(k * self.stride);
+                let mut v = [V::splat(0.0); NV];
+                for (j, v) in v.iter_mut().enumerate() {
+                    *v = if PARTIAL { V::load_partial(row, self.left) } else { V::load(row.add(j * V::LANES)) };
+                }
+                for (r, sums) in acc.iter_mut().enumerate() {
+                    let w = V::splat(*w.add(r * self.n + k));
+                    for (sum, v) in sums.iter_mut().zip(v) {
+                        *sum = w.mul_add(v, *sum);
+                    }
+                }
+            }
+        }
+    }
+}
