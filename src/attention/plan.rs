@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use ggml_ext::lisa::{Kind, LisaMeta};
+use ggml_ext::lisa::{Activation, Domain, Kind, LayerMeta, LisaMeta, Provenance};
 
 use super::AttentionShape;
 
@@ -93,6 +93,19 @@ impl SharePlan {
     pub fn from_meta(meta: &LisaMeta) -> Self {
         let layers = meta.layers.iter().enumerate();
         Self { shares: layers.filter_map(|(i, l)| Some((i, Share { kind: l.kind, source: l.source? }))).collect() }
+    }
+
+    /// The metadata of a model of `n_layer` layers with this plan and no modules.
+    ///
+    /// # Panics
+    /// When the plan has a layer that the model has not; see [`SharePlan::check_layers`].
+    pub fn to_meta(&self, n_layer: usize, fingerprint: String) -> LisaMeta {
+        let mut layers = vec![LayerMeta::FULL; n_layer];
+        for (layer, Share { kind, source }) in self.iter() {
+            layers[layer] = LayerMeta { kind, source: Some(source), rank: 0 };
+        }
+        let (activation, domain, trained) = (Activation::Relu, Domain::Log, Provenance::default());
+        LisaMeta { fingerprint, layers, activation, domain, scale: 1.0, trained }
     }
 
     /// What `layer` takes from another; `None` where it computes its own attention.

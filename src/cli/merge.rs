@@ -18,8 +18,11 @@ pub struct MergeArgs {
     #[arg(short, long, value_name = "FILE")]
     model: Option<PathBuf>,
     /// Sidecar: the modules and the sharing plan
-    #[arg(long, value_name = "FILE")]
-    lisa: PathBuf,
+    #[arg(long, value_name = "FILE", conflicts_with = "share", required_unless_present = "share")]
+    lisa: Option<PathBuf>,
+    /// Without a sidecar: layers that take the attention weights of another, as for generation
+    #[arg(long, value_name = "LAYERS")]
+    share: Option<String>,
     /// The merged model; a file of this name is replaced
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -29,16 +32,27 @@ pub struct MergeArgs {
 pub fn run(args: &MergeArgs) -> Result<(), CliError> {
     let base_file = load::file(args.model.as_deref())?;
     let base = base_file.parse()?;
-    let sidecar_file = load::file(Some(&args.lisa))?;
-    let sidecar = sidecar_file.parse()?;
-    let meta = read_plan(&sidecar, &sidecar_file)?;
+    let sidecar_file = args.lisa.as_deref().map(ModelFile::open).transpose()?;
+    let sidecar = sidecar_file.as_ref().map(ModelFile::parse).transpose()?;
+    let plan_name = sidecar_file.as_ref().map_or("--share", |f| &f.name);
+    let meta = match (&sidecar, &sidecar_file, &args.share) {
+        (Some(sidecar), Some(file), _) => read_plan(sidecar, file)?,
+        (_, _, share) => {
+            let plan = load::share_plan(share.as_deref().unwrap_or_default())?;
+            let at_fault = |e| make_error(e, &base_file.name, plan_name, &args.output);
+            let (geometry, fingerprint) = lisa::identify(&base).map_err(at_fault)?;
+            let n_layer = geometry.layers.len();
+            plan.check_layers(n_layer).map_err(|e| CliError::usage(format!("--share: {e}")))?;
+            plan.to_meta(n_layer, fingerprint)
+        }
+    };
 
-    let inputs: Vec<&Path> = args.model.iter().chain([&args.lisa]).map(PathBuf::as_path).collect();
+    let inputs: Vec<&Path> = args.model.iter().chain(&args.lisa).map(PathBuf::as_path).collect();
     let output = Output::create(&args.output, &inputs)?;
-    let expected = base_file.n_bytes() + sidecar_file.n_bytes();
+    let expected = base_file.n_bytes() + sidecar_file.as_ref().map_or(0, ModelFile::n_bytes);
     let report = output.fill(expected as u64, |out| {
-        let merged = lisa::merge(&base, &meta, Some(&sidecar[0]), out);
-        merged.map_err(|e| make_error(e, &base_file.name, &sidecar_file.name, &args.output))
+        let merged = lisa::merge(&base, &meta, sidecar.as_ref().map(|s| &s[0]), out);
+        merged.map_err(|e| make_error(e, &base_file.name, plan_name, &args.output))
     })?;
 
     let sum = |s: lisa::Sum| format!("{} tensors ({})", s.tensors, human(s.bytes));
