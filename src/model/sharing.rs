@@ -1,7 +1,8 @@
 //! Where a model's sharing plan comes from: the model file itself (a merged model), a sidecar beside it, or the command line.
 
 use ggml_ext::gguf::Gguf;
-use ggml_ext::lisa::{Geometry, LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_sidecar, check_tensors};
+use ggml_ext::lisa::{Geometry, LisaError, LisaMeta, MakeError, VERSION_KEY};
+use ggml_ext::lisa::{check_base, check_container, check_sidecar, check_tensors};
 
 use super::ModelFile;
 use super::config::{gguf_error, model_error};
@@ -64,12 +65,14 @@ fn with_sidecar(file: &ModelFile, base: &[Gguf], sidecar: &ModelFile) -> Result<
     let [gguf] = parts.as_slice() else {
         return Err(model_error(&sidecar.name, "a sidecar is one file, not a split one"));
     };
+    let arch = base[0].str("general.architecture").map_err(|e| gguf_error(&file.name, e))?.unwrap_or_default();
+    // First, as other checks say little about a file that is no sidecar or for another architecture.
+    check_container(gguf, arch).map_err(|e| model_error(&sidecar.name, e))?;
     let meta = read_meta(&sidecar.name, gguf)?;
     let geometry = check_base(&meta, base).map_err(|e| match e {
         MakeError::Sidecar(e) => model_error(&sidecar.name, e),
         e => model_error(&file.name, e),
     })?;
-    let arch = base[0].str("general.architecture").map_err(|e| gguf_error(&file.name, e))?.unwrap_or_default();
     check_sidecar(&meta, &geometry, arch, gguf).map_err(|e| model_error(&sidecar.name, e))?;
     Ok(SharingSource::new(meta, vec![Part::new(&sidecar.name, &sidecar.parts[0], gguf)]))
 }
