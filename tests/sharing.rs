@@ -188,11 +188,11 @@ fn what_does_not_fit_is_refused() {
         assert!(!message.contains('\n') && parts.iter().all(|p| message.contains(p)), "{message}");
     };
     refused("llama_bias", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "fingerprint"]);
-    refused("qwen2", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "made for"]);
+    refused("qwen2", Some(&sidecar("llama_gqa")), None, &["llama_gqa.lisa", "llama", "qwen2"]);
     let deeper = full_sidecar(&base("llama"), 1);
     refused("llama", Some(&deeper), None, &["full", "lisa.layer.kind", "4", "3"]);
     let plain = ModelFile::from_bytes("plain", gunzip(&folder("families").join("llama.gguf.gz")));
-    refused("llama", Some(&plain), None, &["plain"]);
+    refused("llama", Some(&plain), None, &["plain", "not a LISA sidecar"]);
     refused("llama", Some(&sidecar("llama_gqa")), Some("1"), &["--lisa", "--share"]);
     refused("llama", None, Some("3"), &["layer 3", "3 layers"]);
     // Layer 5 is the first that sees the whole context.

@@ -294,9 +294,11 @@ impl Attend<'_> {
         scratch.sums[..m * dv].fill(0.0);
         for (r, (max, total)) in scratch.max[..m].iter_mut().zip(&mut scratch.total).enumerate() {
             (*max, *total) = match (self.scores, self.route.reads) {
-                // Weights add up to 1 over all keys; the first run of keys says so.
+                // Weights add up to 1 over all keys; the first run of keys says so. A run that ends before the token's
+                // window is empty, and begins where the window does.
                 (ScoreSource::Shared, Some((_, Holds::Weights))) => {
                     let first = tile.keys.start <= self.first_key(tile.tokens.start + r % n_tokens);
+                    let first = first && !tile.keys.is_empty();
                     (0.0, f32::from(u8::from(first)))
                 }
                 (ScoreSource::Shared, _) => (0.0, 0.0),

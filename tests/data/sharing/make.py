@@ -89,7 +89,7 @@ def cases():
     plain, shifted = [(70, 4, None)], [(70, 4, None), SHIFTED]
     chain = [FULL, lisa(0), shared(1), lisa(2, rank=4, hidden=0), lisa(3, rank=0, hidden=3), shared(4)]
     sources = [FULL, FULL, lisa(0), shared(0), lisa(1, rank=8, hidden=0), lisa(2, rank=2, hidden=9)]
-    wide = [FULL, shared(0), shared(1), FULL, lisa(3, rank=4, hidden=4), shared(4), shared(5)]
+    wide = [FULL, shared(0), shared(1, comp=True), FULL, lisa(3, rank=4, hidden=4), shared(4), shared(5)]
     deep = lambda layers: layers + [FULL] * (12 - len(layers))
     return [
         ("llama_gqa", "llama", [FULL, lisa(0), lisa(1)], {}, shifted),
