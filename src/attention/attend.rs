@@ -30,6 +30,8 @@ const ALL_HEADS_RUN: usize = 128;
 const SHORT_RUNS: usize = 16;
 /// Most query tokens for which keys are shared out.
 const SPLIT_MAX_TOKENS: usize = 4;
+/// Eighths of a block's values that are fetched while a `lisa` layer aligns heads.
+const READ_AHEAD: usize = 4;
 /// Query rows from which widening a block of f16 keys once beats converting them in registers for each few rows.
 const WIDEN_ROWS: usize = 8;
 
@@ -405,17 +407,47 @@ impl Attend<'_> {
             ScoreSource::Lisa { lisa, keys, .. } => {
                 let (slot, holds) = self.route.reads.expect("a lisa layer reads its source");
                 let n_tokens = tile.tokens.len();
+                // SAFETY: passed on to the caller.
+                let ahead = unsafe { self.read_ahead(lisa, keys, n_tokens, block.clone()) };
                 for (i, t) in tile.tokens.clone().enumerate() {
                     // SAFETY: passed on to the caller.
                     let (source, lse) = unsafe {
                         (self.weights.heads(slot, t, self.n_keys(), block.clone()), self.weights.lse(slot, t))
                     };
                     let into = RowsMut::new(&mut scores[i * n..], self.shape.n_head, n, n_tokens * n);
-                    lisa.align(self.kernels, source, lse, holds, lisa_scratch, into);
+                    lisa.align(self.kernels, source, lse, holds, ahead, lisa_scratch, into);
                 }
                 // SAFETY: passed on to the caller.
                 unsafe { lisa.add_low_rank(self.kernels, self.shape, q, keys, n_tokens, block, scores) };
             }
+        }
+    }
+
+    /// What a `lisa` layer's tile reads after the alignment, to be fetched meanwhile: the low-rank keys, and so many of the values that
+    /// computing them takes about as long as reading the others. With more than one token a block serves several tiles, and is in a
+    /// cache already.
+    ///
+    /// # Safety
+    /// Nobody writes the caches before the next barrier.
+    unsafe fn read_ahead<'a>(
+        &self,
+        lisa: &LisaAttention,
+        keys: &'a LayerCache,
+        n_tokens: usize,
+        block: Range<usize>,
+    ) -> [Rows<'a, u8>; 2]
+    where
+        Self: 'a,
+    {
+        let none = Rows::new(&[], 0, 0, 0);
+        if n_tokens > 1 {
+            return [none, none];
+        }
+        let values = block.start..block.start + block.len() * READ_AHEAD / 8;
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let low_rank = lisa.low_rank.as_ref().map_or(none, |_| keys.low_rank().run_bytes(block));
+            [low_rank, keys.v_bytes(values)]
         }
     }
 

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use ggml_ext::GgmlType;
 use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::Rows as RawRows;
 
 use super::low_rank::LowRankKeys;
 use super::{LayerCacheSpec, RopeTable};
@@ -213,6 +214,18 @@ impl LayerCache {
     ) -> Block<'a> {
         // SAFETY: passed on to the caller.
         unsafe { self.values().block(kernels, head, pos, widen, wide) }
+    }
+
+    /// The bytes of all heads' values at positions `pos`, a row per head, for a kernel to fetch ahead.
+    ///
+    /// # Safety
+    /// Nobody writes them before the next barrier.
+    pub unsafe fn v_bytes(&self, pos: Range<usize>) -> RawRows<'_, u8> {
+        let v = self.values();
+        let (first, stride) = (v.range(0, pos), v.n_ctx * v.row_bytes);
+        assert!(first.end + (self.n_head - 1) * stride <= v.bytes.len());
+        // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
+        unsafe { RawRows::from_raw(v.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
     }
 
     fn n_bytes(&self) -> usize {

@@ -102,13 +102,15 @@ impl LisaAttention {
     }
 
     /// Puts the re-arranged heads of one query into `into`: rows of all heads, as `source`, the source's scores or weights with
-    /// their log-sum-exp.
+    /// their log-sum-exp. `ahead` is what is read next.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn align(
         &self,
         kernels: &Kernels,
         source: Rows<f32>,
         lse: &[f32],
         holds: Holds,
+        ahead: [Rows<u8>; 2],
         scratch: &mut LisaScratch,
         into: RowsMut<f32>,
     ) {
@@ -127,7 +129,7 @@ impl LisaAttention {
             (Domain::Log, Holds::Weights) => unreachable!("scores are kept while a layer needs them"),
         };
         let Some(hidden) = &self.hidden else {
-            let net = HeadNet { skip: &self.skip, up: &[], bias: &[], down: &[], activation: Activation::Relu };
+            let net = HeadNet { skip: &self.skip, up: &[], bias: &[], down: &[], activation: Activation::Relu, ahead };
             return float.align_heads(&net, source, &mut [], into);
         };
         let bias = &mut scratch.bias[..hidden.bias.len()];
@@ -138,7 +140,7 @@ impl LisaAttention {
             }
         }
         let Hidden { up, down, activation, .. } = hidden;
-        let net = HeadNet { skip: &self.skip, up, bias, down, activation: *activation };
+        let net = HeadNet { skip: &self.skip, up, bias, down, activation: *activation, ahead };
         float.align_heads(&net, source, &mut scratch.units, into);
     }
 

@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::Rows;
 use half::f16;
 
 use super::kv_cache::{as_f16, as_f16_mut, as_f32, as_f32_mut};
@@ -79,6 +80,18 @@ impl LowRankKeys {
             true => Block::F32(as_f32(bytes)),
             false => Block::F16(as_f16(bytes)),
         }
+    }
+
+    /// The bytes of all runs at `positions`, a row per run, for a kernel to fetch ahead.
+    ///
+    /// # Safety
+    /// Nobody writes them before the next barrier.
+    pub(super) unsafe fn run_bytes(&self, positions: Range<usize>) -> Rows<'_, u8> {
+        let (first, stride) = (self.range(0, 0, positions), self.n_ctx * self.elem());
+        let n = self.bytes.len() / stride;
+        assert!(first.end + (n - 1) * stride <= self.bytes.len());
+        // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
+        unsafe { Rows::from_raw(self.bytes.as_ptr().add(first.start), n, first.len(), stride) }
     }
 
     /// Positions between two values of a head.

@@ -12,7 +12,7 @@ use crate::lisa::Activation;
 
 /// The network `out[g] = sum_h skip[g][h] in[h] + sum_m down[g][m] act(bias[m] + sum_h up[m][h] in[h])`. Matrices have one row per
 /// result.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct HeadNet<'a> {
     /// `[n_out, n_in]`
     pub skip: &'a [f32],
@@ -24,6 +24,9 @@ pub struct HeadNet<'a> {
     pub down: &'a [f32],
     /// Applied to the hidden units.
     pub activation: Activation,
+    /// Memory that the caller reads next, fetched towards the core meanwhile: the network computes and reads little, what follows
+    /// reads much. In order; no rows: nothing.
+    pub ahead: [Rows<'a, u8>; 2],
 }
 
 /// Vectors in a strip.
@@ -82,19 +85,21 @@ pub(super) unsafe fn align_heads<V: Simd>(net: &HeadNet, x: Rows<f32>, units: &m
 #[inline(always)]
 unsafe fn align<V: Simd, A: Unary>(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>, act: &A) {
     let (n, units) = (out.len(), units.as_mut_ptr());
+    let n_tiles = net.bias.len().div_ceil(TILE) + out.n_rows().div_ceil(TILE);
+    let mut ahead = Ahead::new(net.ahead, n_tiles * n.div_ceil(VECS * V::LANES));
     let mut at = 0;
     // SAFETY: strips start at `at` and end at or before `n`.
     unsafe {
         while at + VECS * V::LANES <= n {
-            strip::<V, A, VECS, false>(net, &x, units, &out, act, at, 0);
+            strip::<V, A, VECS, false>(net, &x, units, &out, act, &mut ahead, at, 0);
             at += VECS * V::LANES;
         }
         if at + V::LANES <= n {
-            strip::<V, A, 1, false>(net, &x, units, &out, act, at, 0);
+            strip::<V, A, 1, false>(net, &x, units, &out, act, &mut ahead, at, 0);
             at += V::LANES;
         }
         if at < n {
-            strip::<V, A, 1, true>(net, &x, units, &out, act, at, n - at);
+            strip::<V, A, 1, true>(net, &x, units, &out, act, &mut ahead, at, n - at);
         }
     }
 }
@@ -104,12 +109,14 @@ unsafe fn align<V: Simd, A: Unary>(net: &HeadNet, x: Rows<f32>, units: &mut [f32
 /// # Safety
 /// As [`align`]; the columns exist.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
     net: &HeadNet,
     x: &Rows<f32>,
     units: *mut f32,
     out: &RowsMut<f32>,
     act: &A,
+    ahead: &mut Ahead,
     at: usize,
     left: usize,
 ) {
@@ -121,6 +128,7 @@ unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
         let mut m = 0;
         while m < n_hidden {
             let rows = tile(n_hidden - m);
+            ahead.fetch::<V>();
             each_size!(rows, R => {
                 let mut acc = [[V::splat(0.0); NV]; R];
                 for (r, row) in acc.iter_mut().enumerate() {
@@ -138,6 +146,7 @@ unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
         let mut g = 0;
         while g < n_out {
             let rows = tile(n_out - g);
+            ahead.fetch::<V>();
             each_size!(rows, R => {
                 let mut acc = [[V::splat(0.0); NV]; R];
                 input.add_products::<V, R, NV, PARTIAL>(net.skip.as_ptr().add(g * n_in), &mut acc);
@@ -158,6 +167,47 @@ unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
 #[inline(always)]
 fn tile(left: usize) -> usize {
     left.div_ceil(left.div_ceil(TILE))
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Fetches memory line by line, some lines at a time.
+struct Ahead<'a> {
+    rows: Rows<'a, u8>,
+    then: Option<Rows<'a, u8>>,
+    row: usize,
+    at: usize,
+    lines: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Fetches both in `n_times` portions.
+    fn new([rows, then]: [Rows<'a, u8>; 2], n_times: usize) -> Self {
+        let lines = |r: Rows<u8>| r.n_rows() * r.len().div_ceil(LINE);
+        let lines = (lines(rows) + lines(then)).div_ceil(n_times.max(1));
+        Self { rows, then: Some(then), row: 0, at: 0, lines }
+    }
+
+    /// # Safety
+    /// As [`Simd`]'s.
+    #[inline(always)]
+    unsafe fn fetch<V: Simd>(&mut self) {
+        for _ in 0..self.lines {
+            if self.row == self.rows.n_rows() {
+                match self.then.take() {
+                    Some(then) if then.n_rows() > 0 => (self.rows, self.row) = (then, 0),
+                    _ => return,
+                }
+            }
+            // SAFETY: a hint; the address is inside the row.
+            unsafe { V::prefetch(self.rows.row_ptr(self.row).wrapping_add(self.at)) };
+            self.at += LINE;
+            if self.at >= self.rows.len() {
+                (self.row, self.at) = (self.row + 1, 0);
+            }
+        }
+    }
 }
 
 /// A strip of the rows that a product sums over.

@@ -34,6 +34,10 @@ pub(super) trait Simd: Copy {
     unsafe fn store_f16(self, p: *mut f16);
     unsafe fn store_f16_partial(self, p: *mut f16, n: usize);
 
+    /// Asks for the cache line at `p`, where the tier has an instruction for it; any address is allowed.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
