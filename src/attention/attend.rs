@@ -18,20 +18,20 @@ pub(super) const BLOCK: usize = 128;
 /// Query rows (tokens x heads) per tile.
 const TILE_ROWS: usize = 48;
 /// The same where a tile has all heads.
-const ALL_HEADS_ROWS: usize = 72;
+const ALL_HEADS_ROWS: usize = 144;
 /// Tokens that such a tile has at least, for each pass over a block of values to serve several.
 const ALL_HEADS_TOKENS: usize = 6;
 /// With few queries, members share the keys out in runs of this many. Constants, so that the result does not depend
 /// on the number of threads.
 const RUN: usize = 512;
-/// The same where a tile has all heads, and so there are fewer tiles.
-const ALL_HEADS_RUN: usize = 128;
-/// Most runs of that length; beyond, runs of [`RUN`].
+/// The same where a tile has all heads, and so there are fewer tiles: up to 2048 keys, and beyond.
+const ALL_HEADS_RUNS: (usize, usize) = (128, 256);
+/// Most runs of the first length.
 const SHORT_RUNS: usize = 16;
 /// Most query tokens for which keys are shared out.
 const SPLIT_MAX_TOKENS: usize = 4;
 /// Eighths of a block's values that are fetched while a `lisa` layer aligns heads.
-const READ_AHEAD: usize = 4;
+const READ_AHEAD: usize = 6;
 /// Query rows from which widening a block of f16 keys once beats converting them in registers for each few rows.
 const WIDEN_ROWS: usize = 8;
 
@@ -126,7 +126,7 @@ pub struct PartialSums {
 impl PartialSums {
     /// Room for layers of these shapes with up to `n_ctx` keys.
     pub fn new(shapes: impl IntoIterator<Item = AttentionShape>, n_ctx: usize) -> Self {
-        let runs = SPLIT_MAX_TOKENS * (n_ctx.div_ceil(RUN) + 1).max(SHORT_RUNS + 1);
+        let runs = SPLIT_MAX_TOKENS * (n_ctx.div_ceil(ALL_HEADS_RUNS.1) + 1).max(SHORT_RUNS + 1);
         let (mut sums, mut heads) = (0, 0);
         for s in shapes {
             sums = sums.max(s.n_head * s.head_dim_v);
@@ -160,8 +160,9 @@ impl Attend<'_> {
     /// Computes the layer's weighted values. Two phases, or three where the keys are shared out.
     pub fn run(&self, scratch: &mut AttentionScratch) {
         let n_keys = self.n_keys() - self.first_key(0);
-        let run = match self.all_heads() && n_keys <= SHORT_RUNS * ALL_HEADS_RUN {
-            true => ALL_HEADS_RUN,
+        let run = match self.all_heads() {
+            true if n_keys <= SHORT_RUNS * ALL_HEADS_RUNS.0 => ALL_HEADS_RUNS.0,
+            true => ALL_HEADS_RUNS.1,
             false => RUN,
         };
         if self.n_tokens <= SPLIT_MAX_TOKENS && n_keys > run {

@@ -8,7 +8,7 @@ use crate::compute::SharedBuf;
 
 /// Floats of one slot that a step of several tokens may fill: small enough for all slots' reads and writes to be served by a
 /// last-level cache.
-const SLOT_FLOATS: usize = 2 << 20;
+const SLOT_FLOATS: usize = 4 << 20;
 /// Tokens that a step may have whatever its context.
 const MIN_TOKENS: usize = 16;
 
