@@ -586,3 +586,60 @@ fn cache_types_agree_roughly() {
     assert!(f32 != f16 && (f16 - f32).abs() < 0.01, "{f32} {f16}");
     assert!(error(&["-p", "x", "-ctk", "q8_0"], 2).contains("multiple of 32"));
 }
+
+/// Shared attention on the embedded model: another story than without, the same from the list, the file and a merged model.
+#[test]
+fn layers_share_attention() {
+    let story = ["-p", "Once upon a time", "-n", "24", "--temp", "0", "--log-disable"];
+    let with = |extra: &[&str]| ok(&[&story[..], extra].concat()).0;
+    let plain = with(&[]);
+    let shared = with(&["--share", "3"]);
+    assert_ne!(plain, shared);
+    assert_eq!(shared, with(&["--share", "3:2"]));
+    let plans = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/plans");
+    assert_eq!(shared, with(&["--share", plans.join("stories260K.plan").to_str().unwrap()]));
+    let dir = tempfile::tempdir().unwrap();
+    let merged = dir.path().join("merged.gguf");
+    let merged = merged.to_str().unwrap();
+    ok(&["merge", "--share", "3", "-o", merged]);
+    assert_eq!(shared, with(&["-m", merged]));
+    assert_ne!(shared, with(&["--share", "kv:3"]));
+    assert!(error(&["-m", merged, "-p", "x", "--share", "3"], 1).contains("plan of its own"));
+}
+
+#[test]
+fn plans_that_cannot_be_are_refused() {
+    let refused = |share: &str, code: i32, parts: &[&str]| {
+        let message = error(&["-p", "x", "-n", "1", "--share", share], code);
+        assert!(parts.iter().all(|p| message.contains(p)), "{share}: {message}");
+    };
+    refused("5", 2, &["--share", "layer 5", "5 layers"]);
+    refused("3:3", 2, &["layer 3", "not an earlier layer"]);
+    refused("1:2,2:1", 2, &["layer 1", "source 2"]);
+    refused("0", 2, &["layer 0"]);
+    refused("2,2", 2, &["layer 2", "twice"]);
+    refused("1,kv:2", 1, &["layer 2 (kv)", "source 1", "keeps no keys"]);
+    refused("no-such.plan", 2, &["no-such.plan"]);
+    assert!(error(&["-p", "x", "--share", "3", "--lisa", "y"], 2).contains("--share"));
+    assert!(error(&["-p", "x", "--lisa", embedded().to_str().unwrap()], 1).contains("not a"));
+}
+
+#[test]
+fn inspect_shows_the_plan() {
+    let sharing = json(&["inspect", "--json", "--share", "2,kv:4:1"])["sharing"].clone();
+    let layers = sharing["layers"].as_array().unwrap();
+    let kinds: Vec<_> = layers.iter().map(|l| l["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["full", "full", "shared", "full", "kv"]);
+    assert_eq!((&layers[2]["source"], &layers[4]["source"]), (&1.into(), &1.into()));
+    // Width 64, F32: queries of 64, keys and values of 32; the cache in F16.
+    let saved = |l: &Value, what: &str| l[what]["before"].as_u64().unwrap() - l[what]["after"].as_u64().unwrap();
+    assert_eq!([0, 2, 4].map(|i| saved(&layers[i], "weights")), [0, (64 + 32) * 64 * 4, (32 + 32) * 64 * 4]);
+    assert_eq!([0, 2, 4].map(|i| saved(&layers[i], "cache_per_token")), [0, 32 * 2, (32 + 32) * 2]);
+    let deep = &sharing["generation"][2];
+    let bytes = |name: &str| deep[name].as_f64().unwrap();
+    assert_eq!(deep["depth"], 8192);
+    assert_eq!(bytes("predicted_speedup"), bytes("bytes_before") / bytes("bytes_after"));
+    assert!(json(&["inspect", "--json"])["sharing"].is_null());
+    let (out, _) = ok(&["inspect", "--share", "2"]);
+    assert!(out.contains("1 of 5 take attention from another (20 %)"), "{out}");
+}

@@ -56,12 +56,11 @@ impl Routes {
                 // `maker[layer]` is the layer itself for `lisa`.
                 let source = maker[source];
                 let all = &readers[source];
-                let shared_before = |l: usize| all.iter().any(|&(r, k)| r < l && k == Kind::Shared);
                 let scores_after =
                     |l: usize| all.iter().any(|&(r, k)| r > l && k == Kind::Lisa && domain == Domain::Log);
                 let first_shared = all.iter().find(|&&(r, k)| k == Kind::Shared && !scores_after(r)).map(|r| r.0);
                 let holds = match first_shared {
-                    Some(first) if first < layer && shared_before(layer) => Holds::Weights,
+                    Some(first) if first < layer => Holds::Weights,
                     _ => Holds::Scores,
                 };
                 let is_last = all.last().is_some_and(|r| r.0 == layer);

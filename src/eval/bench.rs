@@ -85,7 +85,10 @@ pub fn bench(
         let test = format!("tg{}{depth}", p.n_gen);
         let mut m = Measurement { test, tokens_per_second: rates, bandwidth_fraction: None };
         let cached = session.cache().bytes_per_token() * (p.n_depth + p.n_gen / 2);
-        let bytes = (model.n_weight_bytes() + cached) as f64;
+        // Of an embedding table that is not the output head too, a token needs one row.
+        let decoder = model.decoder();
+        let embedding = decoder.output.as_ref().map_or(0, |_| decoder.embed.weight.n_bytes());
+        let bytes = (model.n_weight_bytes() - embedding + cached) as f64;
         m.bandwidth_fraction = Some(bytes * m.best() / read_bandwidth(session.n_threads())?);
         results.push(m);
         report(&results[results.len() - 1]);
