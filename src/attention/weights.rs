@@ -12,6 +12,9 @@ const SLOT_FLOATS: usize = 4 << 20;
 /// Tokens that a step may have whatever its context.
 const MIN_TOKENS: usize = 16;
 
+/// Steps of several of these are whole numbers of them, so that their tiles share out evenly.
+const WHOLE_TOKENS: usize = 64;
+
 /// Slots of rows, one for each (token, head) of the step, one value for each position of the context, with the
 /// log-sum-exp of each row. Which slot holds what is decided by [`super::Routes`].
 pub struct AttnWeights {
@@ -44,7 +47,8 @@ impl AttnWeights {
             return self.n_ubatch;
         }
         let rows = self.slot_len / (self.n_head * stride((pos + self.n_ubatch).min(self.n_ctx)));
-        rows.clamp(1, self.n_ubatch)
+        let whole = rows / WHOLE_TOKENS * WHOLE_TOKENS;
+        (if whole > 0 { whole } else { rows }).clamp(1, self.n_ubatch)
     }
 
     fn start(&self, slot: usize, t: usize, head: usize, n_keys: usize) -> usize {
