@@ -25,6 +25,7 @@ pub mod model;
 pub mod runtime;
 pub mod tokenizer;
 
+pub use attention::SharePlan;
 pub use error::{Error, Result};
 pub use model::{Model, ModelFile, ModelParams};
 pub use runtime::{Session, SessionParams};

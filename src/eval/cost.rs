@@ -138,11 +138,6 @@ fn layer_weights(
     let bytes = |name: &str| tensors.get(format!("blk.{layer}.{name}").as_str()).map(|t| t.n_bytes);
     let (q, k, v) =
         (heads.n_head * heads.key_length, heads.n_head_kv * heads.key_length, heads.n_head_kv * heads.value_length);
-    let unused: &[&str] = match kind {
-        Kind::Full => &[],
-        Kind::Shared | Kind::Lisa => &["q", "k"],
-        Kind::Kv => &["k", "v"],
-    };
     let rows = |p: &str| match p {
         "q" => q as u64,
         "k" => k as u64,
@@ -153,7 +148,7 @@ fn layer_weights(
     let modules: u64 = in_layer().filter(is_lisa).map(|t| t.n_bytes).sum();
     let mut before: u64 = in_layer().filter(|t| !is_lisa(t)).map(|t| t.n_bytes).sum();
     let mut dropped = 0;
-    for p in unused {
+    for p in kind.idle_projections() {
         let own = ["weight", "bias"].map(|s| bytes(&format!("attn_{p}.{s}")).unwrap_or(0)).iter().sum::<u64>();
         let norm = bytes(&format!("attn_{p}_norm.weight")).unwrap_or(0);
         if own > 0 {

@@ -54,13 +54,8 @@ impl Projection {
 
 /// Tensors of layer `i` that a layer of this kind does not need, whether the file has them or not.
 fn unused_tensors(kind: Kind, i: usize) -> impl Iterator<Item = String> {
-    let unused: &[&str] = match kind {
-        Kind::Full => &[],
-        Kind::Shared | Kind::Lisa => &["q", "k"],
-        Kind::Kv => &["k", "v"],
-    };
     let suffixes = [".weight", ".bias", "_norm.weight"];
-    unused.iter().flat_map(move |p| suffixes.map(|s| format!("blk.{i}.attn_{p}{s}")))
+    kind.idle_projections().iter().flat_map(move |p| suffixes.map(|s| format!("blk.{i}.attn_{p}{s}")))
 }
 
 impl Builder<'_, '_, '_, '_> {

@@ -133,14 +133,19 @@ fn fate(t: &TensorInfo, meta: &LisaMeta, geometry: &Geometry) -> Result<Fate, Li
     let module = module.split('.').next().unwrap_or_default();
     Ok(match (of.kind, module) {
         (Kind::Full, _) => Fate::Keep,
-        (Kind::Lisa | Kind::Shared, "attn_q" | "attn_k" | "attn_q_norm" | "attn_k_norm") => Fate::Drop,
-        (Kind::Kv, "attn_k" | "attn_v" | "attn_k_norm") => Fate::Drop,
+        (kind, name) if is_idle(kind, name) => Fate::Drop,
         (kind, "attn_qkv") => {
             let (q, v) = fused_rows(t, &geometry.layers[layer])?;
             if kind == Kind::Kv { Fate::Rows("attn_q", q) } else { Fate::Rows("attn_v", v) }
         }
         _ => Fate::Keep,
     })
+}
+
+/// Whether a layer of this kind has no use for the module: an idle projection, or the norm of its heads.
+fn is_idle(kind: Kind, module: &str) -> bool {
+    let projection = module.strip_prefix("attn_").map(|m| m.strip_suffix("_norm").unwrap_or(m));
+    projection.is_some_and(|p| kind.idle_projections().contains(&p))
 }
 
 /// Where the query rows and the value rows of a fused tensor are; of a bias, elements.

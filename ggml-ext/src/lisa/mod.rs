@@ -143,6 +143,18 @@ named! {
     }
 }
 
+impl Kind {
+    /// The projections, of `q`, `k` and `v`, that a layer of this kind never uses: their `attn_*` weights and biases, and the head norms
+    /// behind them, are idle.
+    pub const fn idle_projections(self) -> &'static [&'static str] {
+        match self {
+            Self::Full => &[],
+            Self::Shared | Self::Lisa => &["q", "k"],
+            Self::Kv => &["k", "v"],
+        }
+    }
+}
+
 impl Part {
     /// The name of layer `layer`'s tensor.
     pub fn tensor(self, layer: usize) -> String {
