@@ -72,10 +72,7 @@ impl Rows {
         let row_bytes = ty.ggml().row_bytes(dim).ok_or_else(|| {
             Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
         })?;
-        let len = n_head.checked_mul(n_ctx).and_then(|n| n.checked_mul(row_bytes));
-        let bytes = len.filter(|&n| n <= isize::MAX as usize / 2).and_then(SharedBuf::try_new).ok_or_else(|| {
-            Error::Params(format!("a context of {n_ctx} tokens needs more memory than there is: lower -c"))
-        })?;
+        let bytes = reserve(n_head.checked_mul(row_bytes), n_ctx)?;
         Ok(Self { ty, dim, row_bytes, n_ctx, bytes })
     }
 
@@ -128,6 +125,13 @@ impl Rows {
     fn n_bytes(&self) -> usize {
         self.bytes.len()
     }
+}
+
+/// Memory for `n_ctx` positions of so many bytes.
+pub(super) fn reserve(bytes_per_token: Option<usize>, n_ctx: usize) -> Result<SharedBuf<u8>> {
+    let len = bytes_per_token.and_then(|n| n.checked_mul(n_ctx)).filter(|&n| n <= isize::MAX as usize / 2);
+    len.and_then(SharedBuf::try_new)
+        .ok_or_else(|| Error::Params(format!("a context of {n_ctx} tokens needs more memory than there is: lower -c")))
 }
 
 /// What one layer keeps.

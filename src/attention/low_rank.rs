@@ -7,10 +7,10 @@ use ggml_ext::kernels::Kernels;
 use ggml_ext::kernels::float::Rows;
 use half::f16;
 
-use super::kv_cache::{as_f16, as_f16_mut, as_f32, as_f32_mut};
+use super::kv_cache::{as_f16, as_f16_mut, as_f32, as_f32_mut, reserve};
 use super::{Block, CacheType};
+use crate::Result;
 use crate::compute::SharedBuf;
-use crate::{Error, Result};
 
 /// Low-rank keys of all key/value heads of one layer: F32 in an F32 cache, else F16 (a q8_0 cache too: `rank` values do not fill a
 /// block of 32).
@@ -24,11 +24,7 @@ pub struct LowRankKeys {
 impl LowRankKeys {
     pub(super) fn new(ty: CacheType, n_head: usize, rank: usize, n_ctx: usize) -> Result<Self> {
         let is_f32 = ty == CacheType::F32;
-        let bytes_per_token = Self::bytes_per_token(ty, n_head, rank);
-        let len = bytes_per_token.checked_mul(n_ctx).filter(|&n| n <= isize::MAX as usize / 2);
-        let bytes = len.and_then(SharedBuf::try_new).ok_or_else(|| {
-            Error::Params(format!("a context of {n_ctx} tokens needs more memory than there is: lower -c"))
-        })?;
+        let bytes = reserve(Some(Self::bytes_per_token(ty, n_head, rank)), n_ctx)?;
         Ok(Self { is_f32, rank, n_ctx, bytes })
     }
 

@@ -151,23 +151,28 @@ pub struct TextArgs {
 impl TextArgs {
     /// The prompt, from wherever it was given, with escapes resolved.
     pub fn prompt(&self) -> Result<Option<String>, CliError> {
-        let text = match (&self.prompt, &self.file) {
-            (Some(text), _) => text.clone(),
-            (None, Some(path)) => {
-                let mut text = read_text(path)?;
-                if text.ends_with('\n') {
-                    text.pop();
-                }
-                text
-            }
-            (None, None) => return Ok(None),
-        };
+        let Some(text) = given_text(self.prompt.as_deref(), self.file.as_deref())? else { return Ok(None) };
         self.unescaped(text).map(Some)
     }
 
     /// `text` with escapes resolved, unless `--no-escape` was given.
     pub fn unescaped(&self, text: String) -> Result<String, CliError> {
         if self.no_escape { Ok(text) } else { unescape(&text) }
+    }
+}
+
+/// The text of a flag, or of a file less one trailing newline; `None` where neither is given.
+pub fn given_text(text: Option<&str>, file: Option<&Path>) -> Result<Option<String>, CliError> {
+    match (text, file) {
+        (Some(text), _) => Ok(Some(text.into())),
+        (None, Some(path)) => {
+            let mut text = read_text(path)?;
+            if text.ends_with('\n') {
+                text.pop();
+            }
+            Ok(Some(text))
+        }
+        (None, None) => Ok(None),
     }
 }
 

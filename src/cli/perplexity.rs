@@ -1,6 +1,6 @@
 //! `lisa-cpp perplexity`: how well the model predicts a text, as `llama-perplexity` measures it.
 
-use super::args::{ComputeArgs, ModelArgs, read_text};
+use super::args::{ComputeArgs, ModelArgs, given_text};
 use super::error::CliError;
 use super::load;
 use super::progress::Log;
@@ -42,17 +42,7 @@ pub struct PerplexityArgs {
 /// Runs the command.
 pub fn run(args: &PerplexityArgs) -> Result<(), CliError> {
     let log = Log::new(!args.log_disable);
-    let text = match (&args.prompt, &args.file) {
-        (Some(text), _) => text.clone(),
-        (None, Some(path)) => {
-            let mut text = read_text(path)?;
-            if text.ends_with('\n') {
-                text.pop();
-            }
-            text
-        }
-        (None, None) => String::new(),
-    };
+    let text = given_text(args.prompt.as_deref(), args.file.as_deref())?.unwrap_or_default();
     if args.chunks == 0 || args.chunks < -1 {
         return Err(CliError::usage(format!("--chunks {}: must be at least 1, or -1 for all", args.chunks)));
     }

@@ -147,24 +147,28 @@ fn layer_weights(
     let is_lisa = |t: &&&TensorInfo| is_lisa_name(&t.name);
     let modules: u64 = in_layer().filter(is_lisa).map(|t| t.n_bytes).sum();
     let mut before: u64 = in_layer().filter(|t| !is_lisa(t)).map(|t| t.n_bytes).sum();
-    let mut dropped = 0;
+    let mut dropped = 0u64;
+    // A damaged file can claim any sizes.
+    let share = |bytes: u64, part: u64, of: u64| {
+        u64::try_from(u128::from(bytes) * u128::from(part) / u128::from(of.max(1))).unwrap_or(u64::MAX)
+    };
     for p in kind.idle_projections() {
         let own = ["weight", "bias"].map(|s| bytes(&format!("attn_{p}.{s}")).unwrap_or(0)).iter().sum::<u64>();
         let norm = bytes(&format!("attn_{p}_norm.weight")).unwrap_or(0);
         if own > 0 {
             dropped += own + norm;
         } else if let Some(fused) = bytes("attn_qkv.weight") {
-            dropped += fused * rows(p) / (q + k + v).max(1) as u64;
+            dropped += share(fused, rows(p), (q + k + v) as u64);
         } else {
             // Merged: the tensor is gone. As many bits as those of the layer's values, or of its output projection.
             let like = ["attn_v.weight", "attn_output.weight"].iter();
             let like = like.filter_map(|n| tensors.get(format!("blk.{layer}.{n}").as_str())).next();
-            let gone = like.map_or(0, |t| t.n_bytes * (rows(p) * n_embd as u64) / t.n_elements().max(1));
-            before += gone;
-            dropped += gone;
+            let gone = like.map_or(0, |t| share(t.n_bytes, rows(p).saturating_mul(n_embd as u64), t.n_elements()));
+            before = before.saturating_add(gone);
+            dropped = dropped.saturating_add(gone);
         }
     }
-    BeforeAfter { before, after: before - dropped + modules }
+    BeforeAfter { before, after: before.saturating_sub(dropped).saturating_add(modules) }
 }
 
 #[cfg(test)]

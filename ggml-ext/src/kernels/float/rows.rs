@@ -88,13 +88,6 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-impl<T> RowsMut<'_, T> {
-    /// The same rows, for a shorter time.
-    pub fn reborrow(&mut self) -> RowsMut<'_, T> {
-        RowsMut { data: self.data, n_rows: self.n_rows, len: self.len, stride: self.stride, borrow: PhantomData }
-    }
-}
-
 impl<'a, T> RowsMut<'a, T> {
     /// The first `n_rows` rows of `data`.
     ///
