@@ -2,9 +2,11 @@
 
 pub mod bench;
 mod cost;
+pub mod divergence;
 mod perplexity;
 mod probability;
 
 pub use cost::{BeforeAfter, LayerCost, PlanCost};
-pub use perplexity::{Estimate, Perplexity};
+pub use divergence::Divergence;
+pub use perplexity::{Estimate, Perplexity, Strided, score_window};
 pub use probability::{log_sum_exp, top};
