@@ -19,6 +19,7 @@
 
 pub mod attention;
 pub mod compute;
+pub mod distill;
 mod error;
 pub mod eval;
 pub mod model;

@@ -113,6 +113,21 @@ impl Rope {
         self.freq.len()
     }
 
+    /// Which dimensions of a head turn together.
+    pub fn style(&self) -> RopeStyle {
+        self.style
+    }
+
+    /// Radians per position, one per pair.
+    pub fn frequencies(&self) -> &[f64] {
+        &self.freq
+    }
+
+    /// Factor on the rotated values.
+    pub fn magnitude(&self) -> f64 {
+        self.magnitude
+    }
+
     /// A rotation by `-n` positions, for keys that move down in the cache.
     pub fn backwards(&self, n: usize) -> RopeTable {
         let pure = Self { magnitude: 1.0, ..self.clone() };

@@ -1,0 +1,274 @@
+//! The frozen model in F32: what training runs through, forward and in reverse.
+
+use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
+
+use crate::attention::{AttentionShape, Rope, RopeTable};
+use crate::compute::{Act, Linear};
+use crate::model::{Decoder, Model, QueryKey, Scores};
+use crate::{Error, Result};
+
+/// A matrix in F32, a row of `n_in` per output, with its bias.
+pub struct Dense {
+    w: Vec<f32>,
+    /// Length of the result.
+    pub n_out: usize,
+    /// Length of the operand.
+    pub n_in: usize,
+    /// Added to every result.
+    pub bias: Option<Box<[f32]>>,
+}
+
+/// Rows of the weight matrix that one reverse product takes at a time: the kernel walks down its columns, which must stay in cache.
+const BACK_ROWS: usize = 1024;
+
+impl Dense {
+    /// Dequantises `linear`.
+    pub fn new(linear: &Linear) -> Self {
+        let (n_out, n_in) = (linear.weight.rows(), linear.weight.cols());
+        let mut w = vec![0.0; n_out * n_in];
+        w.chunks_exact_mut(n_in).enumerate().for_each(|(i, row)| linear.weight.row(i, row));
+        Self { w, n_out, n_in, bias: linear.bias.clone() }
+    }
+
+    /// Row `i`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.w[i * self.n_in..(i + 1) * self.n_in]
+    }
+
+    /// `y = x W^T + b` for every row of `x`.
+    pub fn forward(&self, k: &FloatKernels, x: &[f32], y: &mut [f32]) {
+        matmul_nt(k, x, &self.w, y, self.n_in);
+        if let Some(bias) = &self.bias {
+            y.chunks_exact_mut(self.n_out).for_each(|row| k.add_assign(row, bias));
+        }
+    }
+
+    /// `dx += dy W` for every row of `dy`.
+    pub fn backward(&self, k: &FloatKernels, dy: &[f32], dx: &mut [f32]) {
+        let m = dy.len() / self.n_out;
+        for (i, w) in self.w.chunks(BACK_ROWS * self.n_in).enumerate() {
+            let n = w.len() / self.n_in;
+            let dy = Rows::new(&dy[i * BACK_ROWS..], m, n, self.n_out);
+            k.sgemm_nn_acc(dy, Rows::new(w, n, self.n_in, self.n_in), RowsMut::new(dx, m, self.n_in, self.n_in));
+        }
+    }
+}
+
+/// `y = a b^T`, rows of both of length `len`.
+pub fn matmul_nt(k: &FloatKernels, a: &[f32], b: &[f32], y: &mut [f32], len: usize) {
+    let (m, n) = (a.len() / len, b.len() / len);
+    k.sgemm_nt(1.0, Rows::new(a, m, len, len), Rows::new(b, n, len, len), RowsMut::new(y, m, n, n));
+}
+
+/// `dx += dy w` for `w` of `n_out` rows.
+pub fn matmul_nn(k: &FloatKernels, dy: &[f32], w: &[f32], dx: &mut [f32], n_out: usize) {
+    let (m, n_in) = (dy.len() / n_out, w.len() / n_out);
+    k.sgemm_nn_acc(Rows::new(dy, m, n_out, n_out), Rows::new(w, n_out, n_in, n_in), RowsMut::new(dx, m, n_in, n_in));
+}
+
+/// `dw += dy^T x`: the gradient of a matrix from those of its results, for `dy` with rows of `n_out`.
+pub fn matmul_tn(k: &FloatKernels, dy: &[f32], x: &[f32], dw: &mut [f32], n_out: usize) {
+    let m = dy.len() / n_out;
+    let n_in = x.len() / m;
+    let mut t = vec![0.0; dy.len()];
+    transpose(dy, n_out, m, n_out, &mut t);
+    k.sgemm_nn_acc(Rows::new(&t, n_out, m, m), Rows::new(x, m, n_in, n_in), RowsMut::new(dw, n_out, n_in, n_in));
+}
+
+/// Writes the `rows` x `cols` matrix `src`, its rows `stride` apart, to `dst` with a row per column.
+pub fn transpose(src: &[f32], stride: usize, rows: usize, cols: usize, dst: &mut [f32]) {
+    const TILE: usize = 16;
+    for i0 in (0..rows).step_by(TILE) {
+        for j0 in (0..cols).step_by(TILE) {
+            for j in j0..(j0 + TILE).min(cols) {
+                for i in i0..(i0 + TILE).min(rows) {
+                    dst[j * rows + i] = src[i * stride + j];
+                }
+            }
+        }
+    }
+}
+
+/// The gradient of RMSNorm (`y = x / sqrt(mean(x^2) + eps) * weight`) with respect to its input, added to `dx`, row by row.
+pub fn rms_norm_backward(k: &FloatKernels, x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+    let n = weight.len();
+    let mut scaled = vec![0.0; n];
+    for ((x, dy), dx) in x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
+        let r = 1.0 / (k.dot(x, x) / n as f32 + eps).sqrt();
+        scaled.copy_from_slice(dy);
+        k.mul_assign(&mut scaled, weight);
+        let along = k.dot(&scaled, x);
+        k.axpy(r, &scaled, dx);
+        k.axpy(-along * r * r * r / n as f32, x, dx);
+    }
+}
+
+/// RMSNorm of every row.
+pub fn rms_norm(k: &FloatKernels, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let n = weight.len();
+    x.chunks_exact(n).zip(y.chunks_exact_mut(n)).for_each(|(x, y)| k.rms_norm(x, weight, eps, y));
+}
+
+/// A query or key projection with the norm on its heads.
+pub struct HeadProjection {
+    /// The projection.
+    pub dense: Dense,
+    /// RMSNorm weights on every head.
+    pub norm: Option<Box<[f32]>>,
+}
+
+impl HeadProjection {
+    fn new(qk: &QueryKey) -> Self {
+        Self { dense: Dense::new(&qk.linear), norm: qk.norm.clone() }
+    }
+}
+
+/// A decoder layer.
+pub struct DenseLayer {
+    /// RMSNorm before attention.
+    pub attn_norm: Box<[f32]>,
+    /// Queries.
+    pub q: HeadProjection,
+    /// Keys.
+    pub k: HeadProjection,
+    /// Values.
+    pub v: Dense,
+    /// Output projection.
+    pub out: Dense,
+    /// RMSNorm on the attention's result.
+    pub post_attn_norm: Option<Box<[f32]>>,
+    /// RMSNorm before the feed-forward network.
+    pub ffn_norm: Box<[f32]>,
+    /// Gate projection.
+    pub gate: Dense,
+    /// Up projection.
+    pub up: Dense,
+    /// Down projection.
+    pub down: Dense,
+    /// The gate's activation.
+    pub act: Act,
+    /// RMSNorm on the network's result.
+    pub post_ffn_norm: Option<Box<[f32]>>,
+    /// Heads, scale, window.
+    pub shape: AttentionShape,
+    /// Which of the model's rotations turns queries and keys.
+    pub rope: usize,
+}
+
+/// A rotary embedding at positions `0..n`, and its reverse.
+pub struct Turns {
+    /// The embedding.
+    pub rope: Rope,
+    /// By position.
+    pub forward: RopeTable,
+    /// Its transpose, for gradients.
+    pub backward: RopeTable,
+}
+
+impl Turns {
+    fn new(rope: &Rope, n: usize) -> Self {
+        let (forward, backward) = (RopeTable::new(rope, n), RopeTable::new(rope, n));
+        for i in 0..n {
+            forward.fill(rope, i, i as f64);
+            backward.fill(rope, i, -(i as f64));
+        }
+        Self { rope: rope.clone(), forward, backward }
+    }
+}
+
+/// A whole model in F32, for windows of a fixed length.
+pub struct DenseModel {
+    /// The kernel table.
+    pub kernels: &'static Kernels,
+    /// Tokens of a window.
+    pub n_ctx: usize,
+    /// Width of the residual stream.
+    pub n_embd: usize,
+    /// Tokens in the vocabulary.
+    pub n_vocab: usize,
+    /// Token embeddings.
+    pub embed: Dense,
+    /// Factor on the embeddings.
+    pub embed_scale: f32,
+    /// Layers.
+    pub layers: Vec<DenseLayer>,
+    /// Rotations the layers refer to.
+    pub turns: Vec<Turns>,
+    /// RMSNorm before the output head.
+    pub output_norm: Box<[f32]>,
+    /// The output head, unless tied.
+    pub output: Option<Dense>,
+    /// `cap * tanh(logit / cap)`.
+    pub logit_softcap: Option<f32>,
+    /// RMSNorm's epsilon.
+    pub eps: f32,
+}
+
+impl DenseModel {
+    /// Dequantises `model` for windows of `n_ctx` tokens.
+    ///
+    /// # Errors
+    /// A model some of whose layers share attention already.
+    pub fn new(model: &Model, n_ctx: usize) -> Result<Self> {
+        let d: &Decoder = model.decoder();
+        let layers = d.layers.iter().enumerate().map(|(i, layer)| {
+            let Scores::Own { q, k } = &layer.attn.scores else {
+                return Err(Error::Params(format!(
+                    "layer {i} shares attention already: give the model without a plan"
+                )));
+            };
+            let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
+            Ok(DenseLayer {
+                attn_norm: layer.attn_norm.clone(),
+                q: HeadProjection::new(q),
+                k: HeadProjection::new(k),
+                v: Dense::new(v),
+                out: Dense::new(&layer.attn.out),
+                post_attn_norm: layer.post_attn_norm.clone(),
+                ffn_norm: layer.ffn_norm.clone(),
+                gate: Dense::new(&layer.ffn.gate),
+                up: Dense::new(&layer.ffn.up),
+                down: Dense::new(&layer.ffn.down),
+                act: layer.ffn.act,
+                post_ffn_norm: layer.post_ffn_norm.clone(),
+                shape: layer.attn.shape,
+                rope: layer.attn.rope,
+            })
+        });
+        Ok(Self {
+            kernels: model.kernels(),
+            n_ctx,
+            n_embd: d.embed.weight.cols(),
+            n_vocab: d.n_vocab(),
+            embed: Dense::new(&d.embed),
+            embed_scale: d.embed_scale,
+            layers: layers.collect::<Result<_>>()?,
+            turns: d.ropes.iter().map(|r| Turns::new(r.for_context(n_ctx), n_ctx)).collect(),
+            output_norm: d.output_norm.clone(),
+            output: d.output.as_ref().map(Dense::new),
+            logit_softcap: d.logit_softcap,
+            eps: d.norm_eps,
+        })
+    }
+
+    /// The output head.
+    pub fn head(&self) -> &Dense {
+        self.output.as_ref().unwrap_or(&self.embed)
+    }
+
+    /// The residual stream before the first layer, `[ids.len(), n_embd]`.
+    pub fn embed(&self, ids: &[u32], x: &mut [f32]) {
+        for (&id, row) in ids.iter().zip(x.chunks_exact_mut(self.n_embd)) {
+            row.copy_from_slice(self.embed.row(id as usize));
+            if self.embed_scale != 1.0 {
+                self.kernels.float.scale(row, self.embed_scale);
+            }
+        }
+    }
+
+    /// Bytes of the weights of `model` in F32.
+    pub fn bytes(model: &Model) -> u64 {
+        model.decoder().matrices().map(|l| 4 * (l.weight.rows() * l.weight.cols()) as u64).sum()
+    }
+}

@@ -1,0 +1,134 @@
+//! Distillation: gradients against finite differences for every family, and against an independent implementation.
+
+mod common;
+#[path = "../src/distill/testing.rs"]
+mod testing;
+
+use ggml_ext::lisa::{Activation, Domain, Kind, Part};
+use lisa_cpp::distill::dense::DenseModel;
+use lisa_cpp::distill::modules::{Module, Modules};
+use lisa_cpp::distill::student::{Pair, Workspace};
+use lisa_cpp::{Model, ModelFile, ModelParams};
+use testing::{check, noise};
+
+fn family(name: &str) -> Model {
+    let file = ModelFile::from_bytes(name, common::bytes(&format!("families/{name}.gguf.gz")));
+    Model::load(&file, ModelParams::default()).unwrap()
+}
+
+/// Modules of random values for layers that take from the given sources.
+fn modules(
+    model: &DenseModel,
+    layers: &[(usize, usize, Kind)],
+    n_hidden: usize,
+    act: Activation,
+    domain: Domain,
+) -> Modules {
+    let list = layers.iter().map(|&(layer, source, kind)| {
+        let s = model.layers[layer].shape;
+        let lisa = kind == Kind::Lisa;
+        let rank = if lisa { 4 } else { 0 };
+        Module {
+            layer,
+            source,
+            kind,
+            n_head: s.n_head,
+            n_head_kv: s.n_head_kv,
+            n_embd: model.n_embd,
+            rank,
+            n_hidden: if lisa { n_hidden } else { 0 },
+            comp: !lisa,
+            freq: (0..s.n_head_kv * rank / 2).map(|i| 0.7 / (1 + i) as f32).collect(),
+            start: 0,
+        }
+    });
+    let mut all = Modules::new(list.collect(), act, domain, model.layers[0].shape.scale);
+    all.values = noise(5, all.values.len(), 0.2);
+    for (layer, ..) in layers {
+        let n = model.layers[*layer].shape.n_head;
+        all.part_mut(*layer, Part::AlignSkip).iter_mut().step_by(n + 1).for_each(|x| *x += 0.5);
+    }
+    all
+}
+
+fn ids(model: &DenseModel) -> Vec<u32> {
+    (0..model.n_ctx as u32).map(|i| (i * i * 7 + 3 * i + 5) % model.n_vocab as u32).collect()
+}
+
+fn end_to_end_gradient(name: &str, layers: &[(usize, usize, Kind)], n_hidden: usize, act: Activation, domain: Domain) {
+    let model = DenseModel::new(&family(name), 24).unwrap();
+    let all = modules(&model, layers, n_hidden, act, domain);
+    let (ids, mut w) = (ids(&model), Workspace::default());
+    let mut loss = |all: &Modules, gradient| Pair { model: &model, modules: all }.end_to_end(&mut w, &ids, gradient);
+    let out = loss(&all, true);
+    assert!(out.loss / out.n as f64 > 1e-3, "{name}: a loss of {} tests little", out.loss);
+    let w = std::cell::RefCell::new(Workspace::default());
+    check(&all.values, &out.grads, |x| {
+        let all = all.with_values(x);
+        Pair { model: &model, modules: &all }.end_to_end(&mut w.borrow_mut(), &ids, false).loss
+    });
+}
+
+const CHAIN: &[(usize, usize, Kind)] = &[(1, 0, Kind::Lisa), (2, 1, Kind::Lisa)];
+
+/// Norms, biases, head norms, soft caps, windows, partial and stretched rotations, both activations: whatever a family has.
+#[test]
+fn end_to_end_gradients_of_every_family() {
+    for name in [
+        "llama",
+        "llama_bias",
+        "llama_mqa",
+        "llama_yarn",
+        "qwen2",
+        "qwen3",
+        "phi3",
+        "phi3_partial_tied",
+        "gemma3",
+        "gemma3_softcap_untied",
+    ] {
+        end_to_end_gradient(name, CHAIN, 0, Activation::Relu, Domain::Log);
+    }
+}
+
+#[test]
+fn end_to_end_gradients_of_every_module() {
+    use Kind::{Lisa, Shared};
+    end_to_end_gradient("llama", CHAIN, 5, Activation::Silu, Domain::Log);
+    end_to_end_gradient("llama", CHAIN, 5, Activation::Gelu, Domain::Weight);
+    end_to_end_gradient("llama", &[(1, 0, Shared), (2, 1, Shared)], 0, Activation::Relu, Domain::Log);
+    end_to_end_gradient("llama", &[(1, 0, Lisa), (2, 1, Shared)], 0, Activation::Relu, Domain::Log);
+    // A full layer between two substituted ones, which is a source too.
+    end_to_end_gradient("gemma3", &[(1, 0, Lisa), (3, 2, Lisa), (4, 2, Shared)], 3, Activation::Silu, Domain::Log);
+}
+
+#[test]
+fn attention_gradients() {
+    for (name, n_hidden, act, domain) in [
+        ("llama", 0, Activation::Relu, Domain::Log),
+        ("qwen3", 5, Activation::Silu, Domain::Log),
+        ("gemma3", 4, Activation::Gelu, Domain::Weight),
+    ] {
+        let model = DenseModel::new(&family(name), 24).unwrap();
+        let all = modules(&model, CHAIN, n_hidden, act, domain);
+        let (ids, w) = (ids(&model), std::cell::RefCell::new(Workspace::default()));
+        let out = Pair { model: &model, modules: &all }.attention(&mut w.borrow_mut(), &ids, true);
+        check(&all.values, &out.grads, |x| {
+            let all = all.with_values(x);
+            Pair { model: &model, modules: &all }.attention(&mut w.borrow_mut(), &ids, false).loss
+        });
+    }
+}
+
+/// A student without modules is its teacher, whose perplexity is that of the engine.
+#[test]
+fn the_unchanged_student_is_the_teacher() {
+    for name in ["llama", "gemma3_softcap_untied", "phi3_longrope"] {
+        let model = DenseModel::new(&family(name), 24).unwrap();
+        let out = Pair { model: &model, modules: &Modules::none() }.end_to_end(
+            &mut Workspace::default(),
+            &ids(&model),
+            false,
+        );
+        assert!(out.loss.abs() < 1e-4 && (out.nll - out.nll_teacher).abs() < 1e-4, "{name}: {out:?}");
+    }
+}
