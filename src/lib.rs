@@ -22,7 +22,9 @@ pub mod compute;
 pub mod distill;
 mod error;
 pub mod eval;
+pub mod imatrix;
 pub mod model;
+pub mod quantize;
 pub mod runtime;
 pub mod tokenizer;
 

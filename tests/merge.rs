@@ -135,7 +135,7 @@ fn refusals() {
     assert_eq!(std::fs::read(&out).unwrap(), b"what was there");
 
     let before = std::fs::read(&base).unwrap();
-    merge(&base, &sidecar, &base, 2, &["--output", "would replace the input"]);
+    merge(&base, &sidecar, &base, 2, &["the output", "would replace the input"]);
     merge(&base, &sidecar, &folder.path().join("./base.gguf"), 2, &["would replace the input"]);
     merge(&base, &sidecar, &sidecar, 2, &["would replace the input"]);
     merge(&base, &sidecar, folder.path(), 1, &["is not a file"]);

@@ -16,6 +16,7 @@ const MULTI_LETTER: &[(&str, &str)] = &[
     ("-no-cnv", "no-conversation"),
     ("-st", "single-turn"),
     ("-sp", "special"),
+    ("-ofreq", "output-frequency"),
     ("-ctk", "cache-type-k"),
     ("-ctv", "cache-type-v"),
 ];

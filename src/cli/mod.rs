@@ -13,6 +13,7 @@ mod engine;
 mod error;
 mod extract;
 mod generate;
+mod imatrix;
 mod input;
 mod inspect;
 mod load;
@@ -22,6 +23,7 @@ mod merge;
 mod output;
 mod perplexity;
 mod progress;
+mod quantize;
 mod sampling;
 mod signals;
 mod synth;
@@ -68,6 +70,10 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measure how well the model predicts a text
     Perplexity(perplexity::PerplexityArgs),
+    /// Write a model in fewer bits
+    Quantize(quantize::QuantizeArgs),
+    /// Measure which columns of the matrices matter, for quantize
+    Imatrix(imatrix::ImatrixArgs),
     /// Write a model of random weights in the shape of a real one, to measure speed
     Synth(synth::SynthArgs),
     /// Join a model and a sidecar into one file
@@ -98,6 +104,8 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Logits(args)) => logits::run(args),
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Perplexity(args)) => perplexity::run(args),
+        Some(Command::Quantize(args)) => quantize::run(args),
+        Some(Command::Imatrix(args)) => imatrix::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Merge(args)) => merge::run(args),
         Some(Command::Extract(args)) => extract::run(args),

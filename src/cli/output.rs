@@ -29,7 +29,7 @@ impl Output {
         let target = path.canonicalize().unwrap_or_else(|_| path.into());
         if let Some(input) = inputs.iter().flat_map(|p| parts(p)).find(|p| p.canonicalize().is_ok_and(|p| p == target))
         {
-            let what = format!("--output: {} would replace the input {}", path.display(), input.display());
+            let what = format!("the output {} would replace the input {}", path.display(), input.display());
             return Err(CliError::usage(what));
         }
         if target.exists() && !target.is_file() {

@@ -13,13 +13,17 @@ fn target() -> std::sync::MutexGuard<'static, Option<Arc<AtomicBool>>> {
     TARGET.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Installs the handler for the life of the process.
+/// Installs the handler for the life of the process, unless that is done.
 pub fn install() -> Result<(), ctrlc::Error> {
-    ctrlc::set_handler(|| match target().as_ref() {
+    let installed = ctrlc::set_handler(|| match target().as_ref() {
         // A second Ctrl-C before the first took effect means it.
         Some(flag) if !flag.swap(true, Ordering::SeqCst) => {}
         _ => std::process::exit(EXIT_INTERRUPTED.into()),
-    })
+    });
+    match installed {
+        Err(ctrlc::Error::MultipleHandlers) => Ok(()),
+        result => result,
+    }
 }
 
 /// While this lives, Ctrl-C sets `flag` instead of ending the program.

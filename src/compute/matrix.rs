@@ -164,6 +164,8 @@ impl Matrix {
 
 /// A matrix and the bias some families add to its result.
 pub struct Linear {
+    /// The tensor in the file that the weights are, or are rows of.
+    pub name: Box<str>,
     /// The weights.
     pub weight: Matrix,
     /// One value per row, or nothing.

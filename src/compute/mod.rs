@@ -8,5 +8,5 @@ mod pool;
 
 pub use buffer::{Activations, SharedBuf};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
-pub use ops::{Act, Job, Ops};
+pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};

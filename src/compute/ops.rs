@@ -17,6 +17,15 @@ pub struct Ops<'a> {
     pub exact: bool,
     /// Work space of the matrix kernels.
     pub scratch: &'a mut MatmulScratch,
+    /// Looks on, where somebody wants to know what the matrices are multiplied with.
+    pub observer: Option<&'a dyn Observer>,
+}
+
+/// Sees the operands of matrix products, from several threads at once.
+pub trait Observer: Send + Sync {
+    /// `rows`, whole rows of as many values as the matrix has columns, are about to be multiplied with `linear`. Of the parts
+    /// of one tensor that meet the same rows only one is told.
+    fn operand(&self, linear: &Linear, rows: &[f32]);
 }
 
 /// A matrix product: the matrix, and the buffer for its result.
@@ -130,6 +139,9 @@ impl Ops<'_> {
         let chunk = chunk_rows(total, self.worker.n);
         let n_chunks: usize = jobs().map(|(l, _)| l.weight.rows().div_ceil(chunk)).sum();
         let worker = self.worker;
+        if let Some(observer) = self.observer {
+            self.show(observer, x, rows.clone(), jobs().map(|(l, _)| *l));
+        }
         worker.for_each_chunk(n_chunks, |mut c| {
             for (linear, out) in jobs() {
                 let n = linear.weight.rows().div_ceil(chunk);
@@ -141,6 +153,23 @@ impl Ops<'_> {
             }
         });
         worker.barrier();
+    }
+
+    /// Shows the operand of the products with `linears`, which members take in turn, to an observer.
+    fn show<'l>(
+        &self,
+        observer: &dyn Observer,
+        x: &Activations,
+        rows: Range<usize>,
+        linears: impl Iterator<Item = &'l Linear> + Clone,
+    ) {
+        // SAFETY: nobody writes `x` in this phase.
+        let rows = unsafe { x.f32(rows) };
+        for (i, linear) in linears.clone().enumerate().filter(|(i, _)| i % self.worker.n == self.worker.id) {
+            if linears.clone().take(i).all(|earlier| earlier.name != linear.name) {
+                observer.operand(linear, rows);
+            }
+        }
     }
 
     fn product(

@@ -2,6 +2,7 @@
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
@@ -9,7 +10,7 @@ use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, LowRank, PartialSums, RopeTable, ScoreSource,
 };
-use crate::compute::{Activations, Linear, Ops, SharedBuf, Worker};
+use crate::compute::{Activations, Linear, Observer, Ops, SharedBuf, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
 pub struct Buffers {
@@ -109,6 +110,15 @@ pub struct Mode {
     pub kernels: &'static Kernels,
     /// Float operands even for quantised weights.
     pub exact: bool,
+    /// Looks on.
+    pub observer: Option<Arc<dyn Observer>>,
+}
+
+impl Mode {
+    /// Member `worker`'s tools.
+    fn ops<'a>(&'a self, worker: &'a Worker<'a>, scratch: &'a mut MatmulScratch) -> Ops<'a> {
+        Ops { worker, kernels: self.kernels, exact: self.exact, scratch, observer: self.observer.as_deref() }
+    }
 }
 
 /// Runs `ids`, whose first stands at position `pos`, through all layers: fills the cache and leaves the normalised
@@ -116,7 +126,7 @@ pub struct Mode {
 pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvCache, ids: &[u32], pos: usize) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (attn_scratch, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
-    let mut ops = Ops { worker: w, kernels: o.kernels, exact: o.exact, scratch };
+    let mut ops = o.ops(w, scratch);
     let (n, eps) = (ids.len(), model.norm_eps);
 
     for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
@@ -154,7 +164,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
 pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<usize>) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (_, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
-    let mut ops = Ops { worker: w, kernels: o.kernels, exact: o.exact, scratch };
+    let mut ops = o.ops(w, scratch);
     let n = rows.len() * model.n_vocab();
     ops.linear(&buf.n, rows, &[(model.head(), &buf.logits)]);
     if let Some(cap) = model.logit_softcap {

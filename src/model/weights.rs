@@ -146,9 +146,10 @@ impl<'p> Loader<'p> {
 
     /// Rows `part` of [`Loader::linear`].
     pub fn linear_rows(&mut self, name: &str, rows: usize, cols: usize, part: Range<usize>) -> Result<Linear> {
-        let weight = self.matrix_rows(&format!("{name}.weight"), rows, cols, part.clone())?;
+        let tensor = format!("{name}.weight");
+        let weight = self.matrix_rows(&tensor, rows, cols, part.clone())?;
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?.map(|b| b[part].into());
-        Ok(Linear { weight, bias })
+        Ok(Linear { name: tensor.into(), weight, bias })
     }
 
     /// Refuses a file with tensors that the family did not ask for: running without them would be a silent guess.

@@ -1,6 +1,6 @@
 //! IQ4_NL: 32 elements `d * VALUES[c]`, c in 0..=15: levels that lie closer together near zero.
 
-use super::{Block, assert_layout, fit, float, head, head_mut, inverse, planes};
+use super::{Block, assert_layout, fit, float, head, head_mut, inverse, planes, weights};
 use crate::GgmlType;
 
 /// The sixteen levels of IQ4_NL and IQ4_XS.
@@ -50,9 +50,10 @@ fn climb(v: f32, height: impl Fn(usize) -> f32) -> f32 {
     sum
 }
 
-/// The scale that fits `x` best.
-pub(super) fn fit_scale(x: &[f32]) -> f32 {
-    fit::scale(x, -127.0, 16.0, |v| climb(v, |code| f32::from(IQ4_VALUES[code])))
+/// The levels that a scale stretches.
+#[inline(always)]
+pub(super) fn levels() -> fit::Levels<impl Fn(f32) -> f32 + Copy> {
+    fit::Levels { peak: -127.0, gap: 16.0, snap: |v| climb(v, |code| f32::from(IQ4_VALUES[code])) }
 }
 
 impl Block for IQ4_NL {
@@ -65,10 +66,16 @@ impl Block for IQ4_NL {
         store_levels(q, &planes::nibbles(&self.qs));
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 32] = head(x);
-        let d = float::scale_bytes(fit_scale(x));
+        let w = weights::<32>(x, importance);
+        let d = float::scale_bytes(fit::scale(x, &w, &levels()));
         let id = inverse(float::scale(d));
-        IQ4_NL { d, qs: planes::pack_nibbles(&x.map(|v| nearest(v * id))) }
+        let mut codes = [0; 32];
+        for (code, v) in codes.iter_mut().zip(x) {
+            *code = nearest(v * id);
+        }
+        IQ4_NL { d, qs: planes::pack_nibbles(&codes) }
     }
 }

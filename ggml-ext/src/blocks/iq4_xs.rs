@@ -1,6 +1,6 @@
 //! IQ4_XS: 256 elements `(d * (s - 32)) * VALUES[c]`, c in 0..=15 with the levels of IQ4_NL, six-bit s per 32 elements.
 
-use super::{Block, assert_layout, float, head, head_mut, inverse, iq4_nl, k_scales, planes};
+use super::{Block, assert_layout, float, head, head_mut, iq4_nl, planes, two_level, weights};
 use crate::GgmlType;
 
 /// `d`, the top two bits of scale j at bit 2 * j, its low four bits in half j % 2 of byte j / 2, codes in planes of 16.
@@ -33,18 +33,18 @@ impl Block for IQ4_XS {
         iq4_nl::store_levels(q, &planes::unpack::<4, 16, 128, 256>(&self.qs));
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 256] = head(x);
-        let wished: [f32; 8] = std::array::from_fn(|j| iq4_nl::fit_scale(&x[j * 32..][..32]));
-        let (d, scales) = k_scales::signed(wished, 32.0);
+        let w = weights(x, importance);
+        let (d, scales) = two_level::symmetric::<8>(x, &w, &iq4_nl::levels(), 32.0);
         let (mut scales_l, mut scales_h) = ([0; 4], 0);
         for (j, &s) in scales.iter().enumerate() {
             let s = (s + 32) as u8;
             scales_l[j / 2] |= (s & 15) << (4 * (j % 2));
             scales_h |= u16::from(s >> 4) << (2 * j);
         }
-        let inverse = scales.map(|s| inverse(float::scale(d) * f32::from(s)));
-        let codes = std::array::from_fn(|i| iq4_nl::nearest(x[i] * inverse[i / 32]));
+        let codes = two_level::codes(x, d, &scales, iq4_nl::nearest);
         IQ4_XS { d, scales_h: scales_h.to_le_bytes(), scales_l, qs: planes::pack::<4, 16, 128, 256>(&codes) }
     }
 }

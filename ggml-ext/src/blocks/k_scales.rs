@@ -2,7 +2,8 @@
 //!
 //! Q4_K and Q5_K hold eight scales and eight minima of six bits each in twelve bytes.
 
-use super::{extreme, fit, float, inverse};
+use super::float;
+use super::two_level::{self, Affine};
 
 /// Bytes 0..4 hold scales 0..4 in their low six bits, bytes 4..8 minima 0..4. Scale and minimum 4 + j have their low four
 /// bits in the low and high half of byte 8 + j, and their top two bits in the top two of bytes j and 4 + j.
@@ -20,6 +21,7 @@ pub(super) fn unpack(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 /// The inverse of [`unpack`].
+#[inline(always)]
 fn pack(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; 12] {
     let mut packed = [0; 12];
     for j in 0..4 {
@@ -58,34 +60,15 @@ pub(super) struct Quantized {
     pub codes: [u8; 256],
 }
 
-/// Quantises a block to codes `0..=max_code`.
-pub(super) fn quantize(x: &[f32; 256], max_code: f32) -> Quantized {
-    let (mut scales, mut mins) = ([0.0_f32; 8], [0.0_f32; 8]);
-    for (j, x) in x.chunks_exact(32).enumerate() {
-        (scales[j], mins[j]) = fit::scale_and_min(x, max_code);
-    }
-    let ((d, scales), (dmin, mins)) = (unsigned(scales, 63.0), unsigned(mins, 63.0));
+/// Quantises a block to codes `0..=max_code`, each element weighted by its `w`.
+#[inline(always)]
+pub(super) fn quantize(x: &[f32; 256], w: &[f32; 256], max_code: f32) -> Quantized {
+    let Affine { d, dmin, scales, mins } = two_level::affine::<8>(x, w, max_code, 63.0);
     let packed = pack(&scales, &mins);
     // The codes are chosen for the scales as stored, not for those wished for.
     let (mut scale, mut offset) = ([0.0; 16], [0.0; 16]);
     expand(d, dmin, &packed, &mut scale, &mut offset);
-    let codes =
-        std::array::from_fn(|i| fit::round((x[i] - offset[i / 16]) * inverse(scale[i / 16]), 0.0, max_code) as u8);
-    Quantized { d, dmin, scales: packed, codes }
-}
-
-/// Scales that are not negative as integers `0..=max` times a half-precision `d`.
-pub(super) fn unsigned<const N: usize>(wished: [f32; N], max: f32) -> ([u8; 2], [u8; N]) {
-    let d = float::scale_bytes(extreme(&wished) / max);
-    let id = inverse(float::scale(d));
-    (d, wished.map(|s| fit::round(s * id, 0.0, max) as u8))
-}
-
-/// Scales as integers `-peak..peak` times a half-precision `d`, which may be negative.
-pub(super) fn signed<const N: usize>(wished: [f32; N], peak: f32) -> ([u8; 2], [i8; N]) {
-    let d = float::scale_bytes(extreme(&wished) / -peak);
-    let id = inverse(float::scale(d));
-    (d, wished.map(|s| fit::round(s * id, -peak, peak - 1.0) as i8))
+    Quantized { d, dmin, scales: packed, codes: two_level::offset_codes(x, &scale, &offset, max_code) }
 }
 
 #[cfg(test)]

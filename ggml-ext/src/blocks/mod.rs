@@ -25,6 +25,7 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod q8_k;
+mod two_level;
 
 pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use iq4_nl::{IQ4_NL, IQ4_VALUES};
@@ -43,6 +44,8 @@ pub use q8_0::Q8_0;
 pub use q8_k::Q8_K;
 
 use crate::GgmlType;
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::Tier;
 
 /// A block of `LEN` quantised elements, exactly as it lies in a file: plain bytes without alignment, so that any byte
 /// position of a mapped file can be read as one.
@@ -63,8 +66,9 @@ pub trait Block: bytemuck::Pod {
     /// of branches, so that it is compiled for the instruction set of the kernel that calls it.
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]);
 
-    /// Quantises `LEN` elements. Values that are not finite give a block of no use, but no panic.
-    fn quantize(x: &[f32]) -> Self;
+    /// Quantises `LEN` elements so that the sum of `importance * error^2` is small; without importances all count alike. (Q8_0,
+    /// Q8_K and MXFP4 take no notice of them.) Values that are not finite give a block of no use, but no panic.
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self;
 
     /// Dequantises into the first `LEN` elements of `out`.
     #[inline(always)]
@@ -149,10 +153,55 @@ pub fn codes_row(ty: GgmlType, bytes: &[u8], q: &mut [i8], scale: &mut [f32], of
 /// # Panics
 /// If `out` is not exactly the size of `x.len()` elements.
 pub fn quantize_row(ty: GgmlType, x: &[f32], out: &mut [u8]) {
+    quantize_rows(ty, x, None, out);
+}
+
+/// Quantises rows to any type. `importance`, one number per column, says how much an error in it matters: the mean square of
+/// the activations that meet it (an importance matrix). The bytes do not depend on the CPU.
+///
+/// # Panics
+/// If `out` is not exactly the size of `x.len()` elements, or `x` not a whole number of rows of `importance`.
+pub fn quantize_rows(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     assert_eq!(ty.row_bytes(x.len()), Some(out.len()), "{ty}: {} elements", x.len());
+    if let Some(importance) = importance {
+        let n = importance.len();
+        assert!(n > 0 && x.len().is_multiple_of(n) && n.is_multiple_of(ty.block_len()), "{ty}: rows of {n}");
+    }
+    #[cfg(target_arch = "x86_64")]
+    if Tier::Avx512.is_supported() {
+        // SAFETY: the CPU has these features, the tier asks for them all.
+        return unsafe { quantize_rows_avx512(ty, x, importance, out) };
+    } else if Tier::Avx2.is_supported() {
+        // SAFETY: as above.
+        return unsafe { quantize_rows_avx2(ty, x, importance, out) };
+    }
+    quantize_rows_with(ty, x, importance, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn quantize_rows_avx512(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    quantize_rows_with(ty, x, importance, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn quantize_rows_avx2(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+    quantize_rows_with(ty, x, importance, out);
+}
+
+/// Inlined, so that it is compiled for the instruction set of its caller.
+#[inline(always)]
+fn quantize_rows_with(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     with_block!(ty, B => {
+        let mut column = 0;
         for (x, out) in x.chunks_exact(B::LEN).zip(out.chunks_exact_mut(size_of::<B>())) {
-            out.copy_from_slice(bytemuck::bytes_of(&B::quantize(x)));
+            let part = importance.map(|all| {
+                column %= all.len();
+                column += B::LEN;
+                &all[column - B::LEN..column]
+            });
+            out.copy_from_slice(bytemuck::bytes_of(&B::quantize(x, part)));
         }
     }, float => float::quantize(ty, x, out))
 }
@@ -199,17 +248,71 @@ fn store<const N: usize>(q: &mut [i8], codes: &[u8; N], zero: u8) {
     }
 }
 
-/// The element farthest from zero, with its sign; the first of several.
-fn extreme(x: &[f32]) -> f32 {
-    x.iter().fold(0.0, |best: f32, &v| if v.abs() > best.abs() { v } else { best })
+/// How much the error of each element of a block counts: its importance, and somewhat more for larger elements, whose
+/// products dominate the results.
+#[inline(always)]
+fn weights<const N: usize>(x: &[f32; N], importance: Option<&[f32]>) -> [f32; N] {
+    let mut squares = 0.0;
+    for x in x {
+        squares += x * x;
+    }
+    let floor = 2.0 * squares / N as f32;
+    let mut w = [1.0; N];
+    if let Some(importance) = importance {
+        // Only their ratios matter; so scaled, no product of them leaves the range of single precision.
+        let largest = extreme(importance);
+        if largest > 0.0 {
+            for (w, v) in w.iter_mut().zip(importance) {
+                *w = v / largest;
+            }
+        }
+    }
+    for (w, x) in w.iter_mut().zip(x) {
+        *w *= (floor + x * x).sqrt();
+    }
+    w
 }
 
-/// The smallest and the largest element.
+/// The element farthest from zero, with its sign; the first of several.
+#[inline(always)]
+fn extreme(x: &[f32]) -> f32 {
+    let (lo, hi) = range(x);
+    if hi > -lo {
+        hi.max(0.0)
+    } else if hi < -lo {
+        lo
+    } else {
+        x.iter().fold(0.0, |best: f32, &v| if v.abs() > best.abs() { v } else { best })
+    }
+}
+
+/// The smallest and the largest element. Eight partial results let the compiler use vectors.
+#[inline(always)]
 fn range(x: &[f32]) -> (f32, f32) {
-    x.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), &v| (lo.min(v), hi.max(v)))
+    let (mut lo, mut hi) = ([f32::INFINITY; 8], [f32::NEG_INFINITY; 8]);
+    let (whole, rest) = x.as_chunks::<8>();
+    for x in whole {
+        for l in 0..8 {
+            lo[l] = lo[l].min(x[l]);
+            hi[l] = hi[l].max(x[l]);
+        }
+    }
+    let (lo, hi) = (lo.iter().chain(rest), hi.iter().chain(rest));
+    (lo.fold(f32::INFINITY, |a, &v| a.min(v)), hi.fold(f32::NEG_INFINITY, |a, &v| a.max(v)))
+}
+
+/// `v` less its fraction, in `0..=max`, as a code for every element. (A loop over whole numbers, which vectorises.)
+#[inline(always)]
+fn truncated<const N: usize>(x: &[f32; N], max: i32, v: impl Fn(f32) -> f32) -> [u8; N] {
+    let mut codes = [0; N];
+    for (code, &x) in codes.iter_mut().zip(x) {
+        *code = (v(x) as i32).clamp(0, max) as u8;
+    }
+    codes
 }
 
 /// `1 / d`, or zero for zero.
+#[inline(always)]
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }

@@ -46,7 +46,7 @@ impl Block for MXFP4 {
         }
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    fn quantize(x: &[f32], _importance: Option<&[f32]>) -> Self {
         let x: &[f32; 32] = head(x);
         // The specification's choice: the scale's exponent is that of the largest element, less that of 4 (the largest
         // power of two in E2M1). In single precision, as the `gguf` package has it, the logarithm of a number just below

@@ -22,6 +22,7 @@ pub(super) fn unpack<const BITS: usize, const STRIDE: usize, const N: usize, con
 }
 
 /// The inverse of [`unpack`]; bits of a code above the lowest `BITS` are ignored.
+#[inline(always)]
 pub(super) fn pack<const BITS: usize, const STRIDE: usize, const N: usize, const M: usize>(codes: &[u8; M]) -> [u8; N] {
     const { assert!(N * 8 == M * BITS && N.is_multiple_of(STRIDE)) };
     let mask = ((1_u32 << BITS) - 1) as u8;
@@ -51,6 +52,7 @@ pub(super) fn nibbles(packed: &[u8; 16]) -> [u8; 32] {
 }
 
 /// The inverse of [`nibbles`].
+#[inline(always)]
 pub(super) fn pack_nibbles(codes: &[u8; 32]) -> [u8; 16] {
     pack::<4, 16, 16, 32>(codes)
 }
@@ -68,6 +70,7 @@ pub(super) fn five_bits(packed: &[u8; 16], high: [u8; 4]) -> [u8; 32] {
 }
 
 /// The inverse of [`five_bits`].
+#[inline(always)]
 pub(super) fn pack_five_bits(codes: &[u8; 32]) -> ([u8; 16], [u8; 4]) {
     let high = codes.iter().rev().fold(0_u32, |bits, &code| bits << 1 | u32::from(code >> 4 & 1));
     (pack_nibbles(codes), high.to_le_bytes())

@@ -1,6 +1,7 @@
 //! Q2_K: 256 elements `(d * s) * c - dmin * m`, c in 0..=3, four-bit s and m per 16 elements.
 
-use super::{Block, assert_layout, fit, float, head, head_mut, inverse, k_scales, planes, store};
+use super::two_level::{self, Affine};
+use super::{Block, assert_layout, float, head, head_mut, planes, store, weights};
 use crate::GgmlType;
 
 /// Scales (s low, m high), two-bit codes in planes of 32, `d`, `dmin`.
@@ -30,20 +31,19 @@ impl Block for Q2_K {
         store(q, &planes::unpack::<2, 32, 64, 256>(&self.qs), 0);
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 256] = head(x);
-        let (mut scales, mut mins) = ([0.0_f32; 16], [0.0_f32; 16]);
-        for (j, x) in x.chunks_exact(16).enumerate() {
-            (scales[j], mins[j]) = fit::scale_and_min(x, 3.0);
+        let w = weights(x, importance);
+        let Affine { d, dmin, scales, mins } = two_level::affine::<16>(x, &w, 3.0, 15.0);
+        let mut block = Q2_K { scales: [0; 16], qs: [0; 64], d, dmin };
+        for (out, (s, m)) in block.scales.iter_mut().zip(scales.iter().zip(mins)) {
+            *out = s | m << 4;
         }
-        let (d, scales) = k_scales::unsigned(scales, 15.0);
-        let (dmin, mins) = k_scales::unsigned(mins, 15.0);
-        let mut block = Q2_K { scales: std::array::from_fn(|j| scales[j] | mins[j] << 4), qs: [0; 64], d, dmin };
         // The codes are chosen for the scales as stored.
         let (mut scale, mut offset) = ([0.0; 16], [0.0; 16]);
         block.codes(&mut [0; 256], &mut scale, &mut offset);
-        let code = |i: usize| fit::round((x[i] - offset[i / 16]) * inverse(scale[i / 16]), 0.0, 3.0) as u8;
-        block.qs = planes::pack::<2, 32, 64, 256>(&std::array::from_fn(code));
+        block.qs = planes::pack::<2, 32, 64, 256>(&two_level::offset_codes(x, &scale, &offset, 3.0));
         block
     }
 }

@@ -1,6 +1,6 @@
 //! Q3_K: 256 elements `(d * (s - 32)) * (c - 4)`, c in 0..=7, six-bit s per 16 elements.
 
-use super::{Block, assert_layout, fit, float, head, head_mut, inverse, k_scales, planes, store};
+use super::{Block, assert_layout, fit, head, head_mut, k_scales, planes, store, two_level, weights};
 use crate::GgmlType;
 
 /// Third bits of the codes in planes of 32, their low two bits in planes of 32; low four bits of the scales in planes of
@@ -43,16 +43,20 @@ impl Block for Q3_K {
         store(q, &codes, 4);
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 256] = head(x);
-        let snap = |v| fit::round(v, -4.0, 3.0);
-        let wished: [f32; 16] = std::array::from_fn(|j| fit::scale(&x[j * 16..][..16], -4.0, 1.0, snap));
-        let (d, scales) = k_scales::signed(wished, 32.0);
-        let inverse = scales.map(|s| inverse(float::scale(d) * f32::from(s)));
+        let w = weights(x, importance);
+        let levels = fit::integers(4.0);
+        let (d, scales) = two_level::symmetric::<16>(x, &w, &levels, 32.0);
         let (scales_l, scales_h) = pack_scales(&scales);
-        let codes: [u8; 256] = std::array::from_fn(|i| (snap(x[i] * inverse[i / 16]) + 4.0) as u8);
+        let codes = two_level::codes(x, d, &scales, |v| ((levels.snap)(v) + 4.0) as u8);
+        let mut high = codes;
+        for code in &mut high {
+            *code >>= 2;
+        }
         Q3_K {
-            hmask: planes::pack::<1, 32, 32, 256>(&codes.map(|c| c >> 2)),
+            hmask: planes::pack::<1, 32, 32, 256>(&high),
             qs: planes::pack::<2, 32, 64, 256>(&codes),
             scales_l,
             scales_h,

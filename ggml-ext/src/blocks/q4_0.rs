@@ -1,6 +1,6 @@
 //! Q4_0: 32 elements `d * (c - 8)`, c in 0..=15.
 
-use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, planes, store};
+use super::{Block, assert_layout, extreme, fit, float, head, head_mut, inverse, planes, store, truncated, weights};
 use crate::GgmlType;
 
 /// Scale, then the codes: element j in the low half of byte j, element 16 + j in its high half.
@@ -23,11 +23,21 @@ impl Block for Q4_0 {
         store(q, &planes::nibbles(&self.qs), 8);
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 32] = head(x);
-        let d = extreme(x) / -8.0;
-        let id = inverse(d);
-        let codes = x.map(|v| ((v * id + 8.5) as u8).min(15));
-        Q4_0 { d: float::scale_bytes(d), qs: planes::pack_nibbles(&codes) }
+        let (d, id) = match importance {
+            None => {
+                let d = extreme(x) / -8.0;
+                (float::scale_bytes(d), inverse(d))
+            }
+            Some(importance) => {
+                let w = weights::<32>(x, Some(importance));
+                let d = float::scale_bytes(fit::scale(x, &w, &fit::integers(8.0)));
+                (d, inverse(float::scale(d)))
+            }
+        };
+        let codes = truncated(x, 15, |v| v * id + 8.5);
+        Q4_0 { d, qs: planes::pack_nibbles(&codes) }
     }
 }

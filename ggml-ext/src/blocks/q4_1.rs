@@ -1,6 +1,7 @@
 //! Q4_1: 32 elements `d * c + m`, c in 0..=15.
 
-use super::{Block, assert_layout, float, head, head_mut, inverse, planes, range, store};
+use super::fit::Offset;
+use super::{Block, assert_layout, fit, float, head, head_mut, inverse, planes, range, store, truncated, weights};
 use crate::GgmlType;
 
 /// Scale, minimum, then the codes: element j in the low half of byte j, element 16 + j in its high half.
@@ -25,12 +26,23 @@ impl Block for Q4_1 {
         store(q, &planes::nibbles(&self.qs), 0);
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 32] = head(x);
-        let (min, max) = range(x);
-        let d = (max - min) / 15.0;
-        let id = inverse(d);
-        let codes = x.map(|v| (((v - min) * id + 0.5) as u8).min(15));
-        Q4_1 { d: float::scale_bytes(d), m: float::scale_bytes(min), qs: planes::pack_nibbles(&codes) }
+        let (d, m, min, id) = match importance {
+            None => {
+                let (min, max) = range(x);
+                let d = (max - min) / 15.0;
+                (float::scale_bytes(d), float::scale_bytes(min), min, inverse(d))
+            }
+            Some(importance) => {
+                let w = weights::<32>(x, Some(importance));
+                let (d, min) = fit::scale_and_offset(x, &w, 15.0, Offset::Stored);
+                let (d, m) = (float::scale_bytes(d), float::scale_bytes(min));
+                (d, m, float::scale(m), inverse(float::scale(d)))
+            }
+        };
+        let codes = truncated(x, 15, |v| (v - min) * id + 0.5);
+        Q4_1 { d, m, qs: planes::pack_nibbles(&codes) }
     }
 }

@@ -1,6 +1,6 @@
 //! Q4_K: 256 elements `(d * s) * c - dmin * m`, c in 0..=15, six-bit s and m per 32 elements.
 
-use super::{Block, assert_layout, head, head_mut, k_scales, planes, store};
+use super::{Block, assert_layout, head, head_mut, k_scales, planes, store, weights};
 use crate::GgmlType;
 
 /// `d`, `dmin`, packed scales and minima, four-bit codes in planes of 32.
@@ -25,8 +25,11 @@ impl Block for Q4_K {
         store(q, &planes::unpack::<4, 32, 128, 256>(&self.qs), 0);
     }
 
-    fn quantize(x: &[f32]) -> Self {
-        let k_scales::Quantized { d, dmin, scales, codes } = k_scales::quantize(head(x), 15.0);
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let x: &[f32; 256] = head(x);
+        let w = weights(x, importance);
+        let k_scales::Quantized { d, dmin, scales, codes } = k_scales::quantize(x, &w, 15.0);
         Q4_K { d, dmin, scales, qs: planes::pack::<4, 32, 128, 256>(&codes) }
     }
 }

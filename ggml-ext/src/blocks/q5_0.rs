@@ -1,6 +1,6 @@
 //! Q5_0: 32 elements `d * (c - 16)`, c in 0..=31.
 
-use super::{Block, assert_layout, extreme, float, head, head_mut, inverse, planes, store};
+use super::{Block, assert_layout, extreme, fit, float, head, head_mut, inverse, planes, store, truncated, weights};
 use crate::GgmlType;
 
 /// Scale, the fifth bit of code j in bit j of `qh`, then the low four bits: code j in the low half of byte j, code 16 + j
@@ -25,11 +25,21 @@ impl Block for Q5_0 {
         store(q, &planes::five_bits(&self.qs, self.qh), 16);
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 32] = head(x);
-        let d = extreme(x) / -16.0;
-        let id = inverse(d);
-        let (qs, qh) = planes::pack_five_bits(&x.map(|v| ((v * id + 16.5) as u8).min(31)));
-        Q5_0 { d: float::scale_bytes(d), qh, qs }
+        let (d, id) = match importance {
+            None => {
+                let d = extreme(x) / -16.0;
+                (float::scale_bytes(d), inverse(d))
+            }
+            Some(importance) => {
+                let w = weights::<32>(x, Some(importance));
+                let d = float::scale_bytes(fit::scale(x, &w, &fit::integers(16.0)));
+                (d, inverse(float::scale(d)))
+            }
+        };
+        let (qs, qh) = planes::pack_five_bits(&truncated(x, 31, |v| v * id + 16.5));
+        Q5_0 { d, qh, qs }
     }
 }

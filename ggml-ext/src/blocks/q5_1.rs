@@ -1,6 +1,7 @@
 //! Q5_1: 32 elements `d * c + m`, c in 0..=31.
 
-use super::{Block, assert_layout, float, head, head_mut, inverse, planes, range, store};
+use super::fit::Offset;
+use super::{Block, assert_layout, fit, float, head, head_mut, inverse, planes, range, store, truncated, weights};
 use crate::GgmlType;
 
 /// Scale, minimum, the fifth bit of code j in bit j of `qh`, then the low four bits: code j in the low half of byte j,
@@ -27,12 +28,23 @@ impl Block for Q5_1 {
         store(q, &planes::five_bits(&self.qs, self.qh), 0);
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 32] = head(x);
-        let (min, max) = range(x);
-        let d = (max - min) / 31.0;
-        let id = inverse(d);
-        let (qs, qh) = planes::pack_five_bits(&x.map(|v| (((v - min) * id + 0.5) as u8).min(31)));
-        Q5_1 { d: float::scale_bytes(d), m: float::scale_bytes(min), qh, qs }
+        let (d, m, min, id) = match importance {
+            None => {
+                let (min, max) = range(x);
+                let d = (max - min) / 31.0;
+                (float::scale_bytes(d), float::scale_bytes(min), min, inverse(d))
+            }
+            Some(importance) => {
+                let w = weights::<32>(x, Some(importance));
+                let (d, min) = fit::scale_and_offset(x, &w, 31.0, Offset::Stored);
+                let (d, m) = (float::scale_bytes(d), float::scale_bytes(min));
+                (d, m, float::scale(m), inverse(float::scale(d)))
+            }
+        };
+        let (qs, qh) = planes::pack_five_bits(&truncated(x, 31, |v| (v - min) * id + 0.5));
+        Q5_1 { d, m, qh, qs }
     }
 }

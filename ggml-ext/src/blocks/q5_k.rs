@@ -1,6 +1,6 @@
 //! Q5_K: 256 elements `(d * s) * c - dmin * m`, c in 0..=31, six-bit s and m per 32 elements.
 
-use super::{Block, assert_layout, head, head_mut, k_scales, planes, store};
+use super::{Block, assert_layout, head, head_mut, k_scales, planes, store, weights};
 use crate::GgmlType;
 
 /// `d`, `dmin`, packed scales and minima, fifth bits of the codes in planes of 32, their low four bits in planes of 32.
@@ -28,14 +28,16 @@ impl Block for Q5_K {
         store(q, &codes, 0);
     }
 
-    fn quantize(x: &[f32]) -> Self {
-        let k_scales::Quantized { d, dmin, scales, codes } = k_scales::quantize(head(x), 31.0);
-        Q5_K {
-            d,
-            dmin,
-            scales,
-            qh: planes::pack::<1, 32, 32, 256>(&codes.map(|c| c >> 4)),
-            qs: planes::pack::<4, 32, 128, 256>(&codes),
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
+        let x: &[f32; 256] = head(x);
+        let w = weights(x, importance);
+        let k_scales::Quantized { d, dmin, scales, codes } = k_scales::quantize(x, &w, 31.0);
+        let mut high = codes;
+        for code in &mut high {
+            *code >>= 4;
         }
+        let (qh, qs) = (planes::pack::<1, 32, 32, 256>(&high), planes::pack::<4, 32, 128, 256>(&codes));
+        Q5_K { d, dmin, scales, qh, qs }
     }
 }

@@ -1,6 +1,6 @@
 //! Q6_K: 256 elements `(d * s) * (c - 32)`, c in 0..=63, eight-bit s per 16 elements.
 
-use super::{Block, assert_layout, fit, float, head, head_mut, inverse, k_scales, planes, store};
+use super::{Block, assert_layout, fit, head, head_mut, k_scales, planes, store, two_level, weights};
 use crate::GgmlType;
 
 /// Low four bits of the codes in planes of 64, their top two in planes of 32, scales, `d`.
@@ -27,18 +27,17 @@ impl Block for Q6_K {
         store(q, &codes, 32);
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    #[inline(always)]
+    fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self {
         let x: &[f32; 256] = head(x);
-        let snap = |v| fit::round(v, -32.0, 31.0);
-        let wished: [f32; 16] = std::array::from_fn(|j| fit::scale(&x[j * 16..][..16], -32.0, 1.0, snap));
-        let (d, scales) = k_scales::signed(wished, 128.0);
-        let inverse = scales.map(|s| inverse(float::scale(d) * f32::from(s)));
-        let codes: [u8; 256] = std::array::from_fn(|i| (snap(x[i] * inverse[i / 16]) + 32.0) as u8);
-        Q6_K {
-            ql: planes::pack::<4, 64, 128, 256>(&codes),
-            qh: planes::pack::<2, 32, 64, 256>(&codes.map(|c| c >> 4)),
-            scales,
-            d,
+        let w = weights(x, importance);
+        let levels = fit::integers(32.0);
+        let (d, scales) = two_level::symmetric::<16>(x, &w, &levels, 128.0);
+        let codes = two_level::codes(x, d, &scales, |v| ((levels.snap)(v) + 32.0) as u8);
+        let mut high = codes;
+        for code in &mut high {
+            *code >>= 4;
         }
+        Q6_K { ql: planes::pack::<4, 64, 128, 256>(&codes), qh: planes::pack::<2, 32, 64, 256>(&high), scales, d }
     }
 }

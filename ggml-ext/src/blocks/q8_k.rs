@@ -24,7 +24,7 @@ impl Block for Q8_K {
         *head_mut(q) = self.qs;
     }
 
-    fn quantize(x: &[f32]) -> Self {
+    fn quantize(x: &[f32], _importance: Option<&[f32]>) -> Self {
         let x: &[f32; 256] = head(x);
         let d = extreme(x).abs() / 127.0;
         let id = inverse(d);
