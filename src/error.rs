@@ -31,6 +31,14 @@ pub enum Error {
         /// The key or tensor at fault and what was expected.
         what: String,
     },
+    /// A file of questions or settings that is not as expected.
+    #[error("{place}: {}", one_line(what))]
+    Data {
+        /// The file, and the line where there is one.
+        place: String,
+        /// The field at fault and what was expected.
+        what: String,
+    },
     /// The tokenizer's metadata is missing, inconsistent or of an unknown kind.
     #[error("tokenizer: {}", one_line(.0))]
     Tokenizer(String),

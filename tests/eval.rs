@@ -114,3 +114,88 @@ fn perplexity_mistakes_name_the_flag() {
         assert!(message.contains(named), "{args:?}: {message}");
     }
 }
+
+/// Questions of every shape about the embedded model's own stories.
+fn question_files(dir: &Path) {
+    let write = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write(
+        "piqa/validation.jsonl",
+        "{\"goal\": \"play\", \"sol1\": \"in the park\", \"sol2\": \"zq xv kj\", \"label\": 0}\n\
+         {\"goal\": \"see\", \"sol1\": \"kx qj vv\", \"sol2\": \"a big dog\", \"label\": \"1\"}\n",
+    );
+    write(
+        "lambada/test.jsonl",
+        "{\"text\": \"Once upon a time\"}\n{\"context\": \"Once upon a\", \"target\": \"xylophone\"}\n",
+    );
+    write(
+        "stories.jsonl",
+        "{\"context\": \"Once upon a time, there was a\", \"choices\": [\"little girl\", \"xv\"], \"answer\": 0}\n\n\
+         {\"contexts\": [\"Lily had a\", \"Qx zv\"], \"continuation\": \"big red ball\", \"answer\": 0}\n",
+    );
+}
+
+#[test]
+fn benchmarks_and_files_of_questions() {
+    let dir = tempfile::tempdir().unwrap();
+    question_files(dir.path());
+    let data = dir.path().to_str().unwrap();
+    let stories = dir.path().join("stories.jsonl");
+    let tasks = format!("piqa,LAMBADA,{}", stories.display());
+    let samples = dir.path().join("samples.jsonl");
+    let args = ["eval", "--tasks", &tasks, "--data", data, "--json", "--log_samples", samples.to_str().unwrap()];
+    let results = &json(&args)["results"];
+    assert_eq!(results["piqa"]["n"], 2);
+    assert_eq!(results["piqa"]["acc_norm"], 1.0, "{results}");
+    assert_eq!(results["lambada_openai"]["acc"], 0.5, "{results}");
+    assert!(results["lambada_openai"]["perplexity"].as_f64().unwrap() > 1.0);
+    assert_eq!(results["stories"]["acc"], 1.0, "{results}");
+    assert!(results["stories"]["acc_norm"].is_null(), "one of the questions has no choices of its own");
+
+    // The scores are those of the predictions that `logits` prints.
+    let lines = std::fs::read_to_string(&samples).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(lines.len(), 6);
+    let sample = lines.iter().find(|l| l["task"] == "stories").unwrap();
+    let context = "Once upon a time, there was a";
+    let logits = json(&["logits", "-p", &format!("{context} little girl"), "--top", "1", "--json"]);
+    let n: usize = serde_json::from_str::<Vec<u32>>(&ok(&["tokenize", "-p", context, "--ids"])).unwrap().len();
+    let positions = logits["positions"].as_array().unwrap();
+    let sum: f64 = positions[n - 1..positions.len() - 1].iter().map(|p| p["next_logprob"].as_f64().unwrap()).sum();
+    let scored = sample["scores"][0]["log_prob"].as_f64().unwrap();
+    assert!((sum - scored).abs() < 1e-3, "{sum} {scored}");
+    assert_eq!(sample["predictions"][0], 0);
+
+    // The table has the same figures, however many sessions share the work.
+    let table = ok(&["eval", "--tasks", "piqa", "--data", data, "-np", "1", "-t", "2"]);
+    assert!(table.contains("| piqa ") && table.contains("acc_norm   |   1.0000"), "{table}");
+    assert_eq!(json(&["eval", "--tasks", "piqa", "--data", data, "--limit", "1", "--json"])["results"]["piqa"]["n"], 1);
+}
+
+#[test]
+fn eval_mistakes_name_the_file_or_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    question_files(dir.path());
+    let data = dir.path().to_str().unwrap();
+    let broken = dir.path().join("broken.jsonl");
+    std::fs::write(&broken, "{\"context\": \"a\", \"choices\": [\"b\"], \"answer\": 0}\n{\"context\": \"a\"}\n")
+        .unwrap();
+    let broken = broken.to_str().unwrap();
+    for (args, code, named) in [
+        (&["--tasks", "nonsense"][..], 2, "hellaswag"),
+        (&["--tasks", "piqa"], 2, "--data"),
+        (&["--tasks", "boolq", "--data", data], 2, "boolq"),
+        (&["--tasks", "piqa,boolq", "--data", broken], 2, "--data"),
+        (&["--tasks", "piqa", "--data", data, "--limit", "0"], 2, "--limit"),
+        (&["--tasks", "piqa", "--data", data, "-np", "0"], 2, "--parallel"),
+        (&["--tasks", broken], 1, "broken.jsonl:2: "),
+        (&["--tasks", "piqa", "--data", data, "-c", "1"], 1, "context of 1"),
+    ] {
+        let args: Vec<_> = std::iter::once("eval").chain(args.iter().copied()).collect();
+        let message = error(&args, code);
+        assert!(message.contains(named), "{args:?}: {message}");
+    }
+}

@@ -19,6 +19,7 @@ const MULTI_LETTER: &[(&str, &str)] = &[
     ("-ofreq", "output-frequency"),
     ("-ctk", "cache-type-k"),
     ("-ctv", "cache-type-v"),
+    ("-np", "parallel"),
 ];
 
 /// Rewrites `argv` (the program's name first) for `command`: flags of several letters become long ones, a flag that takes

@@ -11,6 +11,7 @@ mod conversation;
 mod convert;
 mod engine;
 mod error;
+mod eval;
 mod extract;
 mod generate;
 mod imatrix;
@@ -74,6 +75,8 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Measure which columns of the matrices matter, for quantize
     Imatrix(imatrix::ImatrixArgs),
+    /// Score benchmarks of questions: HellaSwag, ARC, MMLU ...
+    Eval(eval::EvalArgs),
     /// Write a model of random weights in the shape of a real one, to measure speed
     Synth(synth::SynthArgs),
     /// Join a model and a sidecar into one file
@@ -106,6 +109,7 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Perplexity(args)) => perplexity::run(args),
         Some(Command::Quantize(args)) => quantize::run(args),
         Some(Command::Imatrix(args)) => imatrix::run(args),
+        Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Merge(args)) => merge::run(args),
         Some(Command::Extract(args)) => extract::run(args),

@@ -5,6 +5,7 @@ mod cost;
 pub mod divergence;
 mod perplexity;
 mod probability;
+pub mod tasks;
 
 pub use cost::{BeforeAfter, LayerCost, PlanCost};
 pub use divergence::Divergence;
