@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use ggml_ext::GgmlType;
 use ggml_ext::blocks::quantize_row;
-use ggml_ext::kernels::{Kernels, MatmulScratch, Q8Rows};
+use ggml_ext::kernels::{FINE_STEP, Kernels, MatmulScratch, Q8Rows};
 use ggml_ext::pack::{ALIGN, MatrixRef, ROWS, pack_rows, packed_bytes};
 
 /// Columns of all matrices: the width of a model of a few billion parameters.
@@ -86,7 +86,7 @@ struct Operand {
 impl Operand {
     fn new(kernels: &Kernels, n: usize) -> Self {
         let x: Vec<f32> = (0..n * COLS).map(|i| (i * 31 % 1009) as f32 / 500.0 - 1.0).collect();
-        let mut q8 = Q8Rows::new(n, COLS);
+        let mut q8 = Q8Rows::new(n, COLS, FINE_STEP);
         q8.quantize(kernels, &x);
         Operand { x, q8, scratch: MatmulScratch::default(), out: Vec::new() }
     }

@@ -9,7 +9,7 @@ pub mod float;
 pub mod int;
 
 pub use float::FloatKernels;
-pub use int::{IntKernels, MatmulScratch, Q8Rows, Q8View};
+pub use int::{FINE_STEP, IntKernels, MatmulScratch, Q8Rows, Q8View};
 
 use std::sync::LazyLock;
 

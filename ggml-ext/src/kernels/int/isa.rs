@@ -61,6 +61,7 @@ pub(super) trait Isa: Copy + 'static {
     unsafe fn load_e8m0_half(p: *const u8) -> Self::Floats;
     /// The low halves and the high halves of 16 bytes.
     unsafe fn load_u4_pairs(p: *const u8) -> (Self::Floats, Self::Floats);
+    unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     unsafe fn mul(a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, fused where the CPU can.
     unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;

@@ -24,7 +24,7 @@ mod q8;
 mod quantize;
 mod raw;
 
-pub use q8::{Q8Rows, Q8View};
+pub use q8::{FINE_STEP, Q8Rows, Q8View};
 
 use std::ops::Range;
 
@@ -36,8 +36,8 @@ use q8::Q8Block;
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct IntKernels {
-    quantize_row: unsafe fn(&[f32], [&mut [Q8Block]; 2]),
-    packed: unsafe fn(&packed::Product),
+    quantize_row: unsafe fn(&[f32], f32, [&mut [Q8Block]; 2], &mut [u32]),
+    packed: unsafe fn(&packed::Product, &mut MatmulScratch),
     raw: unsafe fn(&packed::Product, &mut MatmulScratch),
     dense: unsafe fn(&dense::Product, &mut MatmulScratch),
 }
@@ -50,18 +50,18 @@ macro_rules! int_kernels {
             use super::{MatmulScratch, dense, packed, q8, quantize, raw};
 
             $(#[target_feature(enable = $features)])?
-            unsafe fn quantize_row(x: &[f32], digits: [&mut [q8::Q8Block]; 2]) {
+            unsafe fn quantize_row(x: &[f32], fine_step: f32, digits: [&mut [q8::Q8Block]; 2], fine: &mut [u32]) {
                 // SAFETY: compiled with the features of the tier.
-                unsafe { quantize::row::<$isa>(x, digits) }
+                unsafe { quantize::row::<$isa>(x, fine_step, digits, fine) }
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn packed_of<P: super::formats::Format>(p: &packed::Product) {
+            unsafe fn packed_of<P: super::formats::Format>(p: &packed::Product, scratch: &mut MatmulScratch) {
                 // SAFETY: compiled with the features of the tier; the rest is the caller's promise.
-                unsafe { packed::matmul::<$isa, P>(p) }
+                unsafe { packed::matmul::<$isa, P>(p, scratch) }
             }
-            unsafe fn packed(p: &packed::Product) {
+            unsafe fn packed(p: &packed::Product, scratch: &mut MatmulScratch) {
                 // SAFETY: the caller's promise; the type is the matrix's.
-                $crate::pack::with_packed!(p.w.ty, P => unsafe { packed_of::<P>(p) },
+                $crate::pack::with_packed!(p.w.ty, P => unsafe { packed_of::<P>(p, scratch) },
                     else => unreachable!("{} has no packed layout", p.w.ty))
             }
             $(#[target_feature(enable = $features)])?
@@ -126,7 +126,7 @@ impl IntKernels {
         }
         // SAFETY: the table exists, so the CPU has the tier's features; the operands were checked to be as large as
         // they claim, and the caller vouches for the output.
-        unsafe { if w.packed { (self.packed)(&p) } else { (self.raw)(&p, scratch) } }
+        unsafe { if w.packed { (self.packed)(&p, scratch) } else { (self.raw)(&p, scratch) } }
     }
 
     /// As [`IntKernels::matmul`], for weights of any type and activations in f32: `x` is rows of `w.cols` elements.
@@ -172,6 +172,8 @@ fn check(w: &MatrixRef, rows: &Range<usize>, k: usize) {
 pub struct MatmulScratch {
     codes: Vec<i8>,
     floats: Vec<f32>,
+    /// One per block: which of up to 64 tokens have second digits there.
+    fine: Vec<u64>,
 }
 
 /// A row of weights as codes.
@@ -192,6 +194,11 @@ impl MatmulScratch {
         let (scale, rest) = floats.split_at_mut(k / 16);
         let (offset, lanes) = rest.split_at_mut(k / 16);
         RowCodes { codes: &mut self.codes[..k], scale, offset, lanes }
+    }
+
+    fn fine(&mut self, n_blocks: usize) -> &mut [u64] {
+        self.fine.resize(self.fine.len().max(n_blocks), 0);
+        &mut self.fine[..n_blocks]
     }
 
     fn floats(&mut self, n: usize) -> &mut [f32] {

@@ -185,6 +185,10 @@ impl Isa for Neon {
         (low, each!(i => vcvtq_f32_u32(vshrq_n_u32::<4>(bytes[i]))))
     }
     #[inline(always)]
+    unsafe fn add(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
+        each!(i => vaddq_f32(a[i], b[i]))
+    }
+    #[inline(always)]
     unsafe fn mul(a: [float32x4_t; 4], b: [float32x4_t; 4]) -> [float32x4_t; 4] {
         each!(i => vmulq_f32(a[i], b[i]))
     }

@@ -1,11 +1,13 @@
 //! The product of a packed matrix with int8 activations, generic over type and tier.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::MatmulScratch;
 use super::formats::{Format, Scales};
 use super::isa::Isa;
-use super::q8::{Q8Block, Q8View};
-use crate::pack::{COLS, LINE, MatrixRef, ROWS};
+use super::q8::{BLOCK, Q8Block, Q8View};
+use crate::pack::{ALIGN, COLS, LINE, MatrixRef, ROWS};
 
 /// Bytes of activations that all row groups of a call pass over before the next are begun: half of a small L2 cache.
 const PASS_BYTES: usize = 512 << 10;
@@ -24,89 +26,161 @@ pub(super) struct Product<'a> {
     pub out_stride: usize,
 }
 
+/// Tokens whose sums stay at hand while a row group meets them: 4 KiB of sums, and a bit each in a word.
+const SPAN: usize = 64;
+
+/// Where the parts of a row group are: sets of lines, one for every block of activations, and sets of fields, one for every
+/// block of the type.
+#[derive(Clone, Copy)]
+struct Group {
+    lines: *const u8,
+    fields: *const u8,
+    n_bytes: usize,
+    first_row: usize,
+}
+
+/// The groups that a product computes.
+#[inline(always)]
+fn groups<P: Format>(p: &Product) -> impl Iterator<Item = Group> + Clone {
+    let (n_lines, n_fields) = (p.w.cols / COLS * P::LINES_BYTES, p.w.cols / P::LEN * P::FIELDS_BYTES);
+    let n_bytes = (n_lines + n_fields).next_multiple_of(ALIGN);
+    (p.rows.start / ROWS..p.rows.end.div_ceil(ROWS)).map(move |i| {
+        let group = &p.w.data[i * n_bytes..(i + 1) * n_bytes];
+        Group { lines: group.as_ptr(), fields: group[n_lines..].as_ptr(), n_bytes, first_row: i * ROWS }
+    })
+}
+
+/// The sums of a row group's products with the tokens of a span.
+struct Sums([MaybeUninit<[f32; ROWS]>; SPAN]);
+
+impl Sums {
+    #[inline(always)]
+    fn of(&mut self, i: usize) -> *mut f32 {
+        self.0[i].as_mut_ptr().cast()
+    }
+}
+
 /// The whole product.
 ///
-/// Each element is computed in the same order however many tokens or rows a call has.
+/// Each element is computed in the same order however many tokens or rows a call has: it is the sum over the first digits
+/// of all blocks plus the sum over the second digits of the blocks that have them.
 ///
 /// # Safety
 /// As [`Isa`]; `p` satisfies the contract of [`super::IntKernels::matmul`], and `p.w` is packed and of type `P`.
 #[inline(always)]
-pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product) {
+pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product, scratch: &mut MatmulScratch) {
     let n_tokens = p.x.n_rows();
-    let pass = (PASS_BYTES / (p.x.stride() * size_of::<Q8Block>())).next_multiple_of(I::TOKENS).max(I::TOKENS);
-    let mut first = 0;
-    while first < n_tokens {
-        let last = n_tokens.min(first + pass);
-        for group in p.rows.start / ROWS..p.rows.end.div_ceil(ROWS) {
-            let mut t = first;
-            // SAFETY: tokens t..t + T exist; the rest is passed on.
+    let mut sums = Sums([const { MaybeUninit::uninit() }; SPAN]);
+    if n_tokens == 1 {
+        for group in groups::<P>(p) {
+            // SAFETY: token 0 exists; the rest is passed on.
             unsafe {
-                while I::TOKENS >= 8 && last - t >= 8 {
-                    tile::<I, P, 8>(p, group, t);
-                    t += 8;
-                }
-                while last - t >= 4 {
-                    tile::<I, P, 4>(p, group, t);
-                    t += 4;
-                }
-                while last - t >= 2 {
-                    tile::<I, P, 2>(p, group, t);
-                    t += 2;
-                }
-                if t < last {
-                    tile::<I, P, 1>(p, group, t);
+                tile::<I, P, 1, true>(p, &group, 0, sums.of(0));
+                write::<I>(p, &group, 0..1, &mut sums);
+            }
+        }
+        return;
+    }
+    let n_blocks = p.x.k() / BLOCK;
+    let pass = (PASS_BYTES / (p.x.stride() * size_of::<Q8Block>())).next_multiple_of(I::TOKENS).max(I::TOKENS);
+    for first in (0..n_tokens).step_by(pass) {
+        let last = n_tokens.min(first + pass);
+        let n_spans = (last - first).div_ceil(SPAN);
+        let fine = scratch.fine(n_spans * n_blocks);
+        fine.fill(0);
+        for t in first..last {
+            let (span, bit) = ((t - first) / SPAN, (t - first) % SPAN);
+            for &b in p.x.fine(t) {
+                fine[span * n_blocks + b as usize] |= 1 << bit;
+            }
+        }
+        for group in groups::<P>(p) {
+            for (span, fine) in fine.chunks_exact(n_blocks).enumerate() {
+                let start = first + span * SPAN;
+                let tokens = start..last.min(start + SPAN);
+                // SAFETY: the tokens exist, and only theirs of the bits are set; the rest is passed on.
+                unsafe {
+                    second_digits::<I, P>(p, &group, tokens.clone(), fine, &mut sums);
+                    tiles::<I, P>(p, &group, tokens.clone(), &mut sums);
+                    write::<I>(p, &group, tokens, &mut sums);
                 }
             }
         }
-        first = last;
     }
 }
 
-/// The product of a group with tokens `t..t + T`.
+/// Adds the products of a group with the first digits of up to [`SPAN`] tokens.
 ///
 /// # Safety
 /// As [`matmul`]; the group and the tokens exist.
 #[inline(always)]
-unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: usize) {
+unsafe fn tiles<I: Isa, P: Format>(p: &Product, group: &Group, tokens: Range<usize>, sums: &mut Sums) {
+    let (start, end) = (tokens.start, tokens.end);
+    let mut t = start;
+    // SAFETY: tokens t..t + T exist; the rest is passed on.
+    unsafe {
+        while I::TOKENS >= 8 && end - t >= 8 {
+            tile::<I, P, 8, false>(p, group, t, sums.of(t - start));
+            t += 8;
+        }
+        while end - t >= 4 {
+            tile::<I, P, 4, false>(p, group, t, sums.of(t - start));
+            t += 4;
+        }
+        while end - t >= 2 {
+            tile::<I, P, 2, false>(p, group, t, sums.of(t - start));
+            t += 2;
+        }
+        if t < end {
+            tile::<I, P, 1, false>(p, group, t, sums.of(t - start));
+        }
+    }
+}
+
+/// The product of a group with the first digits of tokens `t..t + T`, added to `T` times [`ROWS`] sums; or, if `BOTH`, with
+/// their first and second digits, to begin the sums. The latter passes over the weights once but has a branch per block that
+/// cannot be predicted: good where memory is waited for, bad where arithmetic is.
+///
+/// # Safety
+/// As [`matmul`]; the group and the tokens exist, and so do the sums.
+#[inline(always)]
+unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
+    p: &Product,
+    group: &Group,
+    t: usize,
+    sums: *mut f32,
+) {
     let n_blocks = p.w.cols / P::LEN;
-    let group_bytes = p.w.group(group).len();
-    let mut lines = p.w.group(group).as_ptr();
+    let (mut lines, mut fields) = (group.lines, group.fields);
     let (mut x, mut second) = (p.x.row(t), p.x.second(t));
     let stride = p.x.stride();
-    // Signed codes of an unsigned dot product are stored plus 128.
-    let zero = if P::BITS == 8 && I::UNSIGNED { Some(7) } else { P::ZERO };
+    let zero = zero::<I, P>();
     // SAFETY: a group has n_blocks * LEN / 32 sets of lines, then n_blocks sets of fields; a token has as many blocks
     // as there are sets of lines, and token t + i is i * stride blocks on.
     unsafe {
-        let mut fields = lines.add(n_blocks * (P::LEN / COLS) * P::LINES_BYTES);
-        let mut acc = [I::zero(); T];
+        let (mut acc, mut acc_second) = ([I::zero(); T], [I::zero(); T]);
         for _ in 0..n_blocks {
             if T < I::TOKENS {
-                prefetch::<I>(fields.wrapping_add(group_bytes), P::FIELDS_BYTES);
+                prefetch::<I>(fields.wrapping_add(group.n_bytes), P::FIELDS_BYTES);
             }
             let head = P::head::<I>(fields);
             for i in 0..P::LEN / COLS {
                 let codes = P::codes::<I>(lines);
                 let s = P::scales::<I>(head, fields.add(2 * P::WORDS * ROWS), i);
-                let (mut j, mut fine) = (0, 0);
+                let mut j = 0;
                 while j < T {
                     let x = x.add(j * stride);
                     acc[j] = add_products::<I, P>(&codes, &s, zero, x, acc[j]);
-                    fine |= (*x).fine;
                     if P::HAS_MIN && P::HALVES {
                         acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).half[0]), acc[j]);
                         acc[j] = I::fma(s.min[1], I::splat(&raw const (*x).half[1]), acc[j]);
                     } else if P::HAS_MIN {
                         acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).sum), acc[j]);
                     }
-                    j += 1;
-                }
-                if fine != 0 {
-                    j = 0;
-                    while j < T {
-                        acc[j] = add_products::<I, P>(&codes, &s, zero, second.add(j * stride), acc[j]);
-                        j += 1;
+                    if BOTH && (*x).fine != 0 {
+                        acc_second[j] = add_products::<I, P>(&codes, &s, zero, second.add(j * stride), acc_second[j]);
                     }
+                    j += 1;
                 }
                 second = second.add(1);
                 if T < I::TOKENS {
@@ -117,19 +191,78 @@ unsafe fn tile<I: Isa, P: Format, const T: usize>(p: &Product, group: usize, t: 
             }
             fields = fields.add(P::FIELDS_BYTES);
         }
-        let first_row = group * ROWS;
-        let n_rows = ROWS.min(p.rows.end - first_row);
-        for (j, &acc) in acc.iter().enumerate() {
-            let out = p.out.add((t + j) * p.out_stride + first_row);
-            if n_rows == ROWS {
-                I::store(acc, out);
-            } else {
-                let mut all = [0.0; ROWS];
-                I::store(acc, all.as_mut_ptr());
-                std::ptr::copy_nonoverlapping(all.as_ptr(), out, n_rows);
+        let mut j = 0;
+        while j < T {
+            let sums = sums.add(j * ROWS);
+            I::store(I::add(if BOTH { acc_second[j] } else { I::load(sums) }, acc[j]), sums);
+            j += 1;
+        }
+    }
+}
+
+/// Begins the sums of a span of tokens with the products of a group and their second digits. Bit `i` of `fine[b]` tells
+/// whether block `b` of the `i`th token has any. (Minima meet the second digits in the sums of the first.)
+///
+/// # Safety
+/// As [`matmul`]; the group and the tokens exist, and only their bits are set.
+#[inline(always)]
+unsafe fn second_digits<I: Isa, P: Format>(
+    p: &Product,
+    group: &Group,
+    tokens: Range<usize>,
+    fine: &[u64],
+    sums: &mut Sums,
+) {
+    let zero = zero::<I, P>();
+    let per_field = P::LEN / COLS;
+    // SAFETY: a group has a set of lines for each block of activations and a set of fields for each of the type's; the sums
+    // of a token are written before they are read.
+    unsafe {
+        for i in 0..tokens.len() {
+            I::store(I::zero(), sums.of(i));
+        }
+        for (b, &which) in fine.iter().enumerate() {
+            if which == 0 {
+                continue;
+            }
+            let fields = group.fields.add(b / per_field * P::FIELDS_BYTES);
+            let codes = P::codes::<I>(group.lines.add(b * P::LINES_BYTES));
+            let s = P::scales::<I>(P::head::<I>(fields), fields.add(2 * P::WORDS * ROWS), b % per_field);
+            let mut which = which;
+            while which != 0 {
+                let i = which.trailing_zeros() as usize;
+                which &= which - 1;
+                let (x, sum) = (p.x.second(tokens.start + i).add(b), sums.of(i));
+                I::store(add_products::<I, P>(&codes, &s, zero, x, I::load(sum)), sum);
             }
         }
     }
+}
+
+/// Moves the sums of a span of tokens to where the product wants them.
+///
+/// # Safety
+/// As [`matmul`]; the sums of these tokens have been written.
+#[inline(always)]
+unsafe fn write<I: Isa>(p: &Product, group: &Group, tokens: Range<usize>, sums: &mut Sums) {
+    let n_rows = ROWS.min(p.rows.end - group.first_row);
+    for (i, t) in tokens.enumerate() {
+        // SAFETY: the caller of the product vouches for these elements of the output.
+        unsafe {
+            let out = p.out.add(t * p.out_stride + group.first_row);
+            if n_rows == ROWS {
+                I::store(I::load(sums.of(i)), out);
+            } else {
+                std::ptr::copy_nonoverlapping(sums.of(i), out, n_rows);
+            }
+        }
+    }
+}
+
+/// The zero point: signed codes of an unsigned dot product are stored plus 128.
+#[inline(always)]
+fn zero<I: Isa, P: Format>() -> Option<u32> {
+    if P::BITS == 8 && I::UNSIGNED { Some(7) } else { P::ZERO }
 }
 
 /// Adds the products of 32 columns with the codes of one block of activations.

@@ -182,6 +182,10 @@ impl Isa for Portable {
         (floats(|i| f32::from(bytes[i] & 15)), floats(|i| f32::from(bytes[i] >> 4)))
     }
     #[inline(always)]
+    unsafe fn add(a: [f32x4; 4], b: [f32x4; 4]) -> [f32x4; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
     unsafe fn mul(a: [f32x4; 4], b: [f32x4; 4]) -> [f32x4; 4] {
         std::array::from_fn(|i| a[i] * b[i])
     }

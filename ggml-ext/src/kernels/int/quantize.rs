@@ -1,14 +1,20 @@
 //! Quantisation of activations, generic over the tier.
 
 use super::isa::Isa;
-use super::q8::{BLOCK, FINE_STEP, Q8Block};
+use super::q8::{BLOCK, Q8Block};
 
-/// Quantises a row into its blocks of first and second digits.
+/// Quantises a row into its blocks of first digits, and those whose step exceeds `fine_step` root mean squares into second
+/// digits too. `fine` receives how many these are, and which.
 ///
 /// # Safety
 /// As [`Isa`].
 #[inline(always)]
-pub(super) unsafe fn row<I: Isa>(x: &[f32], [first, second]: [&mut [Q8Block]; 2]) {
+pub(super) unsafe fn row<I: Isa>(
+    x: &[f32],
+    fine_step: f32,
+    [first, second]: [&mut [Q8Block]; 2],
+    fine: &mut [u32],
+) {
     // SAFETY: 32 elements are read and 32 codes written, 16 at a time.
     unsafe {
         let mut squares = I::zero();
@@ -16,21 +22,25 @@ pub(super) unsafe fn row<I: Isa>(x: &[f32], [first, second]: [&mut [Q8Block]; 2]
             let x = I::load(x.as_ptr());
             squares = I::fma(x, x, squares);
         }
-        let largest_step = FINE_STEP * (I::sum(squares) / x.len() as f32).sqrt();
-        for ((x, first), second) in x.chunks_exact(BLOCK).zip(first).zip(second) {
-            let x = [I::load(x.as_ptr()), I::load(x.as_ptr().add(16))];
-            block::<I>(x, first);
-            if first.scale > largest_step {
-                let codes = first.codes.as_ptr().cast::<u8>();
-                let step = I::splat(&raw const first.scale);
-                let rest = |x, codes| I::fma(I::negate(step), I::load_i8(codes), x);
-                block::<I>([rest(x[0], codes), rest(x[1], codes.add(16))], second);
-                first.fine = 1;
-                first.sum += second.sum;
-                first.half = [first.half[0] + second.half[0], first.half[1] + second.half[1]];
-            } else {
-                *second = Q8Block::ZERO;
-            }
+        let largest_step = fine_step * (I::sum(squares) / x.len() as f32).sqrt();
+        let mut n_fine = 0;
+        for (b, (x, first)) in x.chunks_exact(BLOCK).zip(&mut *first).enumerate() {
+            block::<I>([I::load(x.as_ptr()), I::load(x.as_ptr().add(16))], first);
+            // No branch: which blocks are fine cannot be predicted.
+            fine[1 + n_fine] = b as u32;
+            n_fine += usize::from(first.scale > largest_step);
+        }
+        fine[0] = n_fine as u32;
+        for &b in &fine[1..=n_fine] {
+            let (first, second) = (&mut first[b as usize], &mut second[b as usize]);
+            let x = x[b as usize * BLOCK..].as_ptr();
+            let codes = first.codes.as_ptr().cast::<u8>();
+            let step = I::splat(&raw const first.scale);
+            let rest = |x, codes| I::fma(I::negate(step), I::load_i8(codes), I::load(x));
+            block::<I>([rest(x, codes), rest(x.add(16), codes.add(16))], second);
+            first.fine = 1;
+            first.sum += second.sum;
+            first.half = [first.half[0] + second.half[0], first.half[1] + second.half[1]];
         }
     }
 }

@@ -147,7 +147,7 @@ fn int8_products_of_every_type_and_tier_are_what_the_codes_say() {
             let n = 1 + (i * 5 + blocks) % 17;
             let x = activations(n, cols, &mut random);
             for kernels in Kernels::available() {
-                let mut q8 = Q8Rows::new(n, cols);
+                let mut q8 = Q8Rows::new(n, cols, FINE_STEP);
                 q8.quantize(kernels, &x);
                 with_both_forms(ty, rows, cols, &bytes, |w| {
                     let out = matmul(kernels, w, 0..rows, &q8, 0..n);
@@ -176,7 +176,7 @@ fn int8_products_do_not_depend_on_the_batch_or_the_share_of_rows() {
         let bytes = weights(ty, rows, cols, Fill::Random, &mut random);
         let x = activations(n, cols, &mut random);
         for kernels in Kernels::available() {
-            let mut q8 = Q8Rows::new(n + 3, cols);
+            let mut q8 = Q8Rows::new(n + 3, cols, FINE_STEP);
             q8.quantize(kernels, &x);
             with_both_forms(ty, rows, cols, &bytes, |w| {
                 let all = matmul(kernels, w, 0..rows, &q8, 0..n);
@@ -201,7 +201,7 @@ fn a_batch_larger_than_a_pass_is_the_same_batch() {
     let bytes = weights(ty, rows, cols, Fill::Random, &mut random);
     let x = activations(n, cols, &mut random);
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(n, cols);
+        let mut q8 = Q8Rows::new(n, cols, FINE_STEP);
         q8.quantize(kernels, &x);
         with_both_forms(ty, rows, cols, &bytes, |w| {
             let all = matmul(kernels, w, 0..rows, &q8, 0..n);
@@ -280,7 +280,7 @@ fn activations_are_rounded_to_the_nearest_of_127_steps() {
     let k = 32 * 14;
     let x = activations(1, k, &mut random);
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(1, k);
+        let mut q8 = Q8Rows::new(1, k, FINE_STEP);
         q8.quantize(kernels, &x);
         // SAFETY: nobody writes `q8`.
         let view = unsafe { q8.view(0..1) };
@@ -314,7 +314,7 @@ fn a_block_with_an_outlier_gets_second_digits() {
     let mut x = random.floats(32 * 8);
     x[70] = 40.0; // in block 2
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(1, x.len());
+        let mut q8 = Q8Rows::new(1, x.len(), FINE_STEP);
         q8.quantize(kernels, &x);
         // SAFETY: nobody writes `q8`.
         let [first, second] = unsafe { q8.view(0..1) }.blocks(0);
@@ -333,7 +333,7 @@ fn a_block_with_an_outlier_gets_second_digits() {
 #[test]
 fn activations_beyond_the_range_of_scales_do_no_harm() {
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(1, 32);
+        let mut q8 = Q8Rows::new(1, 32, FINE_STEP);
         for tiny in [f32::MIN_POSITIVE / 4.0, 1e-39, 1e-37] {
             q8.quantize(kernels, &[tiny; 32]);
             // SAFETY: nobody writes `q8`.
@@ -363,7 +363,7 @@ fn operands_that_do_not_fit_are_refused() {
         ("packed, start within a group", packed(16, 32), 8..16),
         ("packed, end within a group", packed(16, 32), 0..8),
     ];
-    let x = Q8Rows::new(1, 32);
+    let x = Q8Rows::new(1, 32, FINE_STEP);
     for (what, w, rows) in cases {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             matmul(Kernels::detect(), &w, rows, &x, 0..1);
