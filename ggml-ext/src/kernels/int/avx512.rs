@@ -5,6 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::isa::Isa;
+use super::q8::{BLOCK, Q8Block};
 
 /// The tier's vectors.
 #[derive(Clone, Copy)]
@@ -160,6 +161,66 @@ impl Isa for Avx512 {
         _mm512_reduce_add_epi32(rounded)
     }
 
+    /// What a block needs besides its codes is computed for four blocks at once, a lane each: the way from a register's
+    /// lanes to one number is longer than all the rest.
+    #[inline(always)]
+    unsafe fn quantize_four(x: *const f32, blocks: &mut [Q8Block; 4]) {
+        // Loops without closures: those are compiled without the tier's features.
+        let mut max = [_mm_setzero_ps(); 4];
+        let mut b = 0;
+        while b < 4 {
+            let (first, last) = (_mm512_loadu_ps(x.add(BLOCK * b)), _mm512_loadu_ps(x.add(BLOCK * b + 16)));
+            let both = _mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(last));
+            let both = _mm256_max_ps(_mm512_castps512_ps256(both), _mm512_extractf32x8_ps(both, 1));
+            max[b] = _mm_max_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps(both, 1));
+            b += 1;
+        }
+        let max = transpose(max);
+        let max = _mm_max_ps(_mm_max_ps(max[0], max[1]), _mm_max_ps(max[2], max[3]));
+        let inverse = _mm_div_ps(_mm_set1_ps(127.0), max);
+        // All zeros, or so small that the inverse overflows.
+        let usable = _mm_cmp_ps_mask(inverse, _mm_set1_ps(f32::INFINITY), _CMP_LT_OQ);
+        let scale = _mm_maskz_div_ps(usable, max, _mm_set1_ps(127.0));
+        let inverse = _mm_maskz_mov_ps(usable, inverse);
+        let mut inverses = [0.0; 4];
+        _mm_storeu_ps(inverses.as_mut_ptr(), inverse);
+        let mut sums = [_mm256_setzero_si256(); 4];
+        b = 0;
+        while b < 4 {
+            let inverse = _mm512_set1_ps(inverses[b]);
+            let first = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.add(BLOCK * b)), inverse));
+            let last = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x.add(BLOCK * b + 16)), inverse));
+            let codes = _mm256_set_m128i(_mm512_cvtsepi32_epi8(last), _mm512_cvtsepi32_epi8(first));
+            _mm256_storeu_si256(blocks[b].codes.as_mut_ptr().cast(), codes);
+            sums[b] = _mm256_dpbusd_epi32(sums[b], _mm256_set1_epi8(1), codes);
+            b += 1;
+        }
+        // The first 16 columns of all blocks, and the last 16.
+        let halves =
+            _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+        let (first, last) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+        let (both, zero) = (_mm_add_epi32(first, last), _mm_setzero_si128());
+        let fields = transpose([
+            scale,
+            _mm_mul_ps(scale, _mm_cvtepi32_ps(both)),
+            _mm_castsi128_ps(_mm_sub_epi32(zero, both)),
+            _mm_castsi128_ps(_mm_sub_epi32(zero, first)),
+        ]);
+        let more = transpose([
+            _mm_castsi128_ps(_mm_sub_epi32(zero, last)),
+            _mm_mul_ps(scale, _mm_cvtepi32_ps(first)),
+            _mm_mul_ps(scale, _mm_cvtepi32_ps(last)),
+            _mm_setzero_ps(),
+        ]);
+        b = 0;
+        while b < 4 {
+            let at = (&raw mut blocks[b]).cast::<f32>().add(BLOCK / 4);
+            _mm_storeu_ps(at, fields[b]);
+            _mm_storeu_ps(at.add(4), more[b]);
+            b += 1;
+        }
+    }
+
     #[inline(always)]
     unsafe fn zero8() -> __m256 {
         _mm256_setzero_ps()
@@ -182,4 +243,27 @@ impl Isa for Avx512 {
     unsafe fn sum8(a: __m256) -> f32 {
         super::avx2::sum8(a)
     }
+}
+
+// The order of fields that `quantize_four` writes.
+const _: () = {
+    use std::mem::offset_of;
+    let at = BLOCK;
+    assert!(offset_of!(Q8Block, scale) == at);
+    assert!(offset_of!(Q8Block, sum) == at + 4 && offset_of!(Q8Block, neg_sum) == at + 8);
+    assert!(offset_of!(Q8Block, neg_half) == at + 12 && offset_of!(Q8Block, half) == at + 20);
+    assert!(offset_of!(Q8Block, fine) == at + 28);
+};
+
+/// The columns of four rows of four.
+#[inline(always)]
+unsafe fn transpose([a, b, c, d]: [__m128; 4]) -> [__m128; 4] {
+    let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
+    let (ab_high, cd_high) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
+    [
+        _mm_movelh_ps(ab, cd),
+        _mm_movehl_ps(cd, ab),
+        _mm_movelh_ps(ab_high, cd_high),
+        _mm_movehl_ps(cd_high, ab_high),
+    ]
 }

@@ -4,6 +4,9 @@
 //! the kernels inside `#[target_feature]` functions, into which everything is inlined. An implementation is free to
 //! hold 16 lanes in one register or in four.
 
+use super::q8::{BLOCK, Q8Block};
+use super::quantize;
+
 /// 16-lane vectors: lane = row of a group, or one of 16 columns.
 ///
 /// Every function is `#[inline(always)]`, has no branches that depend on data, and is
@@ -74,6 +77,18 @@ pub(super) trait Isa: Copy + 'static {
     unsafe fn max_abs(a: Self::Floats, b: Self::Floats) -> f32;
     /// Writes `x * scale` rounded to nearest, ties to even, as 16 codes, and returns their sum.
     unsafe fn quantize(x: Self::Floats, scale: f32, codes: *mut i8) -> i32;
+
+    /// Quantises four blocks, 128 elements at `x`, with the very results of [`quantize::block`].
+    #[inline(always)]
+    unsafe fn quantize_four(x: *const f32, blocks: &mut [Q8Block; 4]) {
+        for (b, block) in blocks.iter_mut().enumerate() {
+            // SAFETY: as the caller promises, there are 128 elements.
+            unsafe {
+                let x = x.add(b * BLOCK);
+                quantize::block::<Self>([Self::load(x), Self::load(x.add(16))], block);
+            }
+        }
+    }
 
     unsafe fn zero8() -> Self::Floats8;
     /// The products of 32 signed codes, the sum of each four in a lane.

@@ -24,8 +24,15 @@ pub(super) unsafe fn row<I: Isa>(
         }
         let largest_step = fine_step * (I::sum(squares) / x.len() as f32).sqrt();
         let mut n_fine = 0;
-        for (b, (x, first)) in x.chunks_exact(BLOCK).zip(&mut *first).enumerate() {
-            block::<I>([I::load(x.as_ptr()), I::load(x.as_ptr().add(16))], first);
+        let (fours, rest) = first.as_chunks_mut::<4>();
+        let (x_fours, x_rest) = x.split_at(fours.len() * 4 * BLOCK);
+        for (x, blocks) in x_fours.chunks_exact(4 * BLOCK).zip(fours) {
+            I::quantize_four(x.as_ptr(), blocks);
+        }
+        for (x, one) in x_rest.chunks_exact(BLOCK).zip(rest) {
+            block::<I>([I::load(x.as_ptr()), I::load(x.as_ptr().add(16))], one);
+        }
+        for (b, first) in first.iter().enumerate() {
             // No branch: which blocks are fine cannot be predicted.
             fine[1 + n_fine] = b as u32;
             n_fine += usize::from(first.scale > largest_step);
@@ -50,7 +57,7 @@ pub(super) unsafe fn row<I: Isa>(
 /// # Safety
 /// As [`Isa`].
 #[inline(always)]
-unsafe fn block<I: Isa>([first, last]: [I::Floats; 2], block: &mut Q8Block) {
+pub(super) unsafe fn block<I: Isa>([first, last]: [I::Floats; 2], block: &mut Q8Block) {
     // SAFETY: 32 codes are written, 16 at a time.
     unsafe {
         let max = I::max_abs(first, last);
