@@ -540,19 +540,54 @@ fn inspect_computes_the_memory_of_a_context() {
 fn bench_reports_every_test() {
     let args = ["bench", "-p", "16", "-n", "4", "-d", "8", "-r", "2"];
     let (out, _) = ok(&args);
-    assert!(
-        out.lines().any(|l| l.starts_with("| pp16 @ d8")) && out.lines().any(|l| l.starts_with("| tg4 @ d8")),
-        "{out}"
-    );
-    let object = json(&[&args[..], &["--json"]].concat());
-    let tests = object["tests"].as_array().unwrap();
-    assert_eq!(tests.len(), 2);
+    let has = |test: &str| out.lines().any(|l| l.starts_with("| llama 0.26 M F32") && l.contains(test));
+    assert!(has("pp16 @ d8 |"), "{out}");
+    assert!(has("tg4 @ d8 |"), "{out}");
+    let records = json(&[&args[..], &["-pg", "8,2", "-o", "json"]].concat());
+    let tests = records.as_array().unwrap();
+    assert_eq!(tests.len(), 3);
     for test in tests {
-        let rates = test["tokens_per_second"].as_array().unwrap();
+        let rates = test["samples_ts"].as_array().unwrap();
         assert!(rates.len() == 2 && rates.iter().all(|r| r.as_f64().unwrap() > 0.0), "{test}");
+        assert!(test["n_depth"] == 8 && test["model_n_params"].as_u64().unwrap() > 200_000, "{test}");
+        assert!(test["fraction_of_limit"].is_null() && test["weight_bytes"].as_u64().unwrap() > 0, "{test}");
     }
+    assert!((tests[2]["n_prompt"].as_u64(), tests[2]["n_gen"].as_u64()) == (Some(8), Some(2)), "{}", tests[2]);
     assert!(error(&["bench", "-r", "0"], 2).contains("--repetitions"));
+    assert!(error(&["bench", "-p", "1-x"], 2).contains("--n-prompt 1-x"));
     assert!(error(&["bench", "-p", "0", "-n", "0"], 2).contains("--n-prompt"));
+}
+
+#[test]
+fn bench_formats_hold_the_same_results() {
+    let args = ["bench", "-p", "8", "-n", "0", "-r", "1", "-ub", "4,8", "-ctk", "f16,f32", "-o"];
+    let run = |format: &str| ok(&[&args[..], &[format]].concat()).0;
+    let csv = run("csv");
+    let lines: Vec<&str> = csv.lines().collect();
+    assert_eq!(lines.len(), 5, "{csv}");
+    let n_columns = lines[0].split(',').count();
+    assert!(lines[1..].iter().all(|l| l.split("\",\"").count() == n_columns), "{csv}");
+    let jsonl = run("jsonl");
+    let objects: Vec<serde_json::Value> = jsonl.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    let settings: Vec<_> = objects.iter().map(|o| (o["n_ubatch"].as_u64().unwrap(), o["type_k"].clone())).collect();
+    assert_eq!(settings, [(4, "f16".into()), (4, "f32".into()), (8, "f16".into()), (8, "f32".into())]);
+    let sql = run("sql");
+    assert!(sql.starts_with("CREATE TABLE IF NOT EXISTS llama_bench"), "{sql}");
+    assert_eq!(sql.matches("INSERT INTO llama_bench").count(), 4);
+}
+
+#[test]
+fn bench_shows_limits_and_where_time_went() {
+    let args = ["bench", "-p", "8", "-n", "4", "-r", "1", "-t", "1", "--roofline", "--profile", "-o", "jsonl"];
+    let (out, err) = ok(&args);
+    for line in out.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap();
+        let fraction = object["fraction_of_limit"].as_f64().unwrap();
+        assert!(fraction > 0.0 && fraction.is_finite(), "{object}");
+    }
+    assert!(err.contains("roofline of 1 threads") && err.contains("gate, up products"), "{err}");
+    let (_, err) = ok(&["-p", "Once", "-n", "4", "--profile"]);
+    assert!(err.contains("output head"), "{err}");
 }
 
 #[test]

@@ -122,7 +122,8 @@ impl ComputeArgs {
 /// More threads than any machine this runs on has; a larger number is a slip of the finger.
 const MAX_THREADS: i32 = 1024;
 
-fn threads(flag: &str, n: i32) -> Result<usize, CliError> {
+/// A number of threads that was given for `flag`; 0 or less: as many as this process may use.
+pub fn threads(flag: &str, n: i32) -> Result<usize, CliError> {
     match n {
         ..=0 => Ok(default_threads()),
         1..=MAX_THREADS => Ok(n as usize),

@@ -20,6 +20,8 @@ const MULTI_LETTER: &[(&str, &str)] = &[
     ("-ctk", "cache-type-k"),
     ("-ctv", "cache-type-v"),
     ("-np", "parallel"),
+    ("-pg", "prompt-gen"),
+    ("-oe", "output-err"),
 ];
 
 /// Rewrites `argv` (the program's name first) for `command`: flags of several letters become long ones, a flag that takes

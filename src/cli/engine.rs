@@ -5,6 +5,7 @@ use super::progress::{Log, Progress};
 use super::signals::Stoppable;
 use super::timings::Timings;
 use lisa_cpp::Error;
+use lisa_cpp::compute::Profile;
 use lisa_cpp::model::Model;
 use lisa_cpp::runtime::Session;
 use lisa_cpp::runtime::sampler::Sampler;
@@ -89,6 +90,11 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Where the time of the forward passes went, if that was measured.
+    pub fn profile(&self) -> Option<&Profile> {
+        self.session.profile()
+    }
+
     /// Takes over a fresh session and a fresh sampler.
     pub fn new(
         model: Arc<Model>,

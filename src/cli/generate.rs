@@ -64,6 +64,9 @@ struct OutputArgs {
     /// Do not print timings
     #[arg(long, overrides_with = "perf")]
     no_perf: bool,
+    /// Print where the time of the forward passes went, by kind of operation, on standard error at the end
+    #[arg(long)]
+    profile: bool,
     /// Nothing on standard error but errors
     #[arg(long)]
     log_disable: bool,
@@ -154,7 +157,10 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
 
     let mut timings = Timings::start();
     let model = load::model(&args.model, &args.compute, settings.log)?;
-    let session = load::session(&model, &args.compute, args.context.ctx_size, settings.log)?;
+    let mut session = load::session(&model, &args.compute, args.context.ctx_size, settings.log)?;
+    if args.output.profile {
+        session.start_profile();
+    }
     let sampler = Sampler::new(&settings.sampling, model.tokenizer(), session.n_ctx())?;
     timings.loaded();
     settings.log.line(format_args!("sampler: seed {}, {}", sampler.seed(), sampler.describe_chain()));
@@ -259,6 +265,9 @@ pub fn explain(engine: &Engine, stop: Stop) {
 pub fn finish(engine: &Engine, settings: &Settings) {
     if settings.perf {
         engine.log.line(format_args!("\n{}", engine.timings));
+    }
+    if let Some(profile) = engine.profile() {
+        eprintln!("\n{profile}");
     }
 }
 

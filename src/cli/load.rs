@@ -28,6 +28,11 @@ pub fn tokenizer(path: Option<&Path>) -> Result<Tokenizer, CliError> {
 
 /// Loads the model the flags name, with a progress bar, and says what it is.
 pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Model>, CliError> {
+    model_by_threads(args, compute.n_threads()?, log)
+}
+
+/// [`model`], packed by `n_threads`.
+pub fn model_by_threads(args: &ModelArgs, n_threads: usize, log: Log) -> Result<Arc<Model>, CliError> {
     const STEPS: f32 = 1000.0;
     let file = file(args.model.as_deref())?;
     let sidecar = args.lisa.as_deref().map(ModelFile::open).transpose()?;
@@ -40,7 +45,7 @@ pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Mo
             ModelParams {
                 use_mmap: !args.no_mmap,
                 mlock: args.mlock,
-                n_threads: compute.n_threads()?,
+                n_threads,
                 lisa: sidecar.as_ref(),
                 share: plan.as_ref(),
                 progress: Some(&mut progress),

@@ -1,4 +1,4 @@
-//! What the machine has and what this process took: bytes of memory.
+//! What the machine is and has, and what this process took of its memory.
 
 /// Largest resident set of this process so far; `None` where the system has no `/proc`.
 pub fn peak_resident() -> Option<u64> {
@@ -16,6 +16,13 @@ pub fn available() -> Option<u64> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
+}
+
+/// The processor's name; empty where the system does not tell.
+pub fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find(|l| l.starts_with("model name"));
+    line.and_then(|l| l.split_once(':')).map_or(String::new(), |(_, name)| name.trim().to_owned())
 }
 
 /// The number after `key` in text of the form of `/proc/meminfo`.

@@ -134,7 +134,11 @@ pub struct Activations {
 impl Activations {
     /// Room for `n_rows` rows of `k`; `int8` tells whether any matrix they meet wants int8 operands.
     pub fn new(n_rows: usize, k: usize, int8: bool, fine_step: f32) -> Self {
-        Self { k, f32: SharedBuf::new(n_rows * k), q8: (int8 && k.is_multiple_of(32)).then(|| Q8Rows::new(n_rows, k, fine_step)) }
+        Self {
+            k,
+            f32: SharedBuf::new(n_rows * k),
+            q8: (int8 && k.is_multiple_of(32)).then(|| Q8Rows::new(n_rows, k, fine_step)),
+        }
     }
 
     /// Row `i`, to be filled and then passed to [`Activations::finish_row`].

@@ -5,8 +5,10 @@ mod buffer;
 mod matrix;
 mod ops;
 mod pool;
+mod profile;
 
 pub use buffer::{Activations, SharedBuf};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
 pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};
+pub use profile::{Laps, Phase, Profile};

@@ -183,11 +183,22 @@ impl Decoder {
 
     /// Every matrix, for sizes.
     pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        let layers = self.layers.iter();
-        layers
-            .flat_map(|l| l.attn.matrices().chain([&l.ffn.gate, &l.ffn.up, &l.ffn.down]))
-            .chain([&self.embed])
-            .chain(&self.output)
+        self.layer_matrices().chain([&self.embed]).chain(&self.output)
+    }
+
+    /// The matrices of all layers.
+    pub fn layer_matrices(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(|l| l.attn.matrices().chain([&l.ffn.gate, &l.ffn.up, &l.ffn.down]))
+    }
+
+    /// Multiply-adds of the matrix products for a token of a prompt, which needs no logits.
+    pub fn macs_per_token(&self) -> usize {
+        self.layer_matrices().map(|l| l.weight.rows() * l.weight.cols()).sum()
+    }
+
+    /// Bytes of matrices that a generated token reads.
+    pub fn bytes_per_token(&self) -> usize {
+        self.layer_matrices().chain([self.head()]).map(|l| l.weight.n_bytes()).sum()
     }
 
     /// The shape of every layer's attention.

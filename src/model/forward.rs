@@ -10,7 +10,7 @@ use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, LowRank, PartialSums, RopeTable, ScoreSource,
 };
-use crate::compute::{Activations, Linear, Observer, Ops, SharedBuf, Worker};
+use crate::compute::{Activations, Laps, Linear, Observer, Ops, Phase, Profile, SharedBuf, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
 pub struct Buffers {
@@ -123,9 +123,16 @@ pub struct Mode {
     pub exact: bool,
     /// Looks on.
     pub observer: Option<Arc<dyn Observer>>,
+    /// Receives the time of each phase.
+    pub profile: Option<Profile>,
 }
 
 impl Mode {
+    /// The watch of member `worker`: the first member's measures.
+    fn laps(&self, worker: &Worker) -> Laps<'_> {
+        Laps::start(self.profile.as_ref().filter(|_| worker.id == 0))
+    }
+
     /// Member `worker`'s tools.
     fn ops<'a>(&'a self, worker: &'a Worker<'a>, scratch: &'a mut MatmulScratch) -> Ops<'a> {
         Ops { worker, kernels: self.kernels, exact: self.exact, scratch, observer: self.observer.as_deref() }
@@ -143,32 +150,44 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
         w.share(n).for_each(|i| table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64));
     }
+    let mut laps = o.laps(w);
     ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);
     let first_norm = model.layers.first().map_or(&model.output_norm, |l| &l.attn_norm);
     ops.rms_norm(&buf.x, n, first_norm, eps, &buf.n);
+    laps.end(Phase::Embed);
 
     for (i, layer) in model.layers.iter().enumerate() {
         let attn = &layer.attn;
         project(&mut ops, attn, buf, n);
+        laps.end(Phase::Project);
         place(&ops, attn, buf, cache.layer(i), pos, n, eps);
+        laps.end(Phase::Place);
         let (scores, values) = attention_of(attn, buf, cache, i);
         let (kernels, shape, route) = (o.kernels, &attn.shape, model.routes.layer(i));
         let (weights, partial, out) = (&buf.weights, &buf.partial, &buf.heads);
         let step = Attend { worker: w, kernels, shape, pos, n_tokens: n, scores, values, weights, route, partial, out };
         step.run(attn_scratch);
+        laps.end(Phase::Attention);
         ops.linear(&buf.heads, 0..n, &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {
             ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
         }
+        laps.end(Phase::AttnOut);
         ops.residual_norm(&buf.x, &buf.delta, n, layer.post_attn_norm.as_deref(), &layer.ffn_norm, eps, &buf.n);
+        laps.end(Phase::Norm);
 
         let ffn = &layer.ffn;
         ops.linear(&buf.n, 0..n, &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
+        laps.end(Phase::GateUp);
         ops.gated(ffn.act, &buf.gate, &buf.up, n, &buf.hidden);
+        laps.end(Phase::Gated);
         ops.linear(&buf.hidden, 0..n, &[(&ffn.down, &buf.delta)]);
+        laps.end(Phase::Down);
         let next_norm = model.layers.get(i + 1).map_or(&model.output_norm, |l| &l.attn_norm);
         ops.residual_norm(&buf.x, &buf.delta, n, layer.post_ffn_norm.as_deref(), next_norm, eps, &buf.n);
+        laps.end(Phase::Norm);
     }
+    laps.pass();
 }
 
 /// Logits of rows `rows` of the last [`forward`], at most [`Buffers::n_logit_rows`] of them.
@@ -177,12 +196,14 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<us
     let (_, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
     let mut ops = o.ops(w, scratch);
     let n = rows.len() * model.n_vocab();
+    let mut laps = o.laps(w);
     ops.linear(&buf.n, rows, &[(model.head(), &buf.logits)]);
     if let Some(cap) = model.logit_softcap {
         // SAFETY: shared out disjointly.
         o.kernels.float.soft_cap(unsafe { buf.logits.get_mut(w.share(n)) }, cap);
         w.barrier();
     }
+    laps.end(Phase::Head);
 }
 
 /// The products of the layer's normalised input that its attention starts from, in one phase.

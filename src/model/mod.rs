@@ -18,6 +18,7 @@ mod weights;
 
 use std::path::Path;
 
+use ggml_ext::GgmlType;
 use ggml_ext::kernels::Kernels;
 
 pub use config::Config;
@@ -77,6 +78,7 @@ pub struct Model {
     chat_template: Option<String>,
     name: Option<String>,
     n_file_bytes: usize,
+    n_params: u64,
     warnings: Vec<String>,
     kernels: &'static Kernels,
 }
@@ -122,6 +124,7 @@ impl Model {
         let sharing = SharingSource::read(file, &parts, params.lisa, params.share)?;
         let mut tensors = sharing.tensors;
         tensors.extend(file.parts.iter().zip(&parts).map(|(bytes, g)| Part::new(&file.name, bytes, g)));
+        let n_params = parts.iter().flat_map(|g| g.tensors()).map(|t| t.row_len().saturating_mul(t.n_rows())).sum();
         let hold = if params.use_mmap { Hold::Packed } else { Hold::Copied };
         let mut loader = Loader::new(&file.name, tensors, hold, pool, params.progress);
         let n_vocab = tokenizer.n_vocab();
@@ -147,6 +150,7 @@ impl Model {
             plan: sharing.plan,
             tokenizer,
             n_file_bytes: file.n_bytes(),
+            n_params,
             warnings,
             kernels,
         })
@@ -190,6 +194,23 @@ impl Model {
     /// Bytes of the file or files.
     pub fn n_file_bytes(&self) -> usize {
         self.n_file_bytes
+    }
+
+    /// Numbers in the file's tensors.
+    pub fn n_params(&self) -> u64 {
+        self.n_params
+    }
+
+    /// The element type that holds most of the layers' weights.
+    pub fn main_type(&self) -> Option<GgmlType> {
+        let mut sizes: Vec<(GgmlType, usize)> = Vec::new();
+        for m in self.decoder.layer_matrices().map(|l| &l.weight) {
+            match sizes.iter_mut().find(|(ty, _)| *ty == m.ty()) {
+                Some((_, size)) => *size += m.rows() * m.cols(),
+                None => sizes.push((m.ty(), m.rows() * m.cols())),
+            }
+        }
+        sizes.into_iter().max_by_key(|&(_, size)| size).map(|(ty, _)| ty)
     }
 
     /// Bytes of the weight matrices in memory.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::attention::{CacheType, KvCache, LisaAttention, Turn};
-use crate::compute::{Observer, Pool, default_threads};
+use crate::compute::{Observer, Pool, Profile, default_threads};
 use crate::model::{Buffers, Mode, Model, Scores, forward, head, thread_error};
 use crate::{Error, Result};
 
@@ -77,7 +77,7 @@ impl Session {
         Ok(Self {
             cache: KvCache::new(decoder.caches(), p.cache_type_k, p.cache_type_v, n_ctx)?,
             buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.exact),
-            mode: Mode { kernels: model.kernels(), exact: p.exact, observer: None },
+            mode: Mode { kernels: model.kernels(), exact: p.exact, observer: None, profile: None },
             pool,
             pool_batch: pool_batch.map_err(thread_error)?,
             n_ubatch,
@@ -110,6 +110,16 @@ impl Session {
     /// The cache, for its size.
     pub fn cache(&self) -> &KvCache {
         &self.cache
+    }
+
+    /// Measures where the time of the passes from now on goes.
+    pub fn start_profile(&mut self) {
+        self.mode.profile = Some(Profile::default());
+    }
+
+    /// Where the time went since [`Session::start_profile`].
+    pub fn profile(&self) -> Option<&Profile> {
+        self.mode.profile.as_ref()
     }
 
     /// Shows `observer` what the matrices are multiplied with, from the next pass on.

@@ -196,8 +196,7 @@ impl Isa for Avx512 {
             b += 1;
         }
         // The first 16 columns of all blocks, and the last 16.
-        let halves =
-            _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
+        let halves = _mm256_hadd_epi32(_mm256_hadd_epi32(sums[0], sums[1]), _mm256_hadd_epi32(sums[2], sums[3]));
         let (first, last) = (_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
         let (both, zero) = (_mm_add_epi32(first, last), _mm_setzero_si128());
         let fields = transpose([
@@ -260,10 +259,5 @@ const _: () = {
 unsafe fn transpose([a, b, c, d]: [__m128; 4]) -> [__m128; 4] {
     let (ab, cd) = (_mm_unpacklo_ps(a, b), _mm_unpacklo_ps(c, d));
     let (ab_high, cd_high) = (_mm_unpackhi_ps(a, b), _mm_unpackhi_ps(c, d));
-    [
-        _mm_movelh_ps(ab, cd),
-        _mm_movehl_ps(cd, ab),
-        _mm_movelh_ps(ab_high, cd_high),
-        _mm_movehl_ps(cd_high, ab_high),
-    ]
+    [_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab), _mm_movelh_ps(ab_high, cd_high), _mm_movehl_ps(cd_high, ab_high)]
 }

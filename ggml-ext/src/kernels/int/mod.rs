@@ -19,6 +19,7 @@ mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod packed;
+mod peak;
 mod portable;
 mod q8;
 mod quantize;
@@ -40,6 +41,7 @@ pub struct IntKernels {
     packed: unsafe fn(&packed::Product, &mut MatmulScratch),
     raw: unsafe fn(&packed::Product, &mut MatmulScratch),
     dense: unsafe fn(&dense::Product, &mut MatmulScratch),
+    peak: unsafe fn(usize) -> f32,
 }
 
 /// Declares a tier's table: the generic kernels compiled with the tier's features.
@@ -47,7 +49,7 @@ macro_rules! int_kernels {
     ($isa:ty $(, features $features:literal)?) => {
         /// The tier's kernels, which run on CPUs with its features only.
         pub(super) const KERNELS: super::IntKernels = {
-            use super::{MatmulScratch, dense, packed, q8, quantize, raw};
+            use super::{MatmulScratch, dense, packed, peak, q8, quantize, raw};
 
             $(#[target_feature(enable = $features)])?
             unsafe fn quantize_row(x: &[f32], fine_step: f32, digits: [&mut [q8::Q8Block]; 2], fine: &mut [u32]) {
@@ -79,7 +81,12 @@ macro_rules! int_kernels {
                 // SAFETY: compiled with the features of the tier; the rest is the caller's promise.
                 unsafe { dense::matmul::<$isa>(p, scratch) }
             }
-            super::IntKernels { quantize_row, packed, raw, dense }
+            $(#[target_feature(enable = $features)])?
+            unsafe fn peak(rounds: usize) -> f32 {
+                // SAFETY: compiled with the features of the tier.
+                unsafe { peak::run::<$isa>(rounds) }
+            }
+            super::IntKernels { quantize_row, packed, raw, dense, peak }
         };
     };
 }
@@ -97,6 +104,14 @@ impl IntKernels {
             Tier::Neon => neon::KERNELS,
             _ => portable::KERNELS,
         }
+    }
+
+    /// Does `rounds` of int8 dot products with everything in registers, to be timed, and returns how many multiply-adds
+    /// these were.
+    pub fn peak(&self, rounds: usize) -> u64 {
+        // SAFETY: the table exists, so the CPU has the tier's features.
+        std::hint::black_box(unsafe { (self.peak)(rounds) });
+        peak::MACS * rounds as u64
     }
 
     /// `out[t * out_stride + r] = sum_c w[r][c] * x[t][c]` for `r` in `rows` and all rows `t` of `x`, with quantised

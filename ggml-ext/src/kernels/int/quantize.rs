@@ -9,12 +9,7 @@ use super::q8::{BLOCK, Q8Block};
 /// # Safety
 /// As [`Isa`].
 #[inline(always)]
-pub(super) unsafe fn row<I: Isa>(
-    x: &[f32],
-    fine_step: f32,
-    [first, second]: [&mut [Q8Block]; 2],
-    fine: &mut [u32],
-) {
+pub(super) unsafe fn row<I: Isa>(x: &[f32], fine_step: f32, [first, second]: [&mut [Q8Block]; 2], fine: &mut [u32]) {
     // SAFETY: 32 elements are read and 32 codes written, 16 at a time.
     unsafe {
         let mut squares = I::zero();
