@@ -70,6 +70,53 @@ fn rms_error_on_gaussian_data_is_within_budget() {
     assert!(failed.is_empty(), "{failed}");
 }
 
+/// The error that counts where column `i` of rows of 512 matters `w[i]`, quantised with and without being told so.
+fn weighted_errors(ty: GgmlType, x: &[f32], w: &[f32]) -> [f64; 2] {
+    [Some(w), None].map(|importance| {
+        let mut bytes = vec![0; ty.row_bytes(x.len()).unwrap()];
+        blocks::quantize_rows(ty, x, importance, &mut bytes);
+        let mut y = vec![0.0; x.len()];
+        blocks::dequantize_row(ty, &bytes, &mut y);
+        let all = x.iter().zip(&y).zip(w.iter().cycle());
+        all.map(|((x, y), w)| f64::from(*w) * f64::from(x - y).powi(2)).sum()
+    })
+}
+
+#[test]
+fn importances_lower_the_error_where_it_counts() {
+    let x = gaussian(512 * 64);
+    // Spread over three orders of magnitude, as activations are, and otherwise without order.
+    let w: Vec<f32> = (0..512).map(|i| 10.0_f32.powf((i * 37 % 64) as f32 / 21.0)).collect();
+    for &ty in GgmlType::ALL {
+        let [with, without] = weighted_errors(ty, &x, &w);
+        match ty {
+            _ if ty.is_float() => assert_eq!(with, without, "{ty}"),
+            GgmlType::Q8_0 | GgmlType::Q8_K | GgmlType::MXFP4 => assert_eq!(with, without, "{ty}"),
+            // So many levels leave little to choose.
+            GgmlType::Q6_K => assert!(with < 0.97 * without, "{ty}: {with}, {without} without"),
+            _ => assert!(with < 0.9 * without, "{ty}: {with}, {without} without"),
+        }
+    }
+}
+
+#[test]
+fn columns_of_no_importance_do_not_count_and_none_at_all_count_alike() {
+    let x = gaussian(512 * 8);
+    let half: Vec<f32> = (0..512).map(|i| (i % 2) as f32).collect();
+    for &ty in GgmlType::ALL {
+        let bytes = |w: &[f32]| {
+            let mut bytes = vec![0; ty.row_bytes(x.len()).unwrap()];
+            blocks::quantize_rows(ty, &x, Some(w), &mut bytes);
+            bytes
+        };
+        assert_eq!(bytes(&[0.0; 512]), bytes(&[1.0; 512]), "{ty}");
+        // Only the ratios matter, however far from one.
+        assert_eq!(bytes(&half.iter().map(|w| w * 2.0_f32.powi(90)).collect::<Vec<_>>()), bytes(&half), "{ty}");
+        let [with, without] = weighted_errors(ty, &x, &half);
+        assert!(with <= without, "{ty}: {with}, {without} without");
+    }
+}
+
 #[test]
 fn zeros_stay_zeros() {
     for &ty in GgmlType::ALL {

@@ -8,7 +8,7 @@ use super::progress::Log;
 use super::signals::{self, Stoppable};
 use super::timings::Timings;
 use clap::{Args, ValueEnum};
-use lisa_cpp::eval::{Perplexity, log_sum_exp};
+use lisa_cpp::eval::Perplexity;
 use lisa_cpp::imatrix::{CHUNK_SIZE, Collector, Format, Imatrix};
 use lisa_cpp::runtime::Session;
 use std::io::Write;
@@ -89,7 +89,11 @@ pub fn run(args: &ImatrixArgs) -> Result<(), CliError> {
     let text = given_text(args.prompt.as_deref(), args.file.as_deref())?;
     let mut before = Imatrix { chunk_size: args.ctx_size, ..Imatrix::default() };
     for path in &args.in_file {
-        before.add(Imatrix::read(path)?).map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
+        let matrix = Imatrix::read(path)?;
+        if before.entries.is_empty() {
+            before.chunk_size = matrix.chunk_size;
+        }
+        before.add(matrix).map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
     }
     let inputs = args.model.model.iter().chain(&args.model.lisa).chain(&args.file);
     let target = Target { args, inputs: inputs.map(PathBuf::as_path).collect(), before };
@@ -148,19 +152,19 @@ fn measure(args: &ImatrixArgs, text: &str, target: &Target, log: Log) -> Result<
 
     signals::install().map_err(|e| CliError::run(format!("cannot install the Ctrl-C handler: {e}")))?;
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-    let mut nll = Nll::default();
+    let mut perplexity = Perplexity::default();
     let mut out = std::io::stdout().lock();
     for (i, chunk) in ids.chunks_exact(n_ctx).take(n_chunks).enumerate() {
         let start = Instant::now();
         {
             let _stop = Stoppable::new(session.abort_flag());
-            pass(args, &mut session, chunk, bos, &mut nll)?;
+            pass(args, &mut session, chunk, bos, &mut perplexity)?;
         }
         timings.prompt += start.elapsed();
         timings.n_prompt += n_ctx;
         let done = i + 1;
         if !args.no_ppl {
-            write!(out, "[{done}]{:.4},", nll.perplexity())?;
+            write!(out, "[{done}]{:.4},", perplexity.estimate().perplexity)?;
             out.flush()?;
         }
         if args.save_frequency > 0 && done % args.save_frequency == 0 {
@@ -173,23 +177,11 @@ fn measure(args: &ImatrixArgs, text: &str, target: &Target, log: Log) -> Result<
         }
     }
     if !args.no_ppl {
-        writeln!(out, "\nFinal estimate: PPL = {:.4}", nll.perplexity())?;
+        let estimate = perplexity.estimate();
+        writeln!(out, "\nFinal estimate: PPL = {:.4} +/- {:.5}", estimate.perplexity, estimate.error)?;
     }
     log.line(format_args!("{timings}"));
     Ok(())
-}
-
-/// The negative log-likelihood of the text so far.
-#[derive(Default)]
-struct Nll {
-    sum: f64,
-    n: usize,
-}
-
-impl Nll {
-    fn perplexity(&self) -> f64 {
-        (self.sum / self.n as f64).exp()
-    }
 }
 
 /// Sends a chunk through the model, `bos` in place of its first token. The second half counts for the perplexity.
@@ -198,7 +190,7 @@ fn pass(
     session: &mut Session,
     chunk: &[u32],
     bos: Option<u32>,
-    nll: &mut Nll,
+    perplexity: &mut Perplexity,
 ) -> Result<(), CliError> {
     let mut inputs = chunk.to_vec();
     if let Some(bos) = bos {
@@ -218,8 +210,7 @@ fn pass(
     }
     session.logits_each(&inputs[first..], &mut |i, logits| {
         if let Some(&next) = chunk.get(first + i + 1).filter(|_| first + i >= scored && !args.no_ppl) {
-            nll.sum += log_sum_exp(kernels, logits) - f64::from(logits[next as usize]);
-            nll.n += 1;
+            perplexity.add_logits(kernels, logits, next);
         }
     })?;
     Ok(())

@@ -265,7 +265,7 @@ fn warn(plan: &Plan, importance: Option<&Importance>, log: Log) {
         }
     }
     for ((n, wished, ty), count) in fallbacks {
-        log.line(format_args!("{count} tensors: rows of {n} do not divide into blocks of {wished}, {ty} instead"));
+        log.line(format_args!("rows of {n} do not divide into blocks of {wished}: {ty} instead (tensors: {count})"));
     }
     let Some(importance) = importance else { return };
     let missing: Vec<&str> = plan

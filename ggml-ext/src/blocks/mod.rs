@@ -316,3 +316,22 @@ fn truncated<const N: usize>(x: &[f32; N], max: i32, v: impl Fn(f32) -> f32) -> 
 fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_do_not_depend_on_the_instruction_set() {
+        let x: Vec<f32> = (0..4096_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 8e6 - 1.0).collect();
+        let importance: Vec<f32> = (1..=512).map(|i| (i % 31) as f32).collect();
+        for &ty in GgmlType::ALL {
+            for importance in [None, Some(&importance[..])] {
+                let [mut widest, mut plain] = [0, 0].map(|_| vec![0; ty.row_bytes(x.len()).unwrap()]);
+                quantize_rows(ty, &x, importance, &mut widest);
+                quantize_rows_with(ty, &x, importance, &mut plain);
+                assert_eq!(widest, plain, "{ty}");
+            }
+        }
+    }
+}
