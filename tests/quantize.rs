@@ -59,7 +59,7 @@ fn dry_run(args: &[&str]) -> BTreeMap<String, String> {
         let (name, rest) = line.split_once(' ')?;
         let words: Vec<&str> = rest.split_whitespace().collect();
         let is_type = |w: &&&str| GgmlType::ALL.iter().any(|t| t.name() == **w);
-        Some((name.to_owned(), words.iter().filter(is_type).next_back()?.to_string()))
+        Some((name.to_owned(), words.iter().rfind(is_type)?.to_string()))
     };
     listing.lines().filter_map(line).collect()
 }
@@ -342,7 +342,7 @@ fn imatrix(path: &Path, format: Format, f: impl Fn(usize) -> f64) -> String {
 #[test]
 fn an_importance_matrix_moves_precision_to_where_it_matters() {
     let folder = tempfile::tempdir().unwrap();
-    let matters = |i: usize| if i % 8 == 0 { 1000.0 } else { 1.0 };
+    let matters = |i: usize| if i.is_multiple_of(8) { 1000.0 } else { 1.0 };
     let error = |path: &str, name: &str| -> f64 {
         let [x, y] = [values(STORIES, name), values(path, name)];
         let of = |(i, (x, y)): (usize, (&f32, &f32))| matters(i % 64) * f64::from(x - y).powi(2);

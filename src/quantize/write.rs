@@ -186,7 +186,6 @@ fn quantize(
         if let Some((row, column, v)) = bad.into_inner().unwrap_or_else(|e| e.into_inner()) {
             return Err(fault(format!("has the value {v} in row {row}, column {column}, which {} cannot hold", s.ty)));
         }
-        drop(chunks);
         out(bytes)?;
         first += slab.len() / from;
     }
@@ -197,5 +196,5 @@ fn quantize(
 fn out_of_range(ty: GgmlType, v: f32) -> bool {
     const LARGEST_HALF: f32 = 65504.0;
     let largest = if matches!(ty, GgmlType::F32 | GgmlType::BF16) { f32::MAX } else { LARGEST_HALF };
-    !(v.abs() <= largest)
+    v.is_nan() || v.abs() > largest
 }

@@ -5,10 +5,10 @@
 //! choices made, `d` (and `dmin`) are solved for by least squares; and so on while the error falls.
 
 use super::fit::{self, Levels, Offset, lanes, round};
-use super::{extreme, float, inverse};
+use super::{float, inverse};
 
-/// Rounds of both steps; later ones gain less than 0.1 % of the error.
-const ROUNDS: usize = 4;
+/// Rounds of both steps, at most. Eight lower the error of Q4_K by 0.4 % over four, of the others by less.
+const ROUNDS: usize = 8;
 
 /// The `G` groups of a block.
 #[inline(always)]
@@ -28,7 +28,14 @@ pub(super) fn symmetric<const G: usize>(
     for ((wished, x), w) in wished.iter_mut().zip(groups::<G>(x)).zip(groups::<G>(w)) {
         *wished = fit::scale(x, w, levels);
     }
-    let mut d = float::scale_bytes(extreme(&wished) / -peak);
+    // Scales are fitted as elements are, by the weight of their groups.
+    let mut heavy = [0.0; G];
+    for (heavy, w) in heavy.iter_mut().zip(groups::<G>(w)) {
+        for w in w {
+            *heavy += w;
+        }
+    }
+    let mut d = float::scale_bytes(fit::scale(&wished, &heavy, &fit::integers(peak)));
     let id = inverse(float::scale(d));
     let mut scales = wished;
     for s in &mut scales {
