@@ -1,4 +1,4 @@
-//! Quantising whole models: [`Plan`] decides what becomes of every tensor, [`write`] does it.
+//! Quantising whole models: [`Plan`] decides what becomes of every tensor, [`write()`] does it.
 //!
 //! Recipes, and which matrix gets which type, are llama.cpp's; the blocks are made by [`ggml_ext::blocks`], which searches longer
 //! for scales than llama.cpp does.
