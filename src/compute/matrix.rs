@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ggml_ext::GgmlType;
 use ggml_ext::pack::{self, MatrixRef};
 
-use super::SharedBuf;
+use super::slab::{Piece, Slabs};
 
 /// The bytes of a model file.
 pub enum FileBytes {
@@ -48,7 +48,7 @@ impl FileBytes {
 
 enum Storage {
     File(Arc<FileBytes>, Range<usize>),
-    Owned(SharedBuf<u8>),
+    Owned(Piece),
 }
 
 /// A weight matrix of `rows` x `cols`, row-major: it maps a vector of `cols` to one of `rows`.
@@ -85,12 +85,13 @@ impl Matrix {
         range: Range<usize>,
         hold: Hold,
         pool: &mut super::Pool,
+        slabs: &mut Slabs,
     ) -> Self {
         let src = &file[range.clone()];
         assert_eq!(ty.row_bytes(cols).and_then(|b| b.checked_mul(rows)), Some(src.len()));
         let storage = match (pack::packed_bytes(ty, rows, cols), hold) {
             (Some(len), _) => {
-                let dst = SharedBuf::<u8>::new(len);
+                let dst = slabs.take(len);
                 let groups = rows.div_ceil(pack::ROWS);
                 let (row_bytes, group_bytes) = (src.len() / rows.max(1), len / groups.max(1));
                 // Slice by slice, each released when it is packed, so that no large matrix is resident twice.
@@ -111,8 +112,9 @@ impl Matrix {
                 return Self { ty, rows, cols, packed: true, storage: Storage::Owned(dst) };
             }
             (None, Hold::Copied) => {
-                let mut dst = SharedBuf::<u8>::new(src.len());
-                dst.as_mut_slice().copy_from_slice(src);
+                let dst = slabs.take(src.len());
+                // SAFETY: nobody else has this piece yet.
+                unsafe { dst.get_mut(0..src.len()) }.copy_from_slice(src);
                 file.release(range);
                 Storage::Owned(dst)
             }
@@ -151,7 +153,7 @@ impl Matrix {
         let data = match &self.storage {
             Storage::File(file, range) => &file[range.clone()],
             // SAFETY: weights are written while they are loaded and only read afterwards.
-            Storage::Owned(buf) => unsafe { buf.get(0..buf.len()) },
+            Storage::Owned(piece) => unsafe { piece.get() },
         };
         MatrixRef { ty: self.ty, rows: self.rows, cols: self.cols, data, packed: self.packed }
     }

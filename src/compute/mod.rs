@@ -6,9 +6,11 @@ mod matrix;
 mod ops;
 mod pool;
 mod profile;
+mod slab;
 
 pub use buffer::{Activations, SharedBuf};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
 pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};
 pub use profile::{Laps, Phase, Profile};
+pub use slab::Slabs;

@@ -10,7 +10,7 @@ use ggml_ext::gguf::{Gguf, TensorInfo};
 
 use super::config::model_error;
 use crate::Result;
-use crate::compute::{FileBytes, Hold, Linear, Matrix, Pool};
+use crate::compute::{FileBytes, Hold, Linear, Matrix, Pool, Slabs};
 
 /// One file (a model, a part of a split, or a sidecar) with its tensors.
 pub struct Part {
@@ -42,6 +42,7 @@ pub struct Loader<'p> {
     tensors: HashMap<String, Entry>,
     hold: Hold,
     pool: Pool,
+    slabs: Slabs,
     progress: Option<&'p mut dyn FnMut(f32)>,
     bytes_total: u64,
     bytes_done: u64,
@@ -59,7 +60,7 @@ impl<'p> Loader<'p> {
             }
         }
         let bytes_total = tensors.values().map(|e: &Entry| e.info.n_bytes).sum();
-        Self { file: file.into(), tensors, hold, pool, progress, bytes_total, bytes_done: 0 }
+        Self { file: file.into(), tensors, hold, pool, slabs: Slabs::default(), progress, bytes_total, bytes_done: 0 }
     }
 
     /// True when the file has this tensor.
@@ -107,7 +108,7 @@ impl<'p> Loader<'p> {
         let start = info.offset as usize;
         let range = start + part.start * row_bytes..start + part.end * row_bytes;
         self.bytes_done += range.len() as u64;
-        let matrix = Matrix::load(info.ty, part.len(), cols, &file, range, self.hold, &mut self.pool);
+        let matrix = Matrix::load(info.ty, part.len(), cols, &file, range, self.hold, &mut self.pool, &mut self.slabs);
         if let Some(progress) = &mut self.progress {
             progress(self.bytes_done as f32 / self.bytes_total.max(1) as f32);
         }
