@@ -4,7 +4,8 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{Rows, RowsMut};
+use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS};
+use ggml_ext::lisa::Activation;
 use half::f16;
 use std::hint::black_box;
 
@@ -52,6 +53,38 @@ fn products(c: &mut Criterion) {
     }
 }
 
+/// The network over the heads by which a layer takes over attention: elements are its multiply-adds for all keys.
+fn heads(c: &mut Criterion) {
+    const KEYS: usize = 4096;
+    for kernels in Kernels::available() {
+        let mut group = c.benchmark_group(format!("heads/{}", kernels.tier));
+        for (n_head, n_hidden) in [(9, 0), (9, 9), (9, 18), (32, 0), (32, 32)] {
+            let ramp = |len: usize| (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect::<Vec<_>>();
+            let (skip, up, bias, down) =
+                (ramp(n_head * n_head), ramp(n_hidden * n_head), ramp(n_hidden), ramp(n_head * n_hidden));
+            let none = Rows::new(&[], 0, 0, 0);
+            let net = HeadNet {
+                skip: &skip,
+                up: &up,
+                bias: &bias,
+                down: &down,
+                activation: Activation::Silu,
+                ahead: [none, none],
+            };
+            let (x, mut out) = (ramp(n_head * KEYS), vec![0.0; n_head * KEYS]);
+            let mut units = vec![0.0; n_hidden * UNIT_FLOATS];
+            group.throughput(Throughput::Elements((KEYS * n_head * (n_head + 2 * n_hidden)) as u64));
+            group.bench_function(format!("{n_head} heads, {n_hidden} units"), |b| {
+                b.iter(|| {
+                    let out = RowsMut::new(black_box(&mut out), n_head, KEYS, KEYS);
+                    kernels.float.align_heads(&net, Rows::new(black_box(&x), n_head, KEYS, KEYS), &mut units, out);
+                })
+            });
+        }
+        group.finish();
+    }
+}
+
 /// Elements per second of what runs once per row.
 fn rows(c: &mut Criterion) {
     for kernels in Kernels::available() {
@@ -77,5 +110,5 @@ fn rows(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, products, rows);
+criterion_group!(benches, products, heads, rows);
 criterion_main!(benches);

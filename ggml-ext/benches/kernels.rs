@@ -31,34 +31,47 @@ const DECODE_BYTES: usize = 256 << 20;
 struct Weights {
     ty: GgmlType,
     rows: usize,
+    cols: usize,
     bytes: Vec<u8>,
     start: usize,
     packed: bool,
 }
 
 impl Weights {
-    /// As many rows as fit in `max_bytes`: a few different ones over and over.
+    /// `rows` rows, or as many as fill [`DECODE_BYTES`].
     fn new(ty: GgmlType, rows: Option<usize>, packed: bool) -> Self {
-        let x: Vec<f32> = (0..ROWS * COLS).map(|i| (i * 7919 % 1021) as f32 / 510.0 - 1.0).collect();
-        let mut file = vec![0; ROWS * ty.row_bytes(COLS).unwrap()];
+        let bytes = if packed { packed_bytes(ty, ROWS, COLS) } else { ty.row_bytes(COLS).map(|n| ROWS * n) };
+        Self::of_shape(ty, rows.unwrap_or(DECODE_BYTES / bytes.unwrap() * ROWS), COLS, packed)
+    }
+
+    /// A few different rows over and over.
+    fn of_shape(ty: GgmlType, rows: usize, cols: usize, packed: bool) -> Self {
+        let x: Vec<f32> = (0..ROWS * cols).map(|i| (i * 7919 % 1021) as f32 / 510.0 - 1.0).collect();
+        let mut file = vec![0; ROWS * ty.row_bytes(cols).unwrap()];
         quantize_row(ty, &x, &mut file);
         let group = if packed {
-            let mut group = vec![0; packed_bytes(ty, ROWS, COLS).unwrap()];
-            pack_rows(ty, COLS, 0..ROWS, &file, &mut group);
+            let mut group = vec![0; packed_bytes(ty, ROWS, cols).unwrap()];
+            pack_rows(ty, cols, 0..ROWS, &file, &mut group);
             group
         } else {
             file
         };
-        let groups = rows.map_or(DECODE_BYTES / group.len(), |rows| rows / ROWS);
+        let groups = rows / ROWS;
         let mut bytes = Vec::<u8>::with_capacity(groups * group.len() + ALIGN);
         let start = bytes.as_ptr().align_offset(ALIGN);
         bytes.resize(start, 0);
         (0..groups).for_each(|_| bytes.extend_from_slice(&group));
-        Weights { ty, rows: groups * ROWS, bytes, start, packed }
+        Weights { ty, rows: groups * ROWS, cols, bytes, start, packed }
     }
 
     fn view(&self) -> MatrixRef<'_> {
-        MatrixRef { ty: self.ty, rows: self.rows, cols: COLS, data: &self.bytes[self.start..], packed: self.packed }
+        MatrixRef {
+            ty: self.ty,
+            rows: self.rows,
+            cols: self.cols,
+            data: &self.bytes[self.start..],
+            packed: self.packed,
+        }
     }
 
     fn len(&self) -> usize {
@@ -84,9 +97,9 @@ struct Operand {
 }
 
 impl Operand {
-    fn new(kernels: &Kernels, n: usize) -> Self {
-        let x: Vec<f32> = (0..n * COLS).map(|i| (i * 31 % 1009) as f32 / 500.0 - 1.0).collect();
-        let mut q8 = Q8Rows::new(n, COLS, FINE_STEP);
+    fn new(kernels: &Kernels, n: usize, cols: usize) -> Self {
+        let x: Vec<f32> = (0..n * cols).map(|i| (i * 31 % 1009) as f32 / 500.0 - 1.0).collect();
+        let mut q8 = Q8Rows::new(n, cols, FINE_STEP);
         q8.quantize(kernels, &x);
         Operand { x, q8, scratch: MatmulScratch::default(), out: Vec::new() }
     }
@@ -129,7 +142,7 @@ fn products(c: &mut Criterion) {
 
     for kernels in Kernels::available() {
         let mut group = c.benchmark_group(format!("decode/{}", kernels.tier));
-        let mut x = Operand::new(kernels, 1);
+        let mut x = Operand::new(kernels, 1, COLS);
         for (name, ty, packed) in forms() {
             group.bench_function(BenchmarkId::from_parameter(&name), |b| {
                 let w = Weights::new(ty, None, packed);
@@ -139,7 +152,7 @@ fn products(c: &mut Criterion) {
         group.finish();
         let mut group = c.benchmark_group(format!("prefill/{}", kernels.tier));
         group.throughput(Throughput::Elements((ROWS_PREFILL * COLS * TOKENS) as u64));
-        let mut x = Operand::new(kernels, TOKENS);
+        let mut x = Operand::new(kernels, TOKENS, COLS);
         for (name, ty, packed) in forms() {
             group.bench_function(BenchmarkId::from_parameter(&name), |b| {
                 let w = Weights::new(ty, Some(ROWS_PREFILL), packed);
@@ -148,6 +161,27 @@ fn products(c: &mut Criterion) {
         }
         group.finish();
     }
+}
+
+/// Matrices of real models, rows x columns: SmolLM2-135M's query/key/value, output, gate/up and down products, and two of a
+/// model of seven billion parameters.
+const SHAPES: [(usize, usize); 6] = [(960, 576), (576, 576), (3072, 576), (576, 1536), (4096, 4096), (22016, 4096)];
+
+/// Products of these shapes with one token and with a full micro-batch, in multiply-adds per second.
+fn shapes(c: &mut Criterion) {
+    let kernels = Kernels::detect();
+    let mut group = c.benchmark_group(format!("shapes/{}", kernels.tier));
+    for (rows, cols) in SHAPES {
+        for n_tokens in [1, 512] {
+            let w = Weights::of_shape(GgmlType::Q4_0, rows, cols, true);
+            let mut x = Operand::new(kernels, n_tokens, cols);
+            group.throughput(Throughput::Elements((rows * cols * n_tokens) as u64));
+            group.bench_function(format!("Q4_0/{rows}x{cols}/{n_tokens} tokens"), |b| {
+                b.iter(|| x.multiply(kernels, &w.view(), 0..w.rows));
+            });
+        }
+    }
+    group.finish();
 }
 
 /// Seconds that one of `n_parts` equal parts of a job takes: the median over some rounds through all of them. Parts are
@@ -176,7 +210,7 @@ fn table(filters: &[String]) {
     println!("{COLS} columns, one thread; memory is read at {roofline:.1} GB/s\n");
     println!("{:9} {:16} {:>12} {:>12} {:>15}", "tier", "type", "decode GB/s", "of the limit", "prefill GMAC/s");
     for kernels in Kernels::available() {
-        let (mut one, mut many) = (Operand::new(kernels, 1), Operand::new(kernels, TOKENS));
+        let (mut one, mut many) = (Operand::new(kernels, 1, COLS), Operand::new(kernels, TOKENS, COLS));
         for (name, ty, packed) in forms() {
             let tier = kernels.tier;
             if !filters.iter().all(|f| format!("{tier}/{name}").contains(f)) {
@@ -213,6 +247,7 @@ fn main() {
     if std::env::var_os("TABLE_ONLY").is_none() {
         let mut criterion = Criterion::default().configure_from_args().sample_size(10);
         products(&mut criterion);
+        shapes(&mut criterion);
         criterion.final_summary();
     }
     table(&filters);

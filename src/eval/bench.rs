@@ -100,9 +100,10 @@ impl Bench {
         if repetitions == 0 || test.n_tokens() == 0 {
             return Err(Error::Params("nothing to measure: no tokens, or no repetitions".into()));
         }
-        self.session.truncate(0);
-        if test.n_depth > 0 {
-            self.session.prefill(&self.ids[..test.n_depth], &mut |_| ())?;
+        // What the context holds is always a beginning of the same tokens.
+        let held = self.session.n_past();
+        if held < test.n_depth {
+            self.session.prefill(&self.ids[held..test.n_depth], &mut |_| ())?;
         }
         if warm_up {
             self.once(test)?;
