@@ -73,6 +73,17 @@ pub enum CacheTypeArg {
     Q8_0,
 }
 
+impl CacheTypeArg {
+    /// As on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheTypeArg::F32 => "f32",
+            CacheTypeArg::F16 => "f16",
+            CacheTypeArg::Q8_0 => "q8_0",
+        }
+    }
+}
+
 impl From<CacheTypeArg> for CacheType {
     fn from(arg: CacheTypeArg) -> Self {
         match arg {

@@ -27,6 +27,7 @@ mod progress;
 mod quantize;
 mod sampling;
 mod signals;
+mod study;
 mod synth;
 mod timings;
 mod tokenize;
@@ -77,6 +78,8 @@ enum Command {
     Imatrix(imatrix::ImatrixArgs),
     /// Score benchmarks of questions: HellaSwag, ARC, MMLU ...
     Eval(eval::EvalArgs),
+    /// Measure quality, speed and memory of a grid of quantisations and sharing plans, with a report
+    Study(study::StudyArgs),
     /// Write a model of random weights in the shape of a real one, to measure speed
     Synth(synth::SynthArgs),
     /// Join a model and a sidecar into one file
@@ -110,6 +113,7 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Quantize(args)) => quantize::run(args),
         Some(Command::Imatrix(args)) => imatrix::run(args),
         Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Study(args)) => study::run(args),
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Merge(args)) => merge::run(args),
         Some(Command::Extract(args)) => extract::run(args),

@@ -6,6 +6,7 @@ pub mod divergence;
 mod perplexity;
 mod probability;
 mod roofline;
+pub mod study;
 pub mod tasks;
 
 pub use cost::{BeforeAfter, LayerCost, PlanCost};

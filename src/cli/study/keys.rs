@@ -1,0 +1,120 @@
+//! What a cell's measurement depends on: looked up, hashed, and written down as its provenance.
+
+use crate::cli::error::CliError;
+use crate::cli::load::share_plan;
+use lisa_cpp::compute::default_threads;
+use lisa_cpp::eval::study::{Cell, Config, Hashes, Job, Quant};
+use lisa_cpp::eval::tasks::{Task, find_files};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// A cell that is ready to be measured.
+pub struct Ready {
+    /// What to measure; the model is the file, or the one that a type is made from.
+    pub job: Job,
+    /// Hash of `inputs` and of the program's version.
+    pub key: String,
+    /// Hash of what the weights are made of, for the name of the file that holds them.
+    pub weights: String,
+    /// Files and settings.
+    pub provenance: Value,
+}
+
+/// Looks up and hashes the files of `cell`.
+pub fn ready(config: &Config, cell: &Cell, hashes: &mut Hashes) -> Result<Ready, CliError> {
+    let mut files = Map::new();
+    let mut hash = |path: &Path| -> Result<String, CliError> {
+        let hash = hashes.file(path)?;
+        files.insert(path.display().to_string(), json!(hash));
+        Ok(hash)
+    };
+    let (model, weights) = match &cell.weights {
+        Quant::File(path) => (path, json!({ "file": hash(path)? })),
+        Quant::Make { from, ty, imatrix } => {
+            let imatrix = imatrix.as_deref().map(&mut hash).transpose()?;
+            let made =
+                json!({ "from": hash(from)?, "type": ty.to_uppercase(), "imatrix": imatrix, "version": VERSION });
+            (from, made)
+        }
+    };
+    let plan = cell.share.as_deref().map(share_plan).transpose()?;
+    // A plan in one form, wherever it came from.
+    let plan = plan.map(|plan| {
+        let item = |(layer, s): (usize, lisa_cpp::attention::Share)| {
+            format!("{}{layer}:{}", if s.kind.name() == "kv" { "kv:" } else { "" }, s.source)
+        };
+        plan.iter().map(item).collect::<Vec<_>>().join(",")
+    });
+    let mut quality = config.quality.clone();
+    let mut task_files = Map::new();
+    for name in &quality.tasks {
+        let found = match (Task::by_name(name), &quality.data) {
+            (Some(task), Some(data)) => find_files(data, task)?,
+            (Some(_), None) => return Err(CliError::run(format!("[quality]: 'data' is needed for the task {name}"))),
+            (None, _) => vec![name.into()],
+        };
+        let all = found.iter().map(|f| hash(f)).collect::<Result<Vec<_>, _>>()?;
+        task_files.insert(name.clone(), json!(all));
+    }
+    let inputs = json!({
+        "weights": weights,
+        "baseline": hash(&cell.baseline)?,
+        "sidecar": cell.lisa.as_deref().map(&mut hash).transpose()?,
+        "plan": plan,
+        "kv": cell.kv,
+        "text": quality.text.as_deref().map(&mut hash).transpose()?,
+        "tasks": task_files,
+        "ctx": quality.n_ctx(),
+        "chunks": quality.chunks,
+        "limit": quality.limit,
+        "speed": config.speed,
+        "threads": config.threads,
+        "kernels": std::env::var("LISA_CPU").ok(),
+        "version": VERSION,
+    });
+    if quality.ctx_size == 0 {
+        quality.ctx_size = quality.n_ctx();
+    }
+    let job = Job {
+        model: model.clone(),
+        baseline: cell.baseline.clone(),
+        share: plan,
+        lisa: cell.lisa.clone(),
+        kv: cell.kv.clone(),
+        threads: config.threads,
+        quality,
+        speed: config.speed.clone(),
+    };
+    let name = |p: &Path| p.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let provenance = json!({
+        "version": VERSION,
+        "threads": config.threads,
+        "cpus": default_threads(),
+        "cpu": cpu(),
+        "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        "text": job.quality.text.as_deref().map(name),
+        "baseline": name(&cell.baseline),
+        "quality": job.quality,
+        "speed": job.speed,
+        "inputs": inputs,
+        "files": files,
+    });
+    Ok(Ready { job, key: short_hash(&inputs.to_string()), weights: short_hash(&weights.to_string()), provenance })
+}
+
+/// The program's version.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn short_hash(text: &str) -> String {
+    let mut hash = lisa_cpp::eval::study::hash_text(text);
+    hash.truncate(16);
+    hash
+}
+
+/// The processor's name, where the system tells.
+fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name =
+        info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim().to_owned()));
+    name.unwrap_or_else(|| std::env::consts::ARCH.into())
+}
