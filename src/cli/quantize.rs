@@ -97,6 +97,9 @@ struct Positional {
     n_threads: usize,
 }
 
+/// What the output's metadata say about an importance matrix.
+type Settings = Vec<(String, Setting)>;
+
 impl QuantizeArgs {
     fn positional(&self) -> Result<Positional, CliError> {
         let recipe = |text: &str| match text.eq_ignore_ascii_case("COPY") {
@@ -143,7 +146,7 @@ impl QuantizeArgs {
         all.iter().map(parse).collect()
     }
 
-    fn importance(&self, log: Log) -> Result<Option<(Importance, Vec<(String, Setting)>)>, CliError> {
+    fn importance(&self, log: Log) -> Result<Option<(Importance, Settings)>, CliError> {
         let Some(path) = &self.imatrix else { return Ok(None) };
         let matrix = Imatrix::read(path)?;
         let is_in = |parts: &[String], name: &str| parts.iter().any(|part| name.contains(part.as_str()));

@@ -73,14 +73,13 @@ pub enum Hold {
 const SLICE_BYTES: usize = 4 << 20;
 
 impl Matrix {
-    /// The matrix whose rows lie at `range` of `file`, packed by the members of `pool` together.
+    /// The matrix of `[rows, cols]` whose rows lie at `range` of `file`, packed by the members of `pool` together.
     ///
     /// # Panics
     /// If `range` is not `rows` rows of `cols` elements of `ty` inside the file; the loader has checked that.
     pub fn load(
         ty: GgmlType,
-        rows: usize,
-        cols: usize,
+        [rows, cols]: [usize; 2],
         file: &Arc<FileBytes>,
         range: Range<usize>,
         hold: Hold,

@@ -108,7 +108,8 @@ impl<'p> Loader<'p> {
         let start = info.offset as usize;
         let range = start + part.start * row_bytes..start + part.end * row_bytes;
         self.bytes_done += range.len() as u64;
-        let matrix = Matrix::load(info.ty, part.len(), cols, &file, range, self.hold, &mut self.pool, &mut self.slabs);
+        let matrix =
+            Matrix::load(info.ty, [part.len(), cols], &file, range, self.hold, &mut self.pool, &mut self.slabs);
         if let Some(progress) = &mut self.progress {
             progress(self.bytes_done as f32 / self.bytes_total.max(1) as f32);
         }

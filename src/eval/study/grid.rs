@@ -131,7 +131,7 @@ mod tests {
         assert_eq!((cells[1].sharing.as_str(), cells[1].share.as_deref()), ("one", Some("5")));
         assert_eq!(cells[4].weights, Quant::File("a.gguf".into()));
         assert_eq!(cells[11].quant, "x");
-        assert!(cells.iter().all(|c| c.baseline == PathBuf::from("f.gguf")));
+        assert!(cells.iter().all(|c| c.baseline == *"f.gguf"));
         let shards: Vec<Shard> = ["1/3", "2/3", "3/3"].iter().map(|s| s.parse().unwrap()).collect();
         for i in 0..cells.len() {
             assert_eq!(shards.iter().filter(|s| s.has(i)).count(), 1);

@@ -33,11 +33,14 @@ use super::Tier;
 use crate::pack::{self, MatrixRef};
 use q8::Q8Block;
 
+/// Elements, `fine_step`, first and second digits, the list of fine blocks.
+type QuantizeRow = unsafe fn(&[f32], f32, [&mut [Q8Block]; 2], &mut [u32]);
+
 /// The matrix kernels of one tier.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct IntKernels {
-    quantize_row: unsafe fn(&[f32], f32, [&mut [Q8Block]; 2], &mut [u32]),
+    quantize_row: QuantizeRow,
     packed: unsafe fn(&packed::Product, &mut MatmulScratch),
     raw: unsafe fn(&packed::Product, &mut MatmulScratch),
     dense: unsafe fn(&dense::Product, &mut MatmulScratch),

@@ -91,6 +91,9 @@ pub fn values(group: &Group, figure: impl Fn(&Record) -> Option<(f64, f64)>) -> 
     cells.map(|(q, s)| figure(group.find(q, s)?)).collect()
 }
 
+/// A figure and its standard error.
+pub type Measured = (f64, f64);
+
 /// A figure with the error that stands beside it.
 pub fn measured(record: &Record, pointer: &str) -> Option<(f64, f64)> {
     let value = record.number(&format!("{pointer}/value"))?;
@@ -99,7 +102,7 @@ pub fn measured(record: &Record, pointer: &str) -> Option<(f64, f64)> {
 
 /// How much worse (in `ln` perplexity) each combination is than quantisation and sharing are together when each is alone:
 /// `combined - quantised - shared + neither`, with neither in the row that is least damaged. `None` without that row.
-pub fn interaction(group: &Group) -> Option<(String, Vec<Option<(f64, f64)>>)> {
+pub fn interaction(group: &Group) -> Option<(String, Vec<Option<Measured>>)> {
     let ln_ratio = |q: &str, s: &str| measured(group.find(q, s)?, "/quality/divergence/ln_ppl_ratio");
     let alone = |q: &&String| measured(group.find(q, NO_SHARING)?, "/quality/divergence/kld").map(|v| v.0);
     let reference = group
