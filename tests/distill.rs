@@ -4,7 +4,8 @@ mod common;
 #[path = "../src/distill/testing.rs"]
 mod testing;
 
-use ggml_ext::lisa::{Activation, Domain, Kind, Part};
+use ggml_ext::gguf::Gguf;
+use ggml_ext::lisa::{Activation, Domain, Kind, LisaMeta, Part, identify};
 use lisa_cpp::distill::dense::DenseModel;
 use lisa_cpp::distill::modules::{Module, Modules};
 use lisa_cpp::distill::student::{Pair, Workspace};
@@ -130,5 +131,60 @@ fn the_unchanged_student_is_the_teacher() {
             false,
         );
         assert!(out.loss.abs() < 1e-4 && (out.nll - out.nll_teacher).abs() < 1e-4, "{name}: {out:?}");
+    }
+}
+
+/// Both losses and all their gradients against automatic differentiation of an implementation that shares no code with this one; see
+/// `data/distill/make.py`.
+#[test]
+fn losses_and_gradients_match_the_reference() {
+    let cases = common::json("distill/gradients.json.gz");
+    for case in cases.as_array().unwrap() {
+        let text = |key: &str| case[key].as_str().unwrap();
+        let (base, sidecar) = (text("base"), text("sidecar"));
+        let ids: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect();
+        let file = ModelFile::from_bytes(base, common::bytes(&format!("{base}.gguf.gz")));
+        let model = DenseModel::new(&Model::load(&file, ModelParams::default()).unwrap(), ids.len()).unwrap();
+        let bytes = common::bytes(&format!("{sidecar}.lisa.gguf.gz"));
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let (geometry, _) = identify(&file.parse().unwrap()).unwrap();
+        let mut all = Modules::read(&LisaMeta::read(&gguf).unwrap().unwrap(), &gguf, &geometry);
+        // The reference knows no other.
+        all.scale = model.layers[0].shape.scale;
+        let pair = Pair { model: &model, modules: &all };
+        for stage in ["end-to-end", "attention"] {
+            let out = match stage {
+                "attention" => pair.attention(&mut Workspace::default(), &ids, true),
+                _ => pair.end_to_end(&mut Workspace::default(), &ids, true),
+            };
+            let loss = case[stage]["loss"].as_f64().unwrap();
+            assert!((out.mean_loss() - loss).abs() < 1e-4 * loss, "{sidecar}, {stage}: {} and {loss}", out.mean_loss());
+            let mut n = 0;
+            for (name, expected) in case[stage]["gradients"].as_object().unwrap() {
+                let expected: Vec<f64> = expected.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+                let (layer, part) = name.strip_prefix("blk.").unwrap().split_once('.').unwrap();
+                let m = all.get(layer.parse().unwrap()).unwrap();
+                let (part, n_in) = match part {
+                    "skip" => (Part::AlignSkip, m.n_head),
+                    "up" => (Part::AlignUp, m.n_head),
+                    "bias" => (Part::AlignUpBias, 1),
+                    "down" => (Part::AlignDown, m.n_hidden),
+                    "q" => (Part::Q, 0),
+                    "k" => (Part::K, 0),
+                    other => panic!("{other}"),
+                };
+                let found: Vec<f64> =
+                    out.grads[m.range(part)].iter().map(|g| f64::from(*g) / ids.len() as f64).collect();
+                assert_eq!(found.len(), expected.len(), "{name}");
+                let n_out = found.len() / n_in.max(1);
+                // The reference holds alignment matrices with a row per input.
+                let at = |i: usize| if n_in > 0 { i % n_in * n_out + i / n_in } else { i };
+                let norm = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let error = (0..found.len()).map(|i| (found[i] - expected[at(i)]).powi(2)).sum::<f64>().sqrt();
+                assert!(error < 1e-3 * norm, "{sidecar}, {stage}, {name}: off by {error} of {norm}");
+                n += 1;
+            }
+            assert!(n >= 6, "{sidecar}: {n} tensors compared");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Standard output carries the answer alone; everything else goes to standard error.
 
+mod analyze;
 mod args;
 mod argv;
 mod bench;
@@ -9,6 +10,7 @@ mod chat;
 mod commands;
 mod conversation;
 mod convert;
+mod distill;
 mod engine;
 mod error;
 mod eval;
@@ -86,6 +88,10 @@ enum Command {
     Merge(merge::MergeArgs),
     /// Get the sidecar back out of a merged model
     Extract(extract::ExtractArgs),
+    /// Compare how layers attend, and measure what sharing each of them does
+    Analyze(analyze::AnalyzeArgs),
+    /// Train a sidecar: layers take attention weights from the layer before, and learn to do as the unchanged model does
+    Distill(distill::DistillArgs),
     /// Make a sidecar of modules in a safetensors file
     ConvertLisa(convert::ConvertArgs),
 }
@@ -117,6 +123,8 @@ fn dispatch(cli: &Cli) -> Result<(), CliError> {
         Some(Command::Synth(args)) => synth::run(args),
         Some(Command::Merge(args)) => merge::run(args),
         Some(Command::Extract(args)) => extract::run(args),
+        Some(Command::Analyze(args)) => analyze::run(args),
+        Some(Command::Distill(args)) => distill::run(args),
         Some(Command::ConvertLisa(args)) => convert::run(args),
     }
 }

@@ -61,6 +61,11 @@ impl Progress {
         Progress { bar, start: Instant::now(), shown: false, watched: log.is_watched() }
     }
 
+    /// What stands before the bar.
+    pub fn message(&mut self, text: impl Display) {
+        self.bar.set_message(text.to_string());
+    }
+
     /// Moves the bar to `done` units.
     pub fn set(&mut self, done: u64) {
         if self.watched && !self.shown && self.start.elapsed() > PATIENCE {

@@ -43,6 +43,13 @@ pub struct Tape {
     down: Vec<f32>,
 }
 
+impl Tape {
+    /// The attention's result, before a norm on it.
+    pub fn attention(&self) -> &[f32] {
+        &self.out
+    }
+}
+
 /// Work space of one member for the passes over layers.
 #[derive(Default)]
 pub struct Scratch {

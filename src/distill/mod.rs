@@ -5,10 +5,19 @@
 
 pub mod adam;
 pub mod align;
+pub mod checkpoint;
+pub mod choose;
+pub mod compensate;
+pub mod data;
 pub mod dense;
 pub mod layer;
 pub mod modules;
 pub mod scores;
+pub mod similarity;
+mod solve;
+pub mod start;
 pub mod student;
+pub mod team;
 #[cfg(test)]
 mod testing;
+pub mod trainer;

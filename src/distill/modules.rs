@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use ggml_ext::GgmlType;
-use ggml_ext::gguf::TensorInfo;
-use ggml_ext::lisa::{Activation, Domain, Kind, LayerMeta, LisaMeta, Part, Provenance};
+use ggml_ext::gguf::{Gguf, TensorInfo};
+use ggml_ext::lisa::{Activation, Domain, Geometry, Kind, LayerMeta, LisaMeta, Part, Provenance};
+use ggml_ext::{GgmlType, blocks};
 
 /// A substituted layer's modules: their sizes, and where they lie in the flat vector.
 #[derive(Debug, Clone, PartialEq)]
@@ -147,6 +147,49 @@ impl Modules {
         &mut self.values[range]
     }
 
+    /// The modules of `sidecar`, whose metadata are `meta`, for a model of this `geometry`. The file must have passed
+    /// [`ggml_ext::lisa::check_sidecar`].
+    pub fn read(meta: &LisaMeta, sidecar: &Gguf, geometry: &Geometry) -> Self {
+        let floats = |layer: usize, part: Part| -> Vec<f32> {
+            let name = part.tensor(layer);
+            let Some(t) = sidecar.tensors().iter().find(|t| t.name == name) else { return Vec::new() };
+            let mut out = vec![0.0; t.shape.iter().product::<u64>() as usize];
+            blocks::dequantize_row(t.ty, sidecar.tensor_data(t), &mut out);
+            out
+        };
+        let mut list = Vec::new();
+        for (layer, of) in meta.layers.iter().enumerate() {
+            let Some(source) = of.source else { continue };
+            list.push(Module {
+                layer,
+                source,
+                kind: of.kind,
+                n_head: geometry.layers[layer].n_head,
+                n_head_kv: geometry.layers[layer].n_head_kv,
+                n_embd: geometry.n_embd,
+                rank: of.rank,
+                n_hidden: floats(layer, Part::AlignUpBias).len(),
+                comp: !floats(layer, Part::Comp).is_empty(),
+                freq: floats(layer, Part::Freq),
+                start: 0,
+            });
+        }
+        let mut all = Self::new(list, meta.activation, meta.domain, meta.scale);
+        for m in all.list.clone() {
+            for (part, _) in m.parts() {
+                let x = floats(m.layer, part);
+                let x = match part {
+                    // Stored with a row per input.
+                    Part::AlignSkip | Part::AlignDown => by_input(&x, m.n_head),
+                    Part::AlignUp => by_input(&x, m.n_hidden),
+                    _ => x,
+                };
+                all.part_mut(m.layer, part).copy_from_slice(&x);
+            }
+        }
+        all
+    }
+
     /// The metadata of the sidecar for a model of `n_layer` layers.
     pub fn meta(&self, n_layer: usize, fingerprint: String, trained: Provenance) -> LisaMeta {
         let mut layers = vec![LayerMeta::FULL; n_layer];
@@ -183,7 +226,7 @@ impl Modules {
     }
 }
 
-/// A matrix with a row per input from one with rows of `n_in`.
+/// The transpose of a matrix with rows of `n_in`.
 fn by_input(x: &[f32], n_in: usize) -> Vec<f32> {
     let n_out = x.len() / n_in;
     (0..x.len()).map(|i| x[i % n_out * n_in + i / n_out]).collect()
@@ -199,4 +242,42 @@ fn tensor(name: String, shape: &[usize], ty: GgmlType, x: &[f32]) -> (TensorInfo
     };
     let shape = shape.iter().map(|&n| n as u64).collect();
     (TensorInfo { name, shape, ty, offset: 0, n_bytes: data.len() as u64 }, data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::distill::testing::noise;
+    use ggml_ext::lisa::{Heads, write_sidecar};
+
+    /// Written and read again, modules are the same but for the rounding to F16.
+    #[test]
+    fn sidecars_bring_modules_back() {
+        let module = |layer, kind, rank, n_hidden, comp| Module {
+            layer,
+            source: layer - 1,
+            kind,
+            n_head: 3,
+            n_head_kv: 1,
+            n_embd: 6,
+            rank,
+            n_hidden,
+            comp,
+            freq: (0..rank / 2).map(|i| i as f32 + 0.25).collect(),
+            start: 0,
+        };
+        let list = vec![module(2, Kind::Shared, 0, 0, true), module(1, Kind::Lisa, 4, 2, false)];
+        let mut all = Modules::new(list, Activation::Gelu, Domain::Weight, 0.3);
+        // Numbers that F16 has.
+        all.values = noise(1, all.values.len(), 1.0).iter().map(|x| (x * 64.0).round() / 64.0).collect();
+        let meta = all.meta(4, "0".repeat(64), Provenance::default());
+        let (tensors, mut bytes) = (all.tensors(), Vec::new());
+        write_sidecar("llama", &meta, tensors.iter().map(|(t, d)| (t, &d[..])), &mut bytes).unwrap();
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let heads = Heads { n_head: 3, n_head_kv: 1, key_length: 8, value_length: 8 };
+        let geometry = Geometry::uniform(4, 6, heads);
+        let meta = LisaMeta::read(&gguf).unwrap().unwrap();
+        ggml_ext::lisa::check_sidecar(&meta, &geometry, "llama", &gguf).unwrap();
+        assert_eq!(Modules::read(&meta, &gguf, &geometry), all);
+    }
 }

@@ -83,6 +83,13 @@ fn with_log(logs: &mut [Vec<f32>], all: &Modules, i: usize, f: impl FnOnce(&mut 
     logs[i] = log;
 }
 
+/// What the teacher made of one window.
+pub struct Teacher {
+    ids: Vec<u32>,
+    /// The residual stream before every layer, and after the last.
+    streams: Vec<Vec<f32>>,
+}
+
 /// A student and its teacher.
 pub struct Pair<'a> {
     /// The unchanged model.
@@ -132,6 +139,45 @@ impl Pair<'_> {
         for i in first..n_layer {
             self.teach(w, i, false, true);
         }
+        self.student(w, first, gradient);
+        let mut dx = vec![0.0; if gradient { w.x.len() } else { 0 }];
+        let mut out = self.predictions(w, ids, &mut dx);
+        if gradient {
+            out.grads = vec![0.0; self.modules.values.len()];
+            self.backward(w, first, &mut dx, &mut out.grads);
+        }
+        out
+    }
+
+    /// What the teacher makes of `ids`.
+    pub fn teacher(&self, w: &mut Workspace, ids: &[u32]) -> Teacher {
+        self.prepare(w, ids);
+        let mut streams = vec![w.x.clone()];
+        for i in 0..self.model.layers.len() {
+            self.teach(w, i, false, true);
+            streams.push(w.x.clone());
+        }
+        Teacher { ids: ids.to_vec(), streams }
+    }
+
+    /// [`Pair::end_to_end`] on a window that the teacher has seen, without a gradient.
+    pub fn compare(&self, w: &mut Workspace, taught: &Teacher) -> Outcome {
+        let n_layer = self.model.layers.len();
+        let first = self.modules.first().unwrap_or(n_layer);
+        self.prepare(w, &taught.ids);
+        for i in (0..first).filter(|&i| self.is_source(i)) {
+            w.x.clone_from(&taught.streams[i]);
+            self.teach(w, i, true, false);
+        }
+        w.student.clone_from(&taught.streams[first]);
+        self.student(w, first, false);
+        w.x.clone_from(&taught.streams[n_layer]);
+        self.predictions(w, &taught.ids, &mut [])
+    }
+
+    /// Runs the student's layers from `first` on over `w.student`; keeps what the reverse pass needs where there will be one.
+    fn student(&self, w: &mut Workspace, first: usize, gradient: bool) {
+        let n_layer = self.model.layers.len();
         w.tapes.resize_with(if gradient { n_layer - first } else { 1 }, Tape::default);
         for i in first..n_layer {
             let Workspace { student, tapes, logs, scratch, .. } = &mut *w;
@@ -141,13 +187,6 @@ impl Pair<'_> {
             with_log(logs, self.modules, i, |log, source| pass.logs(tape, source, log));
             pass.finish(tape, &logs[self.modules.owner(i)], student, scratch);
         }
-        let mut dx = vec![0.0; if gradient { w.x.len() } else { 0 }];
-        let mut out = self.predictions(w, ids, &mut dx);
-        if gradient {
-            out.grads = vec![0.0; self.modules.values.len()];
-            self.backward(w, first, &mut dx, &mut out.grads);
-        }
-        out
     }
 
     /// The two heads on `w.x` (teacher) and `w.student`; `dx` gets the gradient of the student's last hidden states.
@@ -291,27 +330,25 @@ impl Pair<'_> {
         }
     }
 
-    /// Bytes that one member's work space for windows of `n_ctx` tokens takes, with everything the reverse pass of the whole
-    /// body needs (`end_to_end`) or that of the attention alone.
-    pub fn workspace_bytes(model: &crate::model::Model, modules: &Modules, n_ctx: usize, end_to_end: bool) -> u64 {
-        let d = model.decoder();
+    /// Bytes that one member's work space takes, with everything the reverse pass of the whole body needs (`end_to_end`) or that
+    /// of the attention alone.
+    pub fn workspace_bytes(&self, end_to_end: bool) -> u64 {
+        let (d, modules) = (self.model, self.modules);
+        let n_ctx = d.n_ctx;
         let first = modules.first().unwrap_or(0);
         let of_layer = |i: usize, whole: bool| {
-            let (l, s) = (&d.layers[i], d.layers[i].attn.shape);
+            let (l, s) = (&d.layers[i], d.layers[i].shape);
             let dim = modules.get(i).map_or(s.head_dim_k, |m| m.rank);
-            let low = (s.n_head + s.n_head_kv) * dim + d.embed.weight.cols();
+            let low = (s.n_head + s.n_head_kv) * dim + d.n_embd;
             let logs = s.n_head * n_ctx;
-            let body = 5 * d.embed.weight.cols()
-                + 2 * l.ffn.gate.weight.rows()
-                + s.n_head_kv * s.head_dim_v
-                + s.n_head * s.head_dim_v;
+            let body = 5 * d.n_embd + 2 * l.gate.n_out + s.n_head_kv * s.head_dim_v + s.n_head * s.head_dim_v;
             4 * n_ctx as u64 * (low + logs + if whole { body } else { 0 }) as u64
         };
         let n_layer = d.layers.len();
         let pair = 2 * of_layer(n_layer - 1, true);
-        let rows = logit_rows(d.n_vocab(), n_ctx);
+        let rows = logit_rows(d.n_vocab, n_ctx);
         let layers: u64 = match end_to_end {
-            true => (first..n_layer).map(|i| of_layer(i, true)).sum::<u64>() + 4 * (2 * rows * d.n_vocab()) as u64,
+            true => (first..n_layer).map(|i| of_layer(i, true)).sum::<u64>() + 4 * (2 * rows * d.n_vocab) as u64,
             // Each with its gradient.
             false => modules.iter().map(|m| 2 * of_layer(m.layer, false)).sum(),
         };

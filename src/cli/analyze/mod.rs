@@ -1,0 +1,204 @@
+//! `lisa-cpp analyze`: how alike layers attend, and what sharing each of them really does to the model.
+
+mod html;
+
+use super::distill::{TextSource, dense, prepare, stoppable};
+use super::error::CliError;
+use super::load;
+use super::output::Output;
+use super::progress::{Log, Progress};
+use clap::Args;
+use ggml_ext::lisa::{Activation, Domain, Kind};
+use lisa_cpp::compute::default_threads;
+use lisa_cpp::distill::choose::{Parts, candidates};
+use lisa_cpp::distill::similarity::{self, Similarity, rank_correlation};
+use lisa_cpp::distill::start::{Design, Rank};
+use lisa_cpp::distill::team::Team;
+use serde_json::{Value, json};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Flags of `analyze`.
+#[derive(Args, Debug)]
+pub struct AnalyzeArgs {
+    /// GGUF file of the model (of a split model: its first part). Default: the embedded story model
+    #[arg(short, long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    text: TextSource,
+    /// Tokens per window of text
+    #[arg(short, long, value_name = "N", default_value_t = 256)]
+    ctx_size: u32,
+    /// Windows to measure on, from the beginning of the text
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    chunks: usize,
+    /// How a layer shares when its damage is measured: shared (weights of the layer before as they are), lisa (an untrained sidecar)
+    #[arg(long, value_name = "KIND", value_enum, default_value = "shared")]
+    kind: super::distill::KindArg,
+    /// With --kind lisa: values per low-rank head, or 6x
+    #[arg(long, value_name = "R", default_value = "6x")]
+    rank: Rank,
+    /// Heat maps and damage as a web page that needs nothing else
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// One JSON object: layers, matrices, rank correlations
+    #[arg(long)]
+    json: bool,
+    /// Threads; 0 or less: as many as this process may use
+    #[arg(short, long, value_name = "N", default_value_t = -1, hide_default_value = true)]
+    threads: i32,
+    /// Nothing on standard error but errors
+    #[arg(long)]
+    log_disable: bool,
+}
+
+/// What sharing one layer does.
+pub struct Damage {
+    layer: usize,
+    kl: f64,
+    perplexity: f64,
+}
+
+/// Everything measured.
+pub struct Findings {
+    name: String,
+    kind: Kind,
+    similarity: Similarity,
+    damage: Vec<Damage>,
+    /// Perplexity of the unchanged model; `None` where nothing was compared with it.
+    unchanged: Option<f64>,
+}
+
+/// The names of the measures, in the order of [`Findings::matrices`].
+const MEASURES: [&str; 4] = ["cosine", "cosine_matched", "divergence", "divergence_matched"];
+
+impl Findings {
+    /// All pairs of layers.
+    fn matrices(&self) -> [&[f64]; 4] {
+        let s = &self.similarity;
+        [&s.cosine, &s.cosine_matched, &s.divergence, &s.divergence_matched]
+    }
+
+    /// A measure of `layer` and the one before it.
+    fn with_previous(&self, measure: usize, layer: usize) -> f64 {
+        self.matrices()[measure][layer * self.similarity.n_layer + layer - 1]
+    }
+
+    /// Spearman's correlation of a measure's dissimilarity with the damage: 1 where it ranks layers as the damage does.
+    fn correlation(&self, measure: usize) -> Option<f64> {
+        let sign = if measure < 2 { -1.0 } else { 1.0 };
+        let (a, b): (Vec<_>, Vec<_>) =
+            self.damage.iter().map(|d| (sign * self.with_previous(measure, d.layer), d.kl)).unzip();
+        Some(rank_correlation(&a, &b)).filter(|c| c.is_finite())
+    }
+
+    fn json(&self) -> Value {
+        let n = self.similarity.n_layer;
+        let rows = |m: &[f64]| m.chunks_exact(n).map(<[f64]>::to_vec).collect::<Vec<_>>();
+        let matrices: serde_json::Map<_, _> =
+            MEASURES.iter().zip(self.matrices()).map(|(k, m)| ((*k).into(), json!(rows(m)))).collect();
+        let correlations: serde_json::Map<_, _> =
+            MEASURES.iter().enumerate().map(|(i, k)| ((*k).into(), json!(self.correlation(i)))).collect();
+        let layers: Vec<Value> = self
+            .damage
+            .iter()
+            .map(|d| json!({ "layer": d.layer, "source": d.layer - 1, "kl": d.kl, "perplexity": d.perplexity }))
+            .collect();
+        json!({ "model": self.name, "kind": self.kind.name(), "n_layer": n, "perplexity_unchanged": self.unchanged,
+            "layers": layers, "similarity": matrices, "rank_correlation": correlations })
+    }
+
+    fn table(&self, out: &mut impl Write) -> std::io::Result<()> {
+        writeln!(out, "layer  cosine  matched  divergence  matched      KL  perplexity  (with the layer before)")?;
+        for layer in 1..self.similarity.n_layer {
+            let [c, cm, d, dm] = [0, 1, 2, 3].map(|m| self.with_previous(m, layer));
+            write!(out, "{layer:>5}  {c:>6.3}  {cm:>7.3}  {d:>10.4}  {dm:>7.4}")?;
+            match self.damage.iter().find(|d| d.layer == layer) {
+                Some(d) => writeln!(out, "  {:>6.4}  {:>10.2}", d.kl, d.perplexity)?,
+                None => writeln!(out, "       -           -")?,
+            }
+        }
+        if let Some(unchanged) = self.unchanged {
+            writeln!(out, "unchanged: perplexity {unchanged:.2}")?;
+        }
+        for (i, name) in MEASURES.iter().enumerate() {
+            if let Some(c) = self.correlation(i) {
+                let what = if i < 2 { "1 - " } else { "" };
+                writeln!(out, "rank correlation of {what}{name} with the damage: {c:.2}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command.
+pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
+    let log = Log::new(!args.log_disable);
+    if args.chunks == 0 || args.ctx_size < 16 {
+        return Err(CliError::usage("--chunks must be at least 1 and --ctx-size at least 16"));
+    }
+    let file = load::file(args.model.as_deref())?;
+    let html = args.html.as_deref().map(|p| Output::create(p, &[&args.text.file])).transpose()?;
+    let (model, windows, _) = prepare(&file, &args.text, args.ctx_size as usize, 0, log)?;
+    let dense = dense(&model, args.ctx_size as usize, log)?;
+    let n_threads = if args.threads <= 0 { default_threads() } else { args.threads.min(1024) as usize };
+    let mut team = Team::new(n_threads)?;
+    let stop = stoppable()?;
+    let chosen = windows.first(args.chunks);
+
+    let mut bar = Progress::new(log, "comparing layers", chosen.len() as u64);
+    let similarity = similarity::measure(&mut team, &dense, &chosen, &mut |done| {
+        bar.set(done as u64);
+        !stop.stopped()
+    });
+    drop(bar);
+    let Some(similarity) = similarity else { return Err(CliError::Interrupted) };
+    let mut found = Findings {
+        name: model.name().unwrap_or(&file.name).into(),
+        kind: args.kind.into(),
+        similarity,
+        damage: Vec::new(),
+        unchanged: None,
+    };
+    if !stop.stopped() {
+        let design = Design {
+            plan: Vec::new(),
+            kind: found.kind,
+            rank: args.rank,
+            n_hidden: 0,
+            activation: Activation::Silu,
+            domain: Domain::Log,
+            comp: false,
+            seed: 0,
+        };
+        let layers = candidates(&dense, 1);
+        let parts = Parts::new(&dense, &design, &layers, &windows.first(args.chunks.min(8)))?;
+        let taught = team.teach(&dense, &chosen);
+        let mut bar = Progress::new(log, "sharing each layer", layers.len() as u64);
+        for (i, &layer) in layers.iter().enumerate() {
+            if stop.stopped() {
+                break;
+            }
+            let out = team.compare(&dense, &parts.student(&[layer]), &taught);
+            found.unchanged = Some(out.perplexity_teacher());
+            found.damage.push(Damage { layer, kl: out.mean_loss(), perplexity: out.perplexity() });
+            bar.set(i as u64 + 1);
+        }
+    }
+    let interrupted = stop.stopped();
+    drop(stop);
+    if interrupted {
+        log.line(format_args!("interrupted: damage of {} layers measured", found.damage.len()));
+    }
+    if let Some(html) = html {
+        let page = html::page(&found);
+        html.fill(page.len() as u64, |out| out.write_all(page.as_bytes()).map_err(|e| CliError::run(e.to_string())))?;
+    }
+    let mut out = std::io::stdout().lock();
+    match args.json {
+        true => writeln!(out, "{}", found.json())?,
+        false => found.table(&mut out)?,
+    }
+    out.flush()?;
+    if interrupted { Err(CliError::Interrupted) } else { Ok(()) }
+}

@@ -1,0 +1,304 @@
+//! Flags of `distill`.
+
+use clap::{Args, ValueEnum};
+use ggml_ext::lisa::{Activation, Domain, Kind};
+use lisa_cpp::compute::default_threads;
+use lisa_cpp::distill::data::{Exclude, texts};
+use lisa_cpp::distill::start::Rank;
+use lisa_cpp::distill::trainer::Settings;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::cli::args::read_text;
+use crate::cli::error::CliError;
+
+/// Text to train or measure on.
+#[derive(Args, Debug)]
+pub struct TextSource {
+    /// The text: plain, or JSON lines with a field `text` where the name ends in .jsonl
+    #[arg(short, long, value_name = "FILE")]
+    pub file: PathBuf,
+    /// Of JSON lines, leave out those whose FIELD is VALUE (may be given several times)
+    #[arg(long, value_name = "FIELD=VALUE")]
+    pub exclude: Vec<Exclude>,
+}
+
+impl TextSource {
+    /// The texts of the file.
+    pub fn texts(&self) -> Result<Vec<String>, CliError> {
+        Ok(texts(&self.file, &read_text(&self.file)?, &self.exclude)?)
+    }
+}
+
+/// The layers to substitute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layers {
+    /// That many, chosen by measured damage.
+    Auto(usize),
+    /// These, with their sources.
+    Plan(Vec<(usize, usize)>),
+}
+
+impl FromStr for Layers {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        if let Some(n) = s.strip_prefix("auto:") {
+            let n = n.parse().ok().filter(|&n: &usize| n > 0);
+            return n.map(Self::Auto).ok_or_else(|| format!("'{s}': expected auto:N, N layers"));
+        }
+        let text = match std::fs::read_to_string(s) {
+            Ok(text) => text,
+            Err(_) => s.to_owned(),
+        };
+        let plan: lisa_cpp::SharePlan = text.parse()?;
+        if let Some((layer, _)) = plan.iter().find(|(_, share)| share.kind == Kind::Kv) {
+            return Err(format!("layer {layer}: kind kv has nothing to train"));
+        }
+        Ok(Self::Plan(plan.iter().map(|(layer, share)| (layer, share.source)).collect()))
+    }
+}
+
+/// Kinds of sharing that can be trained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KindArg {
+    /// Aligned heads and low-rank scores (LISA)
+    Lisa,
+    /// The source's weights as they are, with linear compensation (Shared Attention, UniAttn)
+    Shared,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Lisa => Kind::Lisa,
+            KindArg::Shared => Kind::Shared,
+        }
+    }
+}
+
+/// Where layers take attention weights from, unless the plan says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SourceArg {
+    /// The sources of the plan, by default the layer before
+    Chain,
+    /// The nearest layer before that computes its own
+    Full,
+}
+
+/// Flags of `distill`.
+#[derive(Args, Debug)]
+pub struct DistillArgs {
+    /// GGUF file of the model (of a split model: its first part). Default: the embedded story model
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    #[command(flatten)]
+    pub text: TextSource,
+    /// Layers to substitute: auto:16 (the 16 that do least damage together), 4-10,14 (these, from the layer before), 8:4 (layer
+    /// 8 from layer 4), or a file with such a list
+    #[arg(long, value_name = "LAYERS", required_unless_present = "from")]
+    pub layers: Option<Layers>,
+    /// Begin with the modules of a sidecar of the same model, in place of --layers
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "kind", "rank", "hidden", "activation", "domain", "source"])]
+    pub from: Option<PathBuf>,
+    /// The sidecar; a file of this name is replaced. The state of a run that is not over is beside it, in FILE.checkpoint
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// What takes the place of queries and keys
+    #[arg(long, value_name = "KIND", value_enum, default_value = "lisa")]
+    pub kind: KindArg,
+    /// Values per low-rank head, even; or 6x: a sixth of the original on the average
+    #[arg(long, value_name = "R", default_value = "6x")]
+    pub rank: Rank,
+    /// Hidden units of the network over the heads
+    #[arg(long, value_name = "M", default_value_t = 0)]
+    pub hidden: usize,
+    /// Activation of the hidden units: relu, silu, gelu
+    #[arg(long, value_name = "NAME", default_value = "silu")]
+    activation: String,
+    /// What that network sees of the source's weights: log, weight
+    #[arg(long, value_name = "NAME", default_value = "log")]
+    domain: String,
+    /// Which layer a layer takes weights from
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "chain")]
+    source: SourceArg,
+    /// With --kind shared: no linear compensation
+    #[arg(long)]
+    pub no_comp: bool,
+    /// With auto: layers at the beginning that are left alone [default: one in eight]
+    #[arg(long, value_name = "N")]
+    pub protect: Option<usize>,
+    /// Tokens per window of text
+    #[arg(short, long, value_name = "N", default_value_t = 256)]
+    pub ctx_size: u32,
+    /// Windows per step
+    #[arg(short, long, value_name = "N", default_value_t = 4)]
+    batch_size: usize,
+    /// Steps of stage 1: every layer's attention weights, on the unchanged model's inputs
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    steps_attention: usize,
+    /// Steps of stage 2: the model's predictions, end to end
+    #[arg(long, value_name = "N", default_value_t = 240)]
+    steps: usize,
+    /// Learning rate of stage 1
+    #[arg(long, value_name = "X", default_value_t = 2e-3)]
+    lr_attention: f64,
+    /// Learning rate of stage 2
+    #[arg(long, value_name = "X", default_value_t = 1e-3)]
+    lr: f64,
+    /// Part of each stage's steps in which the learning rate rises
+    #[arg(long, value_name = "X", default_value_t = 0.05)]
+    warmup: f64,
+    /// Largest norm of a gradient
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    clip: f64,
+    /// Weight decay (AdamW)
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    weight_decay: f64,
+    /// Seed of the order of the text and of hidden units
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Windows of text held out to measure on
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub held_out: usize,
+    /// Steps between losses on the text held out
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    eval_every: usize,
+    /// End a stage after so many losses on the text held out without progress; 0: never
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    patience: usize,
+    /// Steps between checkpoints
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub save_every: usize,
+    /// Go on from FILE.checkpoint, to the same result as without a break
+    #[arg(long)]
+    pub resume: bool,
+    /// Stop with a checkpoint after so many minutes
+    #[arg(long, value_name = "MINUTES")]
+    pub time_limit: Option<f64>,
+    /// Threads; 0 or less: as many as this process may use
+    #[arg(short, long, value_name = "N", default_value_t = -1, hide_default_value = true)]
+    threads: i32,
+    /// Steps and held-out losses as JSON lines on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Nothing on standard error but errors
+    #[arg(long)]
+    pub log_disable: bool,
+}
+
+impl DistillArgs {
+    /// Refuses what no run can do.
+    pub fn check(&self) -> Result<(), CliError> {
+        let positive = [
+            ("--batch-size", self.batch_size),
+            ("--held-out", self.held_out),
+            ("--eval-every", self.eval_every),
+            ("--save-every", self.save_every),
+        ];
+        if let Some((flag, _)) = positive.iter().find(|(_, n)| *n == 0) {
+            return Err(CliError::usage(format!("{flag} must be at least 1")));
+        }
+        if self.ctx_size < 2 {
+            return Err(CliError::usage(format!("--ctx-size {}: must be at least 2", self.ctx_size)));
+        }
+        let ranges = [
+            ("--lr", self.lr, 0.0, 1.0),
+            ("--lr-attention", self.lr_attention, 0.0, 1.0),
+            ("--warmup", self.warmup, 0.0, 1.0),
+            ("--clip", self.clip, f64::MIN_POSITIVE, f64::MAX),
+            ("--weight-decay", self.weight_decay, 0.0, f64::MAX),
+            ("--time-limit", self.time_limit.unwrap_or(1.0), 0.0, 1e9),
+        ];
+        // Written so that not-a-number is out of every range.
+        if let Some((flag, x, low, high)) = ranges.into_iter().find(|(_, x, low, high)| !(x >= low && x <= high)) {
+            let range = if high < 1e8 { format!("{low} to {high}") } else { "a positive number".into() };
+            return Err(CliError::usage(format!("{flag} {x}: expected {range}")));
+        }
+        self.activation()?;
+        self.domain()?;
+        Ok(())
+    }
+
+    /// The training's settings.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            batch: self.batch_size,
+            steps_attention: self.steps_attention,
+            steps_end_to_end: self.steps,
+            lr_attention: self.lr_attention,
+            lr_end_to_end: self.lr,
+            warmup: self.warmup,
+            clip: self.clip,
+            decay: self.weight_decay,
+            seed: self.seed,
+            eval_every: self.eval_every,
+            patience: self.patience,
+        }
+    }
+
+    /// Everything about the student that flags say.
+    pub fn design_text(&self) -> String {
+        format!(
+            "{:?} {:?} {:?} {:?} {} {} {} {:?} {} {:?}",
+            self.from,
+            self.layers,
+            self.kind,
+            self.rank,
+            self.hidden,
+            self.activation,
+            self.domain,
+            self.source,
+            self.no_comp,
+            self.protect
+        )
+    }
+
+    /// `--activation`.
+    pub fn activation(&self) -> Result<Activation, CliError> {
+        Activation::from_name(&self.activation).ok_or_else(|| {
+            CliError::usage(format!("--activation {}: expected one of {}", self.activation, Activation::names()))
+        })
+    }
+
+    /// `--domain`.
+    pub fn domain(&self) -> Result<Domain, CliError> {
+        Domain::from_name(&self.domain)
+            .ok_or_else(|| CliError::usage(format!("--domain {}: expected one of {}", self.domain, Domain::names())))
+    }
+
+    /// The plan with the sources that `--source` asks for.
+    pub fn sources(&self, plan: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
+        match self.source {
+            SourceArg::Chain => plan,
+            SourceArg::Full => {
+                let nearest = |layer: usize| (0..layer).rev().find(|l| !plan.iter().any(|p| p.0 == *l)).unwrap_or(0);
+                plan.iter().map(|&(layer, _)| (layer, nearest(layer))).collect()
+            }
+        }
+    }
+
+    /// `--threads`, resolved.
+    pub fn n_threads(&self) -> Result<usize, CliError> {
+        match self.threads {
+            ..=0 => Ok(default_threads()),
+            n @ 1..=1024 => Ok(n as usize),
+            n => Err(CliError::usage(format!("--threads: {n} is more than the 1024 threads supported"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_on_the_command_line() {
+        assert_eq!("auto:16".parse(), Ok(Layers::Auto(16)));
+        assert_eq!("4-5,9:7".parse(), Ok(Layers::Plan(vec![(4, 3), (5, 4), (9, 7)])));
+        for (text, named) in [("auto:0", "auto:N"), ("auto:x", "auto:N"), ("kv:5", "layer 5"), ("0", "layer 0")] {
+            let message = text.parse::<Layers>().unwrap_err();
+            assert!(message.contains(named), "{text}: {message}");
+        }
+    }
+}

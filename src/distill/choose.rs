@@ -1,0 +1,123 @@
+//! Which layers to substitute: measured damage, by itself and jointly.
+
+use ggml_ext::lisa::Kind;
+
+use super::dense::DenseModel;
+use super::modules::{Module, Modules};
+use super::start::{Design, Rank, student};
+use super::student::Teacher;
+use super::team::Team;
+use crate::{Error, Result};
+
+/// Modules of single layers at their start, to be put together in any combination.
+pub struct Parts {
+    layers: Vec<(Module, Vec<f32>)>,
+    like: Modules,
+}
+
+impl Parts {
+    /// The modules of each of `layers`, every one taking from the layer before, as `design` makes them.
+    ///
+    /// # Errors
+    /// As [`student`].
+    pub fn new(model: &DenseModel, design: &Design, layers: &[usize], windows: &[&[u32]]) -> Result<Self> {
+        // Ranks that depend on the choice cannot be known before it.
+        let rank = match (design.kind, design.rank) {
+            (Kind::Lisa, Rank::Factor(f)) => {
+                let dim = model.layers.first().map_or(2, |l| l.shape.head_dim_k);
+                Rank::Each(((dim as f64 / f / 2.0).floor() as usize).max(1) * 2)
+            }
+            (_, rank) => rank,
+        };
+        let plan = layers.iter().map(|&l| (l, l - 1)).collect();
+        let all = student(model, &Design { plan, rank, comp: false, ..design.clone() }, windows)?;
+        let layers = all.iter().map(|m| (m.clone(), all.values[m.start..m.start + m.len()].to_vec())).collect();
+        let like = Modules::new(Vec::new(), all.activation, all.domain, all.scale);
+        Ok(Self { layers, like })
+    }
+
+    /// The student that has those of `layers`.
+    pub fn student(&self, layers: &[usize]) -> Modules {
+        let mut chosen: Vec<_> = self.layers.iter().filter(|(m, _)| layers.contains(&m.layer)).collect();
+        chosen.sort_by_key(|(m, _)| m.layer);
+        let list = chosen.iter().map(|(m, _)| m.clone()).collect();
+        let mut all = Modules::new(list, self.like.activation, self.like.domain, self.like.scale);
+        all.values = chosen.iter().flat_map(|(_, v)| v).copied().collect();
+        all
+    }
+}
+
+/// Layers that may take from the layer before them: those after the `protect` first whose heads and window are the same as before.
+pub fn candidates(model: &DenseModel, protect: usize) -> Vec<usize> {
+    let same = |i: usize| {
+        let (a, b) = (&model.layers[i].shape, &model.layers[i - 1].shape);
+        (a.n_head, a.n_head_kv, a.window) == (b.n_head, b.n_head_kv, b.window)
+    };
+    (protect.max(1)..model.layers.len()).filter(|&i| same(i)).collect()
+}
+
+/// Shallow layers left alone unless told otherwise: one in eight.
+pub fn default_protect(n_layer: usize) -> usize {
+    n_layer.div_ceil(8)
+}
+
+/// What of a search is known so far.
+#[derive(Debug, Clone, Copy)]
+pub struct Measured {
+    /// Layers chosen before.
+    pub n_chosen: usize,
+    /// The layer measured together with them.
+    pub layer: usize,
+    /// KL to the unchanged model per token.
+    pub kl: f64,
+    /// Perplexity.
+    pub perplexity: f64,
+}
+
+/// Chooses `n` of `candidates` greedily: each time the layer that, together with those chosen before, does least damage. A layer's damage
+/// is measured again only while it may still be the least: what it did before with fewer layers is the estimate.
+///
+/// `observer` hears every measurement and returns false to stop.
+///
+/// # Errors
+/// [`Error::Params`] where there are too few candidates, [`Error::Interrupted`] when stopped.
+pub fn greedy(
+    team: &mut Team,
+    model: &DenseModel,
+    parts: &Parts,
+    taught: &[Teacher],
+    candidates: &[usize],
+    n: usize,
+    observer: &mut dyn FnMut(Measured) -> bool,
+) -> Result<Vec<usize>> {
+    if n > candidates.len() {
+        return Err(Error::Params(format!(
+            "--layers: auto:{n}, but only {} layers can be substituted",
+            candidates.len()
+        )));
+    }
+    let mut chosen: Vec<usize> = Vec::new();
+    // Layer, damage beyond that of the layers chosen when it was measured, how many those were.
+    let mut queue: Vec<(usize, f64, usize)> = candidates.iter().map(|&l| (l, f64::NEG_INFINITY, usize::MAX)).collect();
+    let mut damage = 0.0;
+    while chosen.len() < n {
+        let best = (0..queue.len()).min_by(|&a, &b| queue[a].1.total_cmp(&queue[b].1)).expect("as many as are wanted");
+        let (layer, more, at) = queue[best];
+        if at == chosen.len() {
+            chosen.push(layer);
+            damage += more;
+            queue.remove(best);
+            continue;
+        }
+        let mut with = chosen.clone();
+        with.push(layer);
+        let out = team.compare(model, &parts.student(&with), taught);
+        let kl = out.mean_loss();
+        if !observer(Measured { n_chosen: chosen.len(), layer, kl, perplexity: out.perplexity() }) {
+            return Err(Error::Interrupted);
+        }
+        queue[best] = (layer, kl - damage, chosen.len());
+    }
+    chosen.sort_unstable();
+    Ok(chosen)
+}

@@ -1,0 +1,192 @@
+//! Training text: plain or JSON lines, cut into windows of tokens.
+
+use std::path::Path;
+
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+
+/// Records of JSON lines to leave out: those whose `field` is `value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exclude {
+    /// The field's name.
+    pub field: String,
+    /// Its value; numbers and booleans as JSON writes them.
+    pub value: String,
+}
+
+impl std::str::FromStr for Exclude {
+    type Err = String;
+
+    fn from_str(s: &str) -> std::result::Result<Self, String> {
+        match s.split_once('=') {
+            Some((field, value)) if !field.is_empty() => Ok(Self { field: field.into(), value: value.into() }),
+            _ => Err(format!("'{s}': expected FIELD=VALUE")),
+        }
+    }
+}
+
+/// The texts of a file: the `text` fields of JSON lines where the name ends in `.jsonl` or `.ndjson`, else the whole as one text.
+///
+/// # Errors
+/// Names the file, and the line and field that are not as expected.
+pub fn texts(path: &Path, content: &str, exclude: &[Exclude]) -> Result<Vec<String>> {
+    let is_lines = path.extension().is_some_and(|e| e == "jsonl" || e == "ndjson");
+    let name = path.display();
+    if !is_lines {
+        if !exclude.is_empty() {
+            return Err(Error::Params(format!("--exclude: {name} is plain text, expected JSON lines (.jsonl)")));
+        }
+        return Ok(vec![content.to_owned()]);
+    }
+    let mut out = Vec::new();
+    for (i, line) in content.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+        let error = |what: String| Error::Model { file: name.to_string(), what: format!("line {}: {what}", i + 1) };
+        let value: serde_json::Value = serde_json::from_str(line).map_err(|e| error(e.to_string()))?;
+        let is = |e: &Exclude| match value.get(&e.field) {
+            Some(serde_json::Value::String(s)) => *s == e.value,
+            Some(v) => v.to_string() == e.value,
+            None => false,
+        };
+        if exclude.iter().any(is) {
+            continue;
+        }
+        let text = value.get("text").and_then(|t| t.as_str());
+        out.push(text.ok_or_else(|| error("field text is missing, expected a string".into()))?.to_owned());
+    }
+    Ok(out)
+}
+
+/// Windows of `n_ctx` tokens: most to train on, some held out.
+#[derive(Debug, Clone)]
+pub struct Windows {
+    train: Vec<Vec<u32>>,
+    /// Never trained on.
+    pub held_out: Vec<Vec<u32>>,
+}
+
+/// Between two texts.
+const SEPARATOR: &str = "\n\n";
+
+impl Windows {
+    /// Cuts `texts`, one after the other with an empty line between them, into windows of `n_ctx` tokens, the first of each replaced by
+    /// the start token where the model wants one. `n_held_out` windows, spread evenly over the text, are set aside.
+    ///
+    /// # Errors
+    /// The tokenizer's; a text too short for two windows to train on besides those.
+    pub fn new(
+        tokenizer: &Tokenizer,
+        texts: &[String],
+        n_ctx: usize,
+        n_held_out: usize,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self> {
+        let mut ids = Vec::new();
+        for (i, text) in texts.iter().enumerate() {
+            if i > 0 {
+                ids.extend(tokenizer.encode(SEPARATOR, false, false)?);
+            }
+            ids.extend(tokenizer.encode(text, false, false)?);
+            progress(i + 1);
+        }
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        let mut all: Vec<Vec<u32>> = ids.chunks_exact(n_ctx).map(<[u32]>::to_vec).collect();
+        if let Some(bos) = bos {
+            all.iter_mut().for_each(|w| w[0] = bos);
+        }
+        if all.len() < n_held_out + 2 {
+            return Err(Error::Params(format!(
+                "the text has {} tokens; {} windows of {n_ctx} need at least {} (a longer text, or a smaller -c)",
+                ids.len(),
+                n_held_out + 2,
+                (n_held_out + 2) * n_ctx
+            )));
+        }
+        let n = all.len();
+        let is_held_out = |i: usize| (i + 1) * n_held_out / n > i * n_held_out / n;
+        let (mut train, mut held_out) = (Vec::new(), Vec::new());
+        for (i, window) in all.into_iter().enumerate() {
+            if is_held_out(i) { held_out.push(window) } else { train.push(window) }
+        }
+        Ok(Self { train, held_out })
+    }
+
+    /// Windows to train on.
+    pub fn n_train(&self) -> usize {
+        self.train.len()
+    }
+
+    /// The `batch` windows of step `step`: all in an order that `seed` draws, then all again in another.
+    pub fn batch(&self, seed: u64, step: usize, batch: usize) -> Vec<&[u32]> {
+        let (mut order, mut epoch) = (Vec::new(), usize::MAX);
+        let pick = |i: usize| {
+            if i / self.train.len() != epoch {
+                epoch = i / self.train.len();
+                order = (0..self.train.len()).collect();
+                fastrand::Rng::with_seed(seed ^ (epoch as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).shuffle(&mut order);
+            }
+            &self.train[order[i % self.train.len()]][..]
+        };
+        (step * batch..(step + 1) * batch).map(pick).collect()
+    }
+
+    /// Every window.
+    pub fn all(&self) -> impl Iterator<Item = &[u32]> {
+        self.train.iter().chain(&self.held_out).map(Vec::as_slice)
+    }
+
+    /// The first `n` windows to train on, for calibration.
+    pub fn first(&self, n: usize) -> Vec<&[u32]> {
+        self.train.iter().take(n).map(Vec::as_slice).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_json_lines() {
+        let lines = "{\"text\":\"a\",\"src\":\"x\"}\n\n{\"text\":\"b\",\"src\":\"y\",\"n\":3}\n";
+        let path = Path::new("t.jsonl");
+        assert_eq!(texts(path, lines, &[]).unwrap(), ["a", "b"]);
+        for exclude in ["src=y", "n=3"] {
+            assert_eq!(texts(path, lines, &[exclude.parse().unwrap()]).unwrap(), ["a"]);
+        }
+        assert_eq!(texts(path, lines, &["other=y".parse().unwrap()]).unwrap().len(), 2);
+        assert_eq!(texts(Path::new("t.txt"), lines, &[]).unwrap(), [lines]);
+        let message = texts(path, "{\"text\":\"a\"}\n{\"txt\":1}", &[]).unwrap_err().to_string();
+        assert!(message.contains("t.jsonl") && message.contains("line 2") && message.contains("text"), "{message}");
+        assert!(texts(path, "nonsense", &[]).unwrap_err().to_string().contains("line 1"));
+        assert!(
+            texts(Path::new("t.txt"), lines, &["a=b".parse().unwrap()]).unwrap_err().to_string().contains("--exclude")
+        );
+        assert!("=x".parse::<Exclude>().is_err() && "x".parse::<Exclude>().is_err());
+    }
+
+    #[test]
+    fn every_window_comes_once_in_an_epoch() {
+        let train: Vec<Vec<u32>> = (0..7).map(|i| vec![i; 4]).collect();
+        let w = Windows { train, held_out: Vec::new() };
+        let drawn = |seed| (0..7).flat_map(|s| w.batch(seed, s, 3)).map(|x| x[0]).collect::<Vec<_>>();
+        let all = drawn(1);
+        for epoch in all.chunks(7) {
+            let mut sorted = epoch.to_vec();
+            sorted.sort_unstable();
+            assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6]);
+        }
+        assert_ne!(all[..7], all[7..14]);
+        assert_eq!(all, drawn(1));
+        assert_ne!(all, drawn(2));
+    }
+
+    #[test]
+    fn held_out_windows_are_spread_and_apart() {
+        let model = crate::Model::embedded(crate::ModelParams::default()).unwrap();
+        let text = "Once upon a time there was a little dog. ".repeat(60);
+        let make = |n| Windows::new(model.tokenizer(), &[text.clone()], 16, n, &mut |_| ());
+        let (all, split) = (make(0).unwrap(), make(4).unwrap());
+        assert_eq!(split.held_out.len(), 4);
+        assert_eq!(split.n_train() + 4, all.n_train());
+        assert!(make(10_000).unwrap_err().to_string().contains("tokens"));
+    }
+}

@@ -1,0 +1,248 @@
+//! Training: the two stages, held-out losses, early stop, checkpoints.
+
+use std::time::Instant;
+
+use super::adam::{Adam, Schedule, clip};
+use super::checkpoint::Checkpoint;
+use super::data::Windows;
+use super::dense::DenseModel;
+use super::modules::Modules;
+use super::team::{Stage, Team};
+
+/// How a student is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Windows per step.
+    pub batch: usize,
+    /// Steps of attention distillation.
+    pub steps_attention: usize,
+    /// Steps of end-to-end distillation.
+    pub steps_end_to_end: usize,
+    /// Peak learning rate of attention distillation.
+    pub lr_attention: f64,
+    /// Peak learning rate of end-to-end distillation.
+    pub lr_end_to_end: f64,
+    /// Part of the steps that warm up.
+    pub warmup: f64,
+    /// Largest norm of the gradient.
+    pub clip: f64,
+    /// Weight decay.
+    pub decay: f64,
+    /// Order of the text, and first values of hidden units.
+    pub seed: u64,
+    /// Steps between held-out losses.
+    pub eval_every: usize,
+    /// Held-out losses without progress after which a stage ends; 0: never.
+    pub patience: usize,
+}
+
+impl Settings {
+    /// Steps of `stage`.
+    pub fn steps(&self, stage: Stage) -> usize {
+        match stage {
+            Stage::Attention => self.steps_attention,
+            Stage::EndToEnd => self.steps_end_to_end,
+        }
+    }
+
+    fn schedule(&self, stage: Stage) -> Schedule {
+        let steps = self.steps(stage);
+        let lr = if stage == Stage::Attention { self.lr_attention } else { self.lr_end_to_end };
+        Schedule { lr, warmup: (self.warmup * steps as f64).round() as usize, steps }
+    }
+}
+
+/// A held-out loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeldOut {
+    /// Of the stage.
+    pub loss: f64,
+    /// KL(teacher's predictions || student's) per token.
+    pub kl: f64,
+    /// Of the student.
+    pub perplexity: f64,
+    /// Of the unchanged model.
+    pub perplexity_teacher: f64,
+}
+
+/// What happened.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event {
+    /// A step is done.
+    Step {
+        /// In which stage.
+        stage: Stage,
+        /// Its number, from 1.
+        step: usize,
+        /// Steps of the stage.
+        steps: usize,
+        /// On the step's own windows.
+        loss: f64,
+        /// Of the gradient, before clipping.
+        norm: f64,
+        /// The learning rate.
+        lr: f64,
+        /// In this stage, since the run began or was resumed, without the looks at the text held out.
+        tokens_per_second: f64,
+    },
+    /// The held-out text was looked at.
+    HeldOut {
+        /// In which stage.
+        stage: Stage,
+        /// After how many steps.
+        step: usize,
+        /// The losses.
+        found: HeldOut,
+    },
+}
+
+/// What the observer of a run wants next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// More of it.
+    Go,
+    /// A checkpoint, then more.
+    Save,
+    /// Stop here.
+    Stop,
+}
+
+/// The state of a run, which a checkpoint holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// The student.
+    pub modules: Modules,
+    /// The stage at work.
+    pub stage: Stage,
+    /// Steps done in it.
+    pub step: usize,
+    /// Its optimiser.
+    pub adam: Adam,
+    /// The values with the smallest held-out loss of the stage, and that loss.
+    pub best: Option<(f64, Vec<f32>)>,
+    /// Held-out losses since then.
+    pub stale: usize,
+    /// Tokens trained on, both stages.
+    pub tokens: u64,
+}
+
+impl State {
+    /// Before the first step.
+    pub fn new(modules: Modules) -> Self {
+        let adam = Adam::new(modules.values.len());
+        Self { modules, stage: Stage::Attention, step: 0, adam, best: None, stale: 0, tokens: 0 }
+    }
+}
+
+/// A run.
+pub struct Trainer<'a> {
+    /// The unchanged model.
+    pub model: &'a DenseModel,
+    /// The text.
+    pub windows: &'a Windows,
+    /// How.
+    pub settings: &'a Settings,
+    /// By whom.
+    pub team: &'a mut Team,
+}
+
+impl Trainer<'_> {
+    /// The losses of `modules` on the held-out text.
+    pub fn held_out(&mut self, modules: &Modules, stage: Stage) -> HeldOut {
+        let windows: Vec<&[u32]> = self.windows.held_out.iter().map(Vec::as_slice).collect();
+        let out = self.team.loss(self.model, modules, Stage::EndToEnd, &windows, false);
+        let loss = match stage {
+            Stage::EndToEnd => out.mean_loss(),
+            Stage::Attention => self.team.loss(self.model, modules, stage, &windows, false).mean_loss(),
+        };
+        let (perplexity, perplexity_teacher) = (out.perplexity(), out.perplexity_teacher());
+        HeldOut { loss, kl: out.mean_loss(), perplexity, perplexity_teacher }
+    }
+
+    /// Goes on from `state` to the end, or to where the observer stops it. Returns whether the end was reached; then the student has
+    /// the values with the smallest held-out loss.
+    ///
+    /// The observer hears every event; `save` is given the state when it asks for that, and when it stops.
+    pub fn run(
+        &mut self,
+        state: &mut State,
+        observer: &mut dyn FnMut(Event) -> Next,
+        save: &mut dyn FnMut(&State) -> crate::Result<()>,
+    ) -> crate::Result<bool> {
+        for stage in [Stage::Attention, Stage::EndToEnd] {
+            if stage < state.stage {
+                continue;
+            }
+            if stage > state.stage {
+                let (modules, tokens) = (state.modules.clone(), state.tokens);
+                *state = State { stage, tokens, ..State::new(modules) };
+            }
+            let (steps, schedule) = (self.settings.steps(stage), self.settings.schedule(stage));
+            // Only alignment and low-rank scores have weights of their own to compare.
+            let idle = stage == Stage::Attention && !state.modules.iter().any(|m| m.kind == ggml_ext::lisa::Kind::Lisa);
+            let (mut seconds, mut tokens) = (0.0, 0);
+            while state.step < steps && !idle && !self.is_stale(state) {
+                let (start, batch) = (Instant::now(), self.settings.batch);
+                let order = self.settings.seed.wrapping_add(stage as u64);
+                let windows = self.windows.batch(order, state.step, batch);
+                let mut out = self.team.loss(self.model, &state.modules, stage, &windows, true);
+                let norm = clip(&mut out.grads, self.settings.clip);
+                let lr = schedule.at(state.step);
+                state.adam.step(&mut state.modules.values, &out.grads, lr, self.settings.decay);
+                state.step += 1;
+                seconds += start.elapsed().as_secs_f64();
+                tokens += batch * self.model.n_ctx;
+                state.tokens += (batch * self.model.n_ctx) as u64;
+                let tokens_per_second = tokens as f64 / seconds;
+                let (step, loss) = (state.step, out.mean_loss());
+                let mut next = observer(Event::Step { stage, step, steps, loss, norm, lr, tokens_per_second });
+                if step % self.settings.eval_every == 0 || step == steps {
+                    let found = self.held_out(&state.modules, stage);
+                    self.remember(state, found.loss);
+                    let after = observer(Event::HeldOut { stage, step, found });
+                    next = if next == Next::Stop { next } else { after };
+                }
+                if next != Next::Go {
+                    save(state)?;
+                }
+                if next == Next::Stop {
+                    return Ok(false);
+                }
+            }
+            if let Some((_, values)) = state.best.take() {
+                state.modules.values = values;
+            }
+        }
+        Ok(true)
+    }
+
+    fn remember(&self, state: &mut State, loss: f64) {
+        // Not a number is no progress.
+        if state.best.as_ref().is_none_or(|(best, _)| loss < *best) && loss.is_finite() {
+            state.best = Some((loss, state.modules.values.clone()));
+            state.stale = 0;
+        } else {
+            state.stale += 1;
+        }
+    }
+
+    fn is_stale(&self, state: &State) -> bool {
+        self.settings.patience > 0 && state.stale >= self.settings.patience
+    }
+}
+
+/// What a checkpoint of this run must agree with: every setting that the result depends on.
+pub fn identity(settings: &Settings, fingerprint: &str, windows: &Windows) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for id in windows.all().flatten() {
+        hash = (hash ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{settings:?}, model {fingerprint}, text {hash:016x}")
+}
+
+impl State {
+    /// As a file's contents.
+    pub fn checkpoint(&self, identity: &str) -> Checkpoint<'_> {
+        Checkpoint { state: self, identity: identity.to_owned() }
+    }
+}

@@ -1,0 +1,208 @@
+//! `distill` and `analyze` as their users meet them, on the embedded model and on stories that it tells.
+
+use serde_json::Value;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
+    command.args(args).stdin(Stdio::null()).env_remove("LISA_CPU");
+    command
+}
+
+#[track_caller]
+fn ok(args: &[&str]) -> String {
+    let Output { status, stdout, stderr } = command(args).output().unwrap();
+    assert!(status.success(), "{args:?}: {}", String::from_utf8_lossy(&stderr));
+    String::from_utf8(stdout).unwrap()
+}
+
+/// The message of a run that must end with `code`.
+#[track_caller]
+fn refused(args: &[&str], code: i32, parts: &[&str]) {
+    let out = command(args).output().unwrap();
+    let err = String::from_utf8(out.stderr).unwrap();
+    let last = err.lines().last().unwrap_or_default();
+    assert_eq!(out.status.code(), Some(code), "{args:?}: {err}");
+    assert!(last.starts_with("error: ") && parts.iter().all(|p| last.contains(p)), "{args:?}: {err}");
+}
+
+fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("distill");
+        std::fs::create_dir_all(&folder).unwrap();
+        let told = ["1", "2", "3", "4", "5", "6"].map(|seed| ok(&["-p", "Once upon a time", "-n", "450", "-s", seed]));
+        std::fs::write(folder.join("stories.txt"), told.join("\n\n")).unwrap();
+        let lines = told.iter().map(|t| serde_json::json!({ "text": t, "src": "story" }).to_string());
+        let other = serde_json::json!({ "text": "zzz", "src": "other" }).to_string();
+        std::fs::write(folder.join("stories.jsonl"), lines.chain([other]).collect::<Vec<_>>().join("\n")).unwrap();
+        folder
+    })
+}
+
+fn path(name: &str) -> String {
+    folder().join(name).to_str().unwrap().to_owned()
+}
+
+/// A short run on small windows; later flags override.
+fn distill<'a>(text: &'a str, output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let all = [
+        "distill",
+        "-f",
+        text,
+        "-o",
+        output,
+        "-c",
+        "32",
+        "--held-out",
+        "4",
+        "--steps-attention",
+        "12",
+        "--steps",
+        "24",
+    ];
+    all.iter().chain(&["--eval-every", "6", "--json"]).chain(more).copied().collect()
+}
+
+fn events(out: &str) -> Vec<Value> {
+    out.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+}
+
+fn perplexity(more: &[&str]) -> f64 {
+    let text = path("stories.txt");
+    let args: Vec<_> = ["perplexity", "-f", &text, "-c", "64", "--json"].iter().chain(more).copied().collect();
+    serde_json::from_str::<Value>(&ok(&args)).unwrap()["perplexity"].as_f64().unwrap()
+}
+
+#[test]
+fn a_trained_sidecar_runs_and_is_better_than_sharing_alone() {
+    let (text, sidecar) = (path("stories.txt"), path("trained.lisa.gguf"));
+    let out = ok(&distill(&text, &sidecar, &["--layers", "auto:2", "--rank", "4", "--hidden", "4", "--steps", "60"]));
+    let events = events(&out);
+    let of = |name: &str| events.iter().filter(|e| e["event"] == name).cloned().collect::<Vec<_>>();
+    let kl = |e: &Value| e["kl"].as_f64().unwrap();
+    let (start, end) = (&of("start")[0], &of("end")[0]);
+    assert!(kl(end) < 0.5 * kl(start), "{start} {end}");
+    assert_eq!(of("step").len(), 12 + 60);
+    assert_eq!(end["tokens"], (12 + 60) * 4 * 32);
+    // The engine, in its own arithmetic, agrees with the trainer.
+    let (plain, with) = (perplexity(&[]), perplexity(&["--lisa", &sidecar]));
+    let ratio = end["perplexity"].as_f64().unwrap() / end["perplexity_unchanged"].as_f64().unwrap();
+    assert!((with / plain / ratio - 1.0).abs() < 0.1, "{with} / {plain}, trainer {ratio}");
+    let info = ok(&["inspect", &sidecar, "--json"]);
+    for part in ["stories.txt", "lisa.trained.tokens", "9216"] {
+        assert!(info.contains(part), "{part} is missing in {info}");
+    }
+    // Training goes on from a sidecar.
+    let more = path("more.lisa.gguf");
+    let out = ok(&distill(&text, &more, &["--from", &sidecar, "--steps", "2", "--steps-attention", "0"]));
+    let again = kl(&self::events(&out)[0]);
+    assert!((again - kl(end)).abs() < 0.02 * kl(end), "{again}, {end}");
+}
+
+/// A run that is killed, resumed, stopped and resumed again ends with the same bytes, also on another number of threads.
+#[test]
+fn resumed_runs_end_as_uninterrupted_ones() {
+    let text = path("stories.txt");
+    let (whole, broken) = (path("whole.lisa.gguf"), path("broken.lisa.gguf"));
+    let checkpoint = format!("{broken}.checkpoint");
+    let _ = std::fs::remove_file(&checkpoint);
+    let flags = ["--layers", "2,3", "--rank", "4", "--save-every", "1"];
+    ok(&distill(&text, &whole, &flags));
+    for (after, event) in [(5, "attention"), (10, "end-to-end")] {
+        let args = distill(&text, &broken, &flags);
+        let mut child = command(&args).arg("--resume").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+        let killed = lines.map_while(Result::ok).filter(|l| l.contains("\"step\"") && l.contains(event)).nth(after);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(killed.is_some(), "the run was over before it was killed");
+        assert!(Path::new(&checkpoint).exists() && !Path::new(&broken).exists());
+    }
+    // Stopped in order, at once after its first step.
+    ok(&distill(&text, &broken, &[&flags[..], &["--resume", "--time-limit", "0"]].concat()));
+    assert!(Path::new(&checkpoint).exists());
+    refused(
+        &distill(&text, &broken, &[&flags[..], &["--resume", "--lr", "0.1"]].concat()),
+        1,
+        &["checkpoint", "another run"],
+    );
+    let out = ok(&distill(&text, &broken, &[&flags[..], &["--resume", "-t", "1"]].concat()));
+    assert!(events(&out).iter().filter(|e| e["event"] == "step").count() < 24, "it did not go on from the checkpoint");
+    assert!(std::fs::read(&whole).unwrap() == std::fs::read(&broken).unwrap(), "another result than without a break");
+    assert!(!Path::new(&checkpoint).exists());
+}
+
+#[test]
+fn compensation_helps_and_runs() {
+    let text = path("stories.jsonl");
+    let kl = |e: &Value| e["kl"].as_f64().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let output = path(name);
+        let flags = ["--layers", "2,3", "--kind", "shared", "--exclude", "src=other"];
+        let out = events(&ok(&distill(&text, &output, &[&flags[..], more].concat())));
+        (kl(&out[0]), kl(out.last().unwrap()), output)
+    };
+    let (bare, same, _) = run("bare.lisa.gguf", &["--no-comp"]);
+    let (start, end, sidecar) = run("comp.lisa.gguf", &[]);
+    assert_eq!(bare, same, "there is nothing to train");
+    assert!(start < bare && end < start, "{bare} {start} {end}");
+    assert!(perplexity(&["--lisa", &sidecar]) < perplexity(&["--share", "2,3"]));
+}
+
+#[test]
+fn analysis_of_the_embedded_model() {
+    let (text, page) = (path("stories.txt"), path("page.html"));
+    let args = ["analyze", "-f", &text, "-c", "64", "--chunks", "4", "--html", &page];
+    let found: Value = serde_json::from_str(&ok(&[&args[..], &["--json"]].concat())).unwrap();
+    let layers = found["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 4);
+    let unchanged = found["perplexity_unchanged"].as_f64().unwrap();
+    for l in layers {
+        assert!(l["kl"].as_f64().unwrap() > 0.0, "{l}");
+    }
+    // Sharing layer 1 hurts a small model most; 3 is what models/plans shares.
+    let kl = |i: usize| layers[i - 1]["kl"].as_f64().unwrap();
+    assert!(kl(1) > kl(3), "{layers:?}");
+    assert!(layers[0]["perplexity"].as_f64().unwrap() > unchanged);
+    for measure in ["cosine", "cosine_matched", "divergence", "divergence_matched"] {
+        let m = found["similarity"][measure].as_array().unwrap();
+        assert_eq!((m.len(), m[4].as_array().unwrap().len()), (5, 5));
+        assert!(found["rank_correlation"][measure].as_f64().unwrap().abs() <= 1.0);
+    }
+    let page = std::fs::read_to_string(&page).unwrap();
+    assert_eq!(page.matches("<svg").count(), 4);
+    assert!(!page.contains("http"), "the page refers to something else");
+    let table = ok(&args);
+    assert!(table.lines().count() >= 10 && table.contains("rank correlation"), "{table}");
+}
+
+#[test]
+fn mistakes_are_named() {
+    let (text, lines, out) = (path("stories.txt"), path("stories.jsonl"), path("never.lisa.gguf"));
+    let layers = ["--layers", "2"];
+    let with = |more: &[&'static str]| -> Vec<&'static str> { more.to_vec() };
+    for (more, code, parts) in [
+        (with(&["--layers", "7"]), 2, &["--layers", "layer 7", "5 layers"][..]),
+        (with(&["--layers", "auto:9"]), 2, &["--layers", "auto:9"]),
+        (with(&["--layers", "kv:2"]), 2, &["--layers", "layer 2"]),
+        (with(&["--layers", "2", "--rank", "3"]), 2, &["--rank"]),
+        (with(&["--layers", "2", "--rank", "100"]), 2, &["--rank", "100", "8"]),
+        (with(&["--layers", "2", "--lr", "nan"]), 2, &["--lr"]),
+        (with(&["--layers", "2", "--activation", "tanh"]), 2, &["--activation", "tanh", "silu"]),
+        (with(&["--layers", "2", "-c", "100000"]), 2, &["tokens"]),
+        (with(&["--layers", "2", "--exclude", "a=b"]), 2, &["--exclude"]),
+        (with(&[]), 2, &["--layers"]),
+    ] {
+        refused(&distill(&text, &out, &more), code, parts);
+    }
+    refused(&distill(&text, &text, &layers), 2, &["--output"]);
+    refused(&distill("/nonexistent", &out, &layers), 1, &["/nonexistent"]);
+    std::fs::write(path("bad.jsonl"), "{\"txt\": 1}\n").unwrap();
+    refused(&distill(&path("bad.jsonl"), &out, &layers), 1, &["bad.jsonl", "line 1", "text"]);
+    refused(&["analyze", "-f", &lines, "--chunks", "0"], 2, &["--chunks"]);
+    assert!(!Path::new(&out).exists());
+}
