@@ -180,6 +180,21 @@ fn analysis_of_the_embedded_model() {
     assert!(table.lines().count() >= 10 && table.contains("rank correlation"), "{table}");
 }
 
+/// The program carries a LISA model: its own model's sidecar, trained.
+#[test]
+fn the_embedded_sidecar() {
+    let (plain, with) = (perplexity(&[]), perplexity(&["--lisa", "default"]));
+    let untrained = perplexity(&["--share", "2,3,4"]);
+    assert!(with < 1.15 * plain && with < 0.7 * untrained, "{plain} {with} {untrained}");
+    assert!(ok(&["-p", "Once upon a time", "-n", "8", "--lisa", "default", "--temp", "0"]).starts_with(','));
+    let other = folder().join("other.gguf");
+    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families/llama.gguf.gz")).unwrap();
+    let mut unpacked = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut unpacked).unwrap();
+    std::fs::write(&other, unpacked).unwrap();
+    refused(&["-m", other.to_str().unwrap(), "--lisa", "default", "-p", "x"], 1, &["<embedded sidecar>"]);
+}
+
 #[test]
 fn mistakes_are_named() {
     let (text, lines, out) = (path("stories.txt"), path("stories.jsonl"), path("never.lisa.gguf"));

@@ -15,7 +15,7 @@ pub struct ModelArgs {
     /// GGUF file (of a split model: its first part). Default: the story model embedded in the program
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Sidecar with LISA modules for the model: a GGUF file made by distilling it
+    /// Sidecar with LISA modules for the model: a GGUF file made by distilling it; default: the embedded model's
     #[arg(long, value_name = "FILE", conflicts_with = "share")]
     pub lisa: Option<PathBuf>,
     /// Layers that take the attention weights of another: 5,6,7 (of the layer before), 4-9 (each of them), 8:4 (of layer 4),

@@ -19,6 +19,17 @@ pub fn file(path: Option<&Path>) -> Result<ModelFile, CliError> {
     }
 }
 
+/// What `--lisa` names for the sidecar that is part of the program.
+const DEFAULT_SIDECAR: &str = "default";
+
+/// The sidecar at `path`, or that of the embedded model.
+pub fn sidecar(path: &Path) -> lisa_cpp::Result<ModelFile> {
+    match path == Path::new(DEFAULT_SIDECAR) {
+        true => Ok(ModelFile::embedded_sidecar()),
+        false => ModelFile::open(path),
+    }
+}
+
 /// The vocabulary alone, which needs no weights.
 pub fn tokenizer(path: Option<&Path>) -> Result<Tokenizer, CliError> {
     let file = file(path)?;
@@ -35,7 +46,7 @@ pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Mo
 pub fn model_by_threads(args: &ModelArgs, n_threads: usize, log: Log) -> Result<Arc<Model>, CliError> {
     const STEPS: f32 = 1000.0;
     let file = file(args.model.as_deref())?;
-    let sidecar = args.lisa.as_deref().map(ModelFile::open).transpose()?;
+    let sidecar = args.lisa.as_deref().map(sidecar).transpose()?;
     let plan = args.share.as_deref().map(share_plan).transpose()?;
     let model = {
         let mut bar = Progress::new(log, "loading the model", STEPS as u64);

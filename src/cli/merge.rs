@@ -32,7 +32,7 @@ pub struct MergeArgs {
 pub fn run(args: &MergeArgs) -> Result<(), CliError> {
     let base_file = load::file(args.model.as_deref())?;
     let base = base_file.parse()?;
-    let sidecar_file = args.lisa.as_deref().map(ModelFile::open).transpose()?;
+    let sidecar_file = args.lisa.as_deref().map(load::sidecar).transpose()?;
     let sidecar = sidecar_file.as_ref().map(ModelFile::parse).transpose()?;
     let plan_name = sidecar_file.as_ref().map_or("--share", |f| &f.name);
     let meta = match (&sidecar, &sidecar_file, &args.share) {

@@ -44,7 +44,7 @@ pub fn texts(path: &Path, content: &str, exclude: &[Exclude]) -> Result<Vec<Stri
         let value: serde_json::Value = serde_json::from_str(line).map_err(|e| error(e.to_string()))?;
         let is = |e: &Exclude| match value.get(&e.field) {
             Some(serde_json::Value::String(s)) => *s == e.value,
-            Some(v) => v.to_string() == e.value,
+            Some(v) => serde_json::from_str::<serde_json::Value>(&e.value).is_ok_and(|w| w == *v),
             None => false,
         };
         if exclude.iter().any(is) {
@@ -183,7 +183,7 @@ mod tests {
     fn held_out_windows_are_spread_and_apart() {
         let model = crate::Model::embedded(crate::ModelParams::default()).unwrap();
         let text = "Once upon a time there was a little dog. ".repeat(60);
-        let make = |n| Windows::new(model.tokenizer(), &[text.clone()], 16, n, &mut |_| ());
+        let make = |n| Windows::new(model.tokenizer(), std::slice::from_ref(&text), 16, n, &mut |_| ());
         let (all, split) = (make(0).unwrap(), make(4).unwrap());
         assert_eq!(split.held_out.len(), 4);
         assert_eq!(split.n_train() + 4, all.n_train());

@@ -65,6 +65,8 @@ pub struct Workspace {
     tapes: Vec<Tape>,
     logs: Vec<Vec<f32>>,
     asked: Vec<Vec<f32>>,
+    /// A buffer of `asked` that is free.
+    spare: Vec<f32>,
     scratch: Scratch,
 }
 
@@ -244,7 +246,7 @@ impl Pair<'_> {
 
     fn backward(&self, w: &mut Workspace, first: usize, dx: &mut [f32], grads: &mut [f32]) {
         for i in (first..self.model.layers.len()).rev() {
-            let Workspace { tapes, logs, asked, scratch, .. } = &mut *w;
+            let Workspace { tapes, logs, asked, spare, scratch, .. } = &mut *w;
             let pass = LayerPass::new(self.model, self.modules, i);
             let owner = self.modules.owner(i);
             let source = self.modules.get(i).map(|m| self.modules.owner(m.source));
@@ -252,13 +254,14 @@ impl Pair<'_> {
             let wanted = source.filter(|&s| s >= first);
             let ask = Asked {
                 log: (!own.is_empty()).then_some(&own[..]),
-                source: wanted.map(|s| asked_buffer(asked, s, &logs[owner])),
+                source: wanted.map(|s| asked_buffer(asked, spare, s, &logs[owner])),
                 modules: grads,
                 input: i > first,
             };
             pass.backward(&tapes[i - first], &logs[owner], source.map(|s| &logs[s][..]), dx, ask, scratch);
-            asked[i] = own;
-            asked[i].clear();
+            if !own.is_empty() {
+                *spare = own;
+            }
         }
     }
 
@@ -310,7 +313,7 @@ impl Pair<'_> {
         let mut weights = Vec::new();
         for m in all.iter().rev().filter(|m| m.kind == Kind::Lisa) {
             let i = m.layer;
-            let Workspace { tapes, logs, asked, .. } = &mut *w;
+            let Workspace { tapes, logs, asked, spare, .. } = &mut *w;
             let c = Causal { n: self.model.n_ctx, window: self.model.layers[i].shape.window };
             let mut ds = std::mem::take(&mut asked[i]);
             for at in (0..m.n_head).flat_map(|h| (0..c.n).map(move |q| c.row(h, q))) {
@@ -322,7 +325,7 @@ impl Pair<'_> {
                 f.axpy(-sum, &weights, d);
             }
             let source = all.owner(m.source);
-            let wanted = all.get(source).is_some().then(|| asked_buffer(asked, source, &logs[i]));
+            let wanted = all.get(source).is_some().then(|| asked_buffer(asked, spare, source, &logs[i]));
             let pass = LayerPass::new(self.model, all, i);
             pass.logs_backward(&tapes[i - first], &logs[i], Some(&logs[source]), &mut ds, None, grads, wanted);
             asked[i] = ds;
@@ -357,8 +360,10 @@ impl Pair<'_> {
 }
 
 /// The buffer of what is asked of layer `i`, of the length of `like`.
-fn asked_buffer<'b>(asked: &'b mut [Vec<f32>], i: usize, like: &[f32]) -> &'b mut [f32] {
+fn asked_buffer<'b>(asked: &'b mut [Vec<f32>], spare: &mut Vec<f32>, i: usize, like: &[f32]) -> &'b mut [f32] {
     if asked[i].is_empty() {
+        std::mem::swap(&mut asked[i], spare);
+        asked[i].clear();
         asked[i].resize(like.len(), 0.0);
     }
     &mut asked[i]

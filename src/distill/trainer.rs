@@ -179,7 +179,8 @@ impl Trainer<'_> {
             }
             let (steps, schedule) = (self.settings.steps(stage), self.settings.schedule(stage));
             // Only alignment and low-rank scores have weights of their own to compare.
-            let idle = stage == Stage::Attention && !state.modules.iter().any(|m| m.kind == ggml_ext::lisa::Kind::Lisa);
+            let has_scores = state.modules.iter().any(|m| m.kind == ggml_ext::lisa::Kind::Lisa);
+            let idle = state.modules.values.is_empty() || stage == Stage::Attention && !has_scores;
             let (mut seconds, mut tokens) = (0.0, 0);
             while state.step < steps && !idle && !self.is_stale(state) {
                 let (start, batch) = (Instant::now(), self.settings.batch);

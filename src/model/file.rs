@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// The default model, part of the program: stories260K, a 264 thousand parameter story teller.
 static EMBEDDED: &[u8] = include_bytes!("../../models/stories260K.gguf");
 
+/// A sidecar of it, trained by the command in the README.
+static EMBEDDED_SIDECAR: &[u8] = include_bytes!("../../models/stories260K.lisa.gguf");
+
 /// A model's bytes: one file, or the parts of a split.
 pub struct ModelFile {
     /// What messages call it.
@@ -44,6 +47,12 @@ impl ModelFile {
     /// The embedded default model.
     pub fn embedded() -> Self {
         Self { name: "<embedded model>".into(), parts: vec![Arc::new(FileBytes::Static(EMBEDDED))] }
+    }
+
+    /// The sidecar of the embedded model, with which some of its layers share attention.
+    pub fn embedded_sidecar() -> Self {
+        let parts = vec![Arc::new(FileBytes::Static(EMBEDDED_SIDECAR))];
+        Self { name: "<embedded sidecar>".into(), parts }
     }
 
     /// A model held in memory, called `name` in messages.

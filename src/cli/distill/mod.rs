@@ -233,7 +233,7 @@ fn begin(
 /// The modules of the sidecar at `path`.
 fn modules_of(path: &Path, file: &ModelFile, model: &Model) -> Result<Modules, CliError> {
     let error = |e: &dyn std::fmt::Display| CliError::run(format!("{}: {e}", path.display()));
-    let sidecar = ModelFile::open(path)?;
+    let sidecar = load::sidecar(path)?;
     let (parts, base) = (sidecar.parse()?, file.parse()?);
     let arch = &model.config().arch;
     lisa::check_container(&parts[0], arch).map_err(|e| error(&e))?;
@@ -259,7 +259,7 @@ fn describe(modules: &Modules, model: &DenseModel, settings: &Settings, n_thread
     let space = stages.iter().filter(|(s, _)| settings.steps(*s) > 0).map(|(_, e)| pair.workspace_bytes(*e)).max();
     let state = 4 * trained as u64 * (5 + settings.batch as u64);
     let total = space.unwrap_or(0) * n_threads as u64 + state;
-    log.line(format_args!("memory: about {} besides the weights ({n_threads} threads)", memory::human(total)));
+    log.line(format_args!("memory: about {} more ({n_threads} threads)", memory::human(total)));
     if let Some(free) = memory::available().filter(|&free| total > free) {
         log.line(format_args!(
             "warning: only {} of memory are free: fewer -t or a smaller -c take less",

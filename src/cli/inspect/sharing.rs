@@ -44,7 +44,7 @@ impl Sharing {
             };
             return Ok(meta.map(|m| Self { n_hidden: hidden(&m), meta: Some(m), is_merged: false, costs: Vec::new() }));
         }
-        let lisa = lisa.map(ModelFile::open).transpose()?;
+        let lisa = lisa.map(load::sidecar).transpose()?;
         let share = share.map(load::share_plan).transpose()?;
         let source = SharingSource::read(file, parts, lisa.as_ref(), share.as_ref())?;
         if source.plan.is_empty() && source.meta.is_none() {
