@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The variants of a sidecar compared on one text: prints the rows of the table in lisa-ablation.md.
+# The variants of a sidecar compared on one text: prints a table.
 #
 #     docs/lisa-ablation.sh TEXT [MODEL] [LAYERS] [STEPS] [PROGRAM]
 #
