@@ -148,7 +148,7 @@ impl Modules {
     }
 
     /// The modules of `sidecar`, whose metadata are `meta`, for a model of this `geometry`. The file must have passed
-    /// [`ggml_ext::lisa::check_sidecar`].
+    /// [`ggml_ext::lisa::check_sidecar`], and its layers must be of kinds `full`, `shared` and `lisa`: `kv` has nothing to train.
     pub fn read(meta: &LisaMeta, sidecar: &Gguf, geometry: &Geometry) -> Self {
         let floats = |layer: usize, part: Part| -> Vec<f32> {
             let name = part.tensor(layer);
