@@ -165,11 +165,9 @@ fn heat_tables(out: &mut String, g: &Group) {
     let of = |pointer: &str| values(g, |r| measured(r, pointer));
     let ratio = of("/quality/divergence/ln_ppl_ratio");
     table("Damage: ln(PPL / PPL of the baseline)", "0: as good as the baseline", &ratio, Colours::Signed, signed);
-    let several = g.sharings.len() > 1 && g.quants.len() > 1;
-    if let Some((reference, excess)) = interaction(g).filter(|_| several) {
-        let about = format!(
-            "damage beyond the sum of both alone (measured at {reference}); above 0: they make each other worse"
-        );
+    let both = g.sharings.len() > 1 && g.quants.len() > 1;
+    if let Some((reference, excess)) = interaction(g).filter(|_| both) {
+        let about = format!("beyond the sum of both alone, at {reference}; 0: it does");
         table("Does the damage add up?", &about, &excess, Colours::Signed, signed);
     }
     let kld = of("/quality/divergence/kld");
