@@ -45,6 +45,13 @@ pub struct Cell {
     pub lisa: Option<PathBuf>,
 }
 
+impl Cell {
+    /// Names of model, quantisation, way of sharing and cache type, which tell it from all other cells of a study.
+    pub fn names(&self) -> [&str; 4] {
+        [&self.model, &self.quant, &self.sharing, &self.kv]
+    }
+}
+
 /// All cells of a study: models, then quantisations, cache types and ways of sharing.
 pub fn grid(config: &Config) -> Vec<Cell> {
     let mut cells = Vec::new();

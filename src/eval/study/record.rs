@@ -91,11 +91,13 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// The records of several files as one list in the grid's order: of several with one key the last that succeeded, or the last.
+/// The records of several files as one list in the grid's order: of several of one cell the last that succeeded, or the last. A
+/// study whose settings changed has older records of its cells, too.
 pub fn join(all: impl IntoIterator<Item = Record>) -> Vec<Record> {
     let mut joined: Vec<Record> = Vec::new();
     for record in all {
-        match joined.iter_mut().find(|r| r.key == record.key) {
+        let of_this_cell = |r: &&mut Record| r.key == record.key || r.cell.names() == record.cell.names();
+        match joined.iter_mut().find(of_this_cell) {
             Some(old) if record.status == Status::Ok || old.status == Status::Failed => *old = record,
             Some(_) => {}
             None => joined.push(record),
@@ -163,6 +165,9 @@ pub mod tests {
         ];
         let joined = join(all);
         assert_eq!(joined.iter().map(|r| (r.index, r.status)).collect::<Vec<_>>(), [(0, Status::Ok), (1, Status::Ok)]);
+        // Measured again with other settings.
+        let again = Record { key: "other".into(), ..record(1, "b", "none", 0.3, Status::Ok) };
+        assert_eq!(join(joined.into_iter().chain([again.clone()]))[1], again);
     }
 
     #[test]

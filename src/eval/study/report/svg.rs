@@ -126,7 +126,7 @@ impl Svg {
 
 /// About how wide a text is, in pixels.
 pub fn text_width(text: &str) -> f64 {
-    text.chars().count() as f64 * FONT * 0.56
+    text.chars().count() as f64 * FONT * 0.62
 }
 
 /// The text shortened to `width` pixels.
@@ -134,7 +134,7 @@ pub fn fitted(text: &str, width: f64) -> String {
     if text_width(text) <= width {
         return text.into();
     }
-    let n = (width / (FONT * 0.56)).max(2.0) as usize;
+    let n = (width / (FONT * 0.62)).max(2.0) as usize;
     text.chars().take(n - 1).chain(['…']).collect()
 }
 

@@ -75,7 +75,7 @@ impl Heat<'_> {
                     false if self.colours == Colours::Signed => mix((255, 255, 255), (244, 146, 110), part),
                     false => mix((255, 255, 255), (134, 182, 222), part),
                 };
-                let (value, error) = ((self.format)(value), (self.format)(error));
+                let (value, error) = ((self.format)(value), (self.format)(error).replace('+', ""));
                 svg.rect(at, size, &fill, &format!("{name}, {column}: {value} ± {error}"));
                 svg.text(at.0 + CELL.0 / 2.0 - 1.0, y + 15.0, Anchor::Middle, "value", &value);
                 svg.text(at.0 + CELL.0 / 2.0 - 1.0, y + 28.0, Anchor::Middle, "small", &format!("± {error}"));
