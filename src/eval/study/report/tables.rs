@@ -5,7 +5,7 @@ use super::svg::{Anchor, Svg, fitted, mix, number};
 use crate::eval::study::Record;
 use crate::eval::study::grid::NO_SHARING;
 
-const CELL: (f64, f64) = (96.0, 34.0);
+const CELL: (f64, f64) = (112.0, 34.0);
 const LEFT: f64 = 120.0;
 const TOP: f64 = 74.0;
 
