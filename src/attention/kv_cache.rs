@@ -37,6 +37,16 @@ impl CacheType {
     }
 }
 
+impl std::fmt::Display for CacheType {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.pad(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+        })
+    }
+}
+
 impl std::str::FromStr for CacheType {
     type Err = String;
     fn from_str(s: &str) -> std::result::Result<Self, String> {

@@ -139,7 +139,8 @@ pub fn packed_bytes(ty: GgmlType, rows: usize, cols: usize) -> Option<usize> {
     group_bytes(ty, cols)?.checked_mul(rows.div_ceil(ROWS))
 }
 
-fn group_bytes(ty: GgmlType, cols: usize) -> Option<usize> {
+/// Bytes from one group to the next; `None` as [`packed_bytes`].
+pub(crate) fn group_bytes(ty: GgmlType, cols: usize) -> Option<usize> {
     let (lines, fields) = with_packed!(ty, P => (P::LINES_BYTES, P::FIELDS_BYTES), else => return None);
     if !cols.is_multiple_of(ty.block_len()) {
         return None;

@@ -119,14 +119,13 @@ fn table_row(cells: &[String]) -> String {
 fn cells(record: &Record, roofline: bool) -> Vec<String> {
     let (m, p) = (record.model, record.params);
     let (mean, deviation) = record.rate();
-    let name = |t: lisa_cpp::attention::CacheType| t.ggml().to_string().to_lowercase();
     let mut cells = vec![
         record.model_type(),
         human(m.n_file_bytes() as u64),
         millions(m.n_params()),
         p.n_threads.to_string(),
         format!("{}/{}", p.n_batch, p.n_ubatch),
-        format!("{}, {}", name(p.cache_type_k), name(p.cache_type_v)),
+        format!("{}, {}", p.cache_type_k, p.cache_type_v),
         peak_resident().map_or("unknown".into(), human),
         human(record.kv_bytes() as u64),
         record.measurement.test.to_string(),

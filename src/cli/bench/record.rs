@@ -65,7 +65,6 @@ impl Record<'_> {
         let nanoseconds: Vec<f64> = self.measurement.samples.iter().map(|t| t.as_nanos() as f64).collect();
         let (avg_ns, stddev_ns) = mean_and_deviation(&nanoseconds);
         let (avg_ts, stddev_ts) = self.rate();
-        let name = |t: lisa_cpp::attention::CacheType| t.ggml().to_string().to_lowercase();
         let object = json!({
             "build_commit": concat!("lisa-cpp ", env!("CARGO_PKG_VERSION")),
             "build_number": 0,
@@ -81,8 +80,8 @@ impl Record<'_> {
             "n_batch": p.n_batch,
             "n_ubatch": p.n_ubatch,
             "n_threads": p.n_threads,
-            "type_k": name(p.cache_type_k),
-            "type_v": name(p.cache_type_v),
+            "type_k": p.cache_type_k.to_string(),
+            "type_v": p.cache_type_v.to_string(),
             "exact": p.exact,
             "use_mmap": self.use_mmap,
             "weight_bytes": m.n_weight_bytes(),

@@ -183,7 +183,7 @@ impl<'f, 'g> Report<'f, 'g> {
             writeln!(out, "\nmemory for a context of {} tokens", m.n_ctx)?;
             writeln!(out, "  weights           {:>12}", human(self.weight_bytes()))?;
             for (kind, bytes) in &m.cache {
-                writeln!(out, "  cache in {:<5}    {:>12}", name(*kind), human(*bytes))?;
+                writeln!(out, "  cache in {:<5}    {:>12}", CacheType::from(*kind), human(*bytes))?;
             }
             writeln!(
                 out,
@@ -269,7 +269,8 @@ impl Memory {
     }
 
     fn json(&self, weights: u64) -> serde_json::Value {
-        let cache: Map<_, _> = self.cache.iter().map(|(kind, bytes)| (name(*kind), json!(bytes))).collect();
+        let cache: Map<_, _> =
+            self.cache.iter().map(|(kind, bytes)| (CacheType::from(*kind).to_string(), json!(bytes))).collect();
         json!({
             "n_ctx": self.n_ctx,
             "n_ubatch": self.n_ubatch,
@@ -279,10 +280,6 @@ impl Memory {
             "total_bytes": weights.saturating_add(self.default_cache()).saturating_add(self.compute),
         })
     }
-}
-
-fn name(kind: CacheTypeArg) -> String {
-    kind.to_possible_value().map(|v| v.get_name().to_owned()).unwrap_or_default()
 }
 
 /// Elements of an array that are shown without `--all`.

@@ -7,7 +7,7 @@ use super::MatmulScratch;
 use super::formats::{Format, Scales};
 use super::isa::Isa;
 use super::q8::{BLOCK, Q8Block, Q8View};
-use crate::pack::{ALIGN, COLS, LINE, MatrixRef, ROWS};
+use crate::pack::{COLS, LINE, MatrixRef, ROWS, group_bytes};
 
 /// Bytes of activations that all row groups of a call pass over before the next are begun: half of a small L2 cache.
 const PASS_BYTES: usize = 512 << 10;
@@ -31,7 +31,6 @@ const SPAN: usize = 64;
 
 /// Where the parts of a row group are: sets of lines, one for every block of activations, and sets of fields, one for every
 /// block of the type.
-#[derive(Clone, Copy)]
 struct Group {
     lines: *const u8,
     fields: *const u8,
@@ -41,9 +40,9 @@ struct Group {
 
 /// The groups that a product computes.
 #[inline(always)]
-fn groups<P: Format>(p: &Product) -> impl Iterator<Item = Group> + Clone {
-    let (n_lines, n_fields) = (p.w.cols / COLS * P::LINES_BYTES, p.w.cols / P::LEN * P::FIELDS_BYTES);
-    let n_bytes = (n_lines + n_fields).next_multiple_of(ALIGN);
+fn groups<P: Format>(p: &Product) -> impl Iterator<Item = Group> {
+    let n_lines = p.w.cols / COLS * P::LINES_BYTES;
+    let n_bytes = group_bytes(P::TYPE, p.w.cols).expect("a packed matrix is of a type with a packed layout");
     (p.rows.start / ROWS..p.rows.end.div_ceil(ROWS)).map(move |i| {
         let group = &p.w.data[i * n_bytes..(i + 1) * n_bytes];
         Group { lines: group.as_ptr(), fields: group[n_lines..].as_ptr(), n_bytes, first_row: i * ROWS }
