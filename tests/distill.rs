@@ -8,6 +8,7 @@ use ggml_ext::gguf::Gguf;
 use ggml_ext::lisa::{Activation, Domain, Kind, LisaMeta, Part, identify};
 use lisa_cpp::attention::CacheType;
 use lisa_cpp::distill::dense::DenseModel;
+use lisa_cpp::distill::frozen::Precision;
 use lisa_cpp::distill::modules::{Module, Modules};
 use lisa_cpp::distill::student::{Pair, Workspace};
 use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
@@ -59,7 +60,8 @@ fn ids(model: &DenseModel) -> Vec<u32> {
 }
 
 fn end_to_end_gradient(name: &str, layers: &[(usize, usize, Kind)], n_hidden: usize, act: Activation, domain: Domain) {
-    let model = DenseModel::new(&family(name), 24).unwrap();
+    let model = family(name);
+    let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
     let all = modules(&model, layers, n_hidden, act, domain);
     let (ids, mut w) = (ids(&model), Workspace::default());
     let mut loss = |all: &Modules, gradient| Pair { model: &model, modules: all }.end_to_end(&mut w, &ids, gradient);
@@ -106,20 +108,42 @@ fn end_to_end_gradients_of_every_module() {
 
 #[test]
 fn attention_gradients() {
-    for (name, n_hidden, act, domain) in [
-        ("llama", 0, Activation::Relu, Domain::Log),
-        ("qwen3", 5, Activation::Silu, Domain::Log),
-        ("gemma3", 4, Activation::Gelu, Domain::Weight),
+    for (name, n_hidden, act, domain, chained) in [
+        ("llama", 0, Activation::Relu, Domain::Log, true),
+        ("llama", 3, Activation::Silu, Domain::Log, false),
+        ("qwen3", 5, Activation::Silu, Domain::Log, true),
+        ("gemma3", 4, Activation::Gelu, Domain::Weight, true),
     ] {
-        let model = DenseModel::new(&family(name), 24).unwrap();
+        let model = family(name);
+        let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
         let all = modules(&model, CHAIN, n_hidden, act, domain);
         let (ids, w) = (ids(&model), std::cell::RefCell::new(Workspace::default()));
-        let out = Pair { model: &model, modules: &all }.attention(&mut w.borrow_mut(), &ids, true);
-        check(&all.values, &out.grads, |x| {
-            let all = all.with_values(x);
-            Pair { model: &model, modules: &all }.attention(&mut w.borrow_mut(), &ids, false).loss
-        });
+        let loss = |all: &Modules, gradient| {
+            Pair { model: &model, modules: all }.attention(&mut w.borrow_mut(), &ids, chained, gradient)
+        };
+        let out = loss(&all, true);
+        check(&all.values, &out.grads, |x| loss(&all.with_values(x), false).loss);
     }
+}
+
+/// A layer apart is the layer as it would be if it were the only one substituted.
+#[test]
+fn layers_apart_do_not_know_of_each_other() {
+    let model = family("llama");
+    let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
+    let (ids, mut w) = (ids(&model), Workspace::default());
+    let mut loss =
+        |all: &Modules, chained| Pair { model: &model, modules: all }.attention(&mut w, &ids, chained, false).loss;
+    let both = modules(&model, CHAIN, 0, Activation::Relu, Domain::Log);
+    let mut alone = 0.0;
+    for m in both.iter() {
+        let mut one = modules(&model, &[(m.layer, m.source, m.kind)], 0, Activation::Relu, Domain::Log);
+        one.values.copy_from_slice(&both.values[m.start..m.start + m.len()]);
+        alone += loss(&one, true) / 2.0;
+    }
+    let (apart, chained) = (loss(&both, false), loss(&both, true));
+    assert!((apart - alone).abs() < 1e-5 * alone, "{apart} and {alone}");
+    assert!((apart - chained).abs() > 1e-3 * alone, "the chain makes no difference: {apart}, {chained}");
 }
 
 /// The negative log-likelihood of every next token by the engine, in float arithmetic.
@@ -145,7 +169,8 @@ fn trainer_and_engine_compute_the_same() {
     let same = |name: &str, a: f64, b: f64| assert!((a - b).abs() < 1e-4 * b, "{name}: {a} and {b}");
     for name in ["llama", "llama_yarn", "qwen2", "qwen3", "gemma3_softcap_untied", "phi3_longrope", "phi3_partial_tied"]
     {
-        let model = DenseModel::new(&family(name), 24).unwrap();
+        let model = family(name);
+        let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
         let ids = ids(&model);
         let out = Pair { model: &model, modules: &Modules::none() }.end_to_end(&mut Workspace::default(), &ids, false);
         assert!(out.loss.abs() < 1e-4, "{name}: {out:?}");
@@ -158,7 +183,8 @@ fn trainer_and_engine_compute_the_same() {
         let folder = if ["gemma3_capped", "llama_deep"].contains(&base) { "sharing" } else { "families" };
         let file = ModelFile::from_bytes(base, common::bytes(&format!("{folder}/{base}.gguf.gz")));
         let gguf = Gguf::parse(&bytes).unwrap();
-        let model = DenseModel::new(&Model::load(&file, ModelParams::default()).unwrap(), 24).unwrap();
+        let model = Model::load(&file, ModelParams::default()).unwrap();
+        let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
         let (geometry, _) = identify(&file.parse().unwrap()).unwrap();
         let all = Modules::read(&LisaMeta::read(&gguf).unwrap().unwrap(), &gguf, &geometry);
         let ids = ids(&model);
@@ -180,7 +206,8 @@ fn losses_and_gradients_match_the_reference() {
         let (base, sidecar) = (text("base"), text("sidecar"));
         let ids: Vec<u32> = case["ids"].as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect();
         let file = ModelFile::from_bytes(base, common::bytes(&format!("{base}.gguf.gz")));
-        let model = DenseModel::new(&Model::load(&file, ModelParams::default()).unwrap(), ids.len()).unwrap();
+        let model = Model::load(&file, ModelParams::default()).unwrap();
+        let model = DenseModel::new(&model, ids.len(), Precision::Exact).unwrap();
         let bytes = common::bytes(&format!("{sidecar}.lisa.gguf.gz"));
         let gguf = Gguf::parse(&bytes).unwrap();
         let (geometry, _) = identify(&file.parse().unwrap()).unwrap();
@@ -190,7 +217,7 @@ fn losses_and_gradients_match_the_reference() {
         let pair = Pair { model: &model, modules: &all };
         for stage in ["end-to-end", "attention"] {
             let out = match stage {
-                "attention" => pair.attention(&mut Workspace::default(), &ids, true),
+                "attention" => pair.attention(&mut Workspace::default(), &ids, true, true),
                 _ => pair.end_to_end(&mut Workspace::default(), &ids, true),
             };
             let loss = case[stage]["loss"].as_f64().unwrap();

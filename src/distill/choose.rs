@@ -9,31 +9,35 @@ use super::student::Teacher;
 use super::team::Team;
 use crate::{Error, Result};
 
-/// Modules of single layers at their start, to be put together in any combination.
+/// Modules of single layers, to be put together in any combination.
 pub struct Parts {
     layers: Vec<(Module, Vec<f32>)>,
     like: Modules,
 }
 
+/// The modules of each of `layers`, every one taking from the layer before, as `design` makes them.
+///
+/// # Errors
+/// As [`student`].
+pub fn single(model: &DenseModel, design: &Design, layers: &[usize], windows: &[&[u32]]) -> Result<Modules> {
+    // Ranks that depend on the choice cannot be known before it.
+    let rank = match (design.kind, design.rank) {
+        (Kind::Lisa, Rank::Factor(f)) => {
+            let dim = model.layers.first().map_or(2, |l| l.shape.head_dim_k);
+            Rank::Each(((dim as f64 / f / 2.0).floor() as usize).max(1) * 2)
+        }
+        (_, rank) => rank,
+    };
+    let plan = layers.iter().map(|&l| (l, l - 1)).collect();
+    student(model, &Design { plan, rank, comp: false, ..design.clone() }, windows)
+}
+
 impl Parts {
-    /// The modules of each of `layers`, every one taking from the layer before, as `design` makes them.
-    ///
-    /// # Errors
-    /// As [`student`].
-    pub fn new(model: &DenseModel, design: &Design, layers: &[usize], windows: &[&[u32]]) -> Result<Self> {
-        // Ranks that depend on the choice cannot be known before it.
-        let rank = match (design.kind, design.rank) {
-            (Kind::Lisa, Rank::Factor(f)) => {
-                let dim = model.layers.first().map_or(2, |l| l.shape.head_dim_k);
-                Rank::Each(((dim as f64 / f / 2.0).floor() as usize).max(1) * 2)
-            }
-            (_, rank) => rank,
-        };
-        let plan = layers.iter().map(|&l| (l, l - 1)).collect();
-        let all = student(model, &Design { plan, rank, comp: false, ..design.clone() }, windows)?;
+    /// Those of `all`.
+    pub fn new(all: &Modules) -> Self {
         let layers = all.iter().map(|m| (m.clone(), all.values[m.start..m.start + m.len()].to_vec())).collect();
         let like = Modules::new(Vec::new(), all.activation, all.domain, all.scale);
-        Ok(Self { layers, like })
+        Self { layers, like }
     }
 
     /// The student that has those of `layers`.

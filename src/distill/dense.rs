@@ -1,59 +1,13 @@
-//! The frozen model in F32: what training runs through, forward and in reverse.
+//! The frozen model: what training runs through, forward and in reverse.
 
 use ggml_ext::kernels::Kernels;
 use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 
+use super::frozen::{Frozen, Precision};
 use crate::attention::{AttentionShape, Rope, RopeTable};
-use crate::compute::{Act, Linear};
+use crate::compute::Act;
 use crate::model::{Decoder, Model, QueryKey, Scores};
 use crate::{Error, Result};
-
-/// A matrix in F32, a row of `n_in` per output, with its bias.
-pub struct Dense {
-    w: Vec<f32>,
-    /// Length of the result.
-    pub n_out: usize,
-    /// Length of the operand.
-    pub n_in: usize,
-    /// Added to every result.
-    pub bias: Option<Box<[f32]>>,
-}
-
-/// Rows of the weight matrix that one reverse product takes at a time: the kernel walks down its columns, which must stay in cache.
-const BACK_ROWS: usize = 1024;
-
-impl Dense {
-    /// Dequantises `linear`.
-    pub fn new(linear: &Linear) -> Self {
-        let (n_out, n_in) = (linear.weight.rows(), linear.weight.cols());
-        let mut w = vec![0.0; n_out * n_in];
-        w.chunks_exact_mut(n_in).enumerate().for_each(|(i, row)| linear.weight.row(i, row));
-        Self { w, n_out, n_in, bias: linear.bias.clone() }
-    }
-
-    /// Row `i`.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.w[i * self.n_in..(i + 1) * self.n_in]
-    }
-
-    /// `y = x W^T + b` for every row of `x`.
-    pub fn forward(&self, k: &FloatKernels, x: &[f32], y: &mut [f32]) {
-        matmul_nt(k, x, &self.w, y, self.n_in);
-        if let Some(bias) = &self.bias {
-            y.chunks_exact_mut(self.n_out).for_each(|row| k.add_assign(row, bias));
-        }
-    }
-
-    /// `dx += dy W` for every row of `dy`.
-    pub fn backward(&self, k: &FloatKernels, dy: &[f32], dx: &mut [f32]) {
-        let m = dy.len() / self.n_out;
-        for (i, w) in self.w.chunks(BACK_ROWS * self.n_in).enumerate() {
-            let n = w.len() / self.n_in;
-            let dy = Rows::new(&dy[i * BACK_ROWS..], m, n, self.n_out);
-            k.sgemm_nn_acc(dy, Rows::new(w, n, self.n_in, self.n_in), RowsMut::new(dx, m, self.n_in, self.n_in));
-        }
-    }
-}
 
 /// `y = a b^T`, rows of both of length `len`.
 pub fn matmul_nt(k: &FloatKernels, a: &[f32], b: &[f32], y: &mut [f32], len: usize) {
@@ -111,41 +65,35 @@ pub fn rms_norm(k: &FloatKernels, x: &[f32], weight: &[f32], eps: f32, y: &mut [
 }
 
 /// A query or key projection with the norm on its heads.
-pub struct HeadProjection {
+pub struct HeadProjection<'m> {
     /// The projection.
-    pub dense: Dense,
+    pub dense: Frozen<'m>,
     /// RMSNorm weights on every head.
     pub norm: Option<Box<[f32]>>,
 }
 
-impl HeadProjection {
-    fn new(qk: &QueryKey) -> Self {
-        Self { dense: Dense::new(&qk.linear), norm: qk.norm.clone() }
-    }
-}
-
 /// A decoder layer.
-pub struct DenseLayer {
+pub struct DenseLayer<'m> {
     /// RMSNorm before attention.
     pub attn_norm: Box<[f32]>,
     /// Queries.
-    pub q: HeadProjection,
+    pub q: HeadProjection<'m>,
     /// Keys.
-    pub k: HeadProjection,
+    pub k: HeadProjection<'m>,
     /// Values.
-    pub v: Dense,
+    pub v: Frozen<'m>,
     /// Output projection.
-    pub out: Dense,
+    pub out: Frozen<'m>,
     /// RMSNorm on the attention's result.
     pub post_attn_norm: Option<Box<[f32]>>,
     /// RMSNorm before the feed-forward network.
     pub ffn_norm: Box<[f32]>,
     /// Gate projection.
-    pub gate: Dense,
+    pub gate: Frozen<'m>,
     /// Up projection.
-    pub up: Dense,
+    pub up: Frozen<'m>,
     /// Down projection.
-    pub down: Dense,
+    pub down: Frozen<'m>,
     /// The gate's activation.
     pub act: Act,
     /// RMSNorm on the network's result.
@@ -177,8 +125,8 @@ impl Turns {
     }
 }
 
-/// A whole model in F32, for windows of a fixed length.
-pub struct DenseModel {
+/// A whole model, its activations in F32, for windows of a fixed length.
+pub struct DenseModel<'m> {
     /// The kernel table.
     pub kernels: &'static Kernels,
     /// Tokens of a window.
@@ -188,30 +136,32 @@ pub struct DenseModel {
     /// Tokens in the vocabulary.
     pub n_vocab: usize,
     /// Token embeddings.
-    pub embed: Dense,
+    pub embed: Frozen<'m>,
     /// Factor on the embeddings.
     pub embed_scale: f32,
     /// Layers.
-    pub layers: Vec<DenseLayer>,
+    pub layers: Vec<DenseLayer<'m>>,
     /// Rotations the layers refer to.
     pub turns: Vec<Turns>,
     /// RMSNorm before the output head.
     pub output_norm: Box<[f32]>,
     /// The output head, unless tied.
-    pub output: Option<Dense>,
+    pub output: Option<Frozen<'m>>,
     /// `cap * tanh(logit / cap)`.
     pub logit_softcap: Option<f32>,
     /// RMSNorm's epsilon.
     pub eps: f32,
 }
 
-impl DenseModel {
-    /// Dequantises `model` for windows of `n_ctx` tokens.
+impl<'m> DenseModel<'m> {
+    /// `model` for windows of `n_ctx` tokens.
     ///
     /// # Errors
     /// A model some of whose layers share attention already.
-    pub fn new(model: &Model, n_ctx: usize) -> Result<Self> {
+    pub fn new(model: &'m Model, n_ctx: usize, precision: Precision) -> Result<Self> {
         let d: &Decoder = model.decoder();
+        let frozen = |linear| Frozen::new(linear, model.kernels(), precision);
+        let heads = |qk: &'m QueryKey| HeadProjection { dense: frozen(&qk.linear), norm: qk.norm.clone() };
         let layers = d.layers.iter().enumerate().map(|(i, layer)| {
             let Scores::Own { q, k } = &layer.attn.scores else {
                 return Err(Error::Params(format!(
@@ -221,15 +171,15 @@ impl DenseModel {
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {
                 attn_norm: layer.attn_norm.clone(),
-                q: HeadProjection::new(q),
-                k: HeadProjection::new(k),
-                v: Dense::new(v),
-                out: Dense::new(&layer.attn.out),
+                q: heads(q),
+                k: heads(k),
+                v: frozen(v),
+                out: frozen(&layer.attn.out),
                 post_attn_norm: layer.post_attn_norm.clone(),
                 ffn_norm: layer.ffn_norm.clone(),
-                gate: Dense::new(&layer.ffn.gate),
-                up: Dense::new(&layer.ffn.up),
-                down: Dense::new(&layer.ffn.down),
+                gate: frozen(&layer.ffn.gate),
+                up: frozen(&layer.ffn.up),
+                down: frozen(&layer.ffn.down),
                 act: layer.ffn.act,
                 post_ffn_norm: layer.post_ffn_norm.clone(),
                 shape: layer.attn.shape,
@@ -241,34 +191,34 @@ impl DenseModel {
             n_ctx,
             n_embd: d.embed.weight.cols(),
             n_vocab: d.n_vocab(),
-            embed: Dense::new(&d.embed),
+            embed: frozen(&d.embed),
             embed_scale: d.embed_scale,
             layers: layers.collect::<Result<_>>()?,
             turns: d.ropes.iter().map(|r| Turns::new(r.for_context(n_ctx), n_ctx)).collect(),
             output_norm: d.output_norm.clone(),
-            output: d.output.as_ref().map(Dense::new),
+            output: d.output.as_ref().map(frozen),
             logit_softcap: d.logit_softcap,
             eps: d.norm_eps,
         })
     }
 
     /// The output head.
-    pub fn head(&self) -> &Dense {
+    pub fn head(&self) -> &Frozen<'m> {
         self.output.as_ref().unwrap_or(&self.embed)
     }
 
     /// The residual stream before the first layer, `[ids.len(), n_embd]`.
     pub fn embed(&self, ids: &[u32], x: &mut [f32]) {
         for (&id, row) in ids.iter().zip(x.chunks_exact_mut(self.n_embd)) {
-            row.copy_from_slice(self.embed.row(id as usize));
+            self.embed.row(id as usize, row);
             if self.embed_scale != 1.0 {
                 self.kernels.float.scale(row, self.embed_scale);
             }
         }
     }
 
-    /// Bytes of the weights of `model` in F32.
-    pub fn bytes(model: &Model) -> u64 {
-        model.decoder().matrices().map(|l| 4 * (l.weight.rows() * l.weight.cols()) as u64).sum()
+    /// Bytes that training takes for weights besides those of the engine: with `reverse`, for stages with a reverse pass too.
+    pub fn bytes(model: &Model, precision: Precision, reverse: bool) -> u64 {
+        model.decoder().matrices().map(|l| Frozen::bytes(l, precision, reverse)).sum()
     }
 }

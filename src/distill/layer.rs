@@ -97,8 +97,8 @@ fn turn_low_rank(f: &FloatKernels, m: &Module, per_kv: usize, sign: f64, x: &mut
 
 /// A layer of a student (or of the teacher, where the layer is not substituted).
 pub struct LayerPass<'a> {
-    model: &'a DenseModel,
-    layer: &'a DenseLayer,
+    model: &'a DenseModel<'a>,
+    layer: &'a DenseLayer<'a>,
     all: &'a Modules,
     module: Option<&'a Module>,
     c: Causal,
@@ -119,7 +119,7 @@ pub struct Asked<'a> {
 
 impl<'a> LayerPass<'a> {
     /// Layer `i` of `model` with the module that `all` has for it.
-    pub fn new(model: &'a DenseModel, all: &'a Modules, i: usize) -> Self {
+    pub fn new(model: &'a DenseModel<'a>, all: &'a Modules, i: usize) -> Self {
         let layer = &model.layers[i];
         let c = Causal { n: model.n_ctx, window: layer.shape.window };
         Self { model, layer, all, module: all.get(i), c, f: &model.kernels.float }

@@ -1,15 +1,17 @@
 //! From a model to a LISA model: which layers to substitute, where their modules start, and training them against the unchanged model.
 //!
-//! All of it runs in F32 on [`dense::DenseModel`], one window of text per thread. The gradient of every window is summed in the order
+//! All of it runs on [`dense::DenseModel`], one window of text per thread. The gradient of every window is summed in the order
 //! of the windows, so that results do not depend on the number of threads.
 
 pub mod adam;
 pub mod align;
+pub mod basis;
 pub mod checkpoint;
 pub mod choose;
 pub mod compensate;
 pub mod data;
 pub mod dense;
+pub mod frozen;
 pub mod layer;
 pub mod modules;
 pub mod scores;

@@ -75,6 +75,12 @@ impl Module {
     }
 }
 
+/// What a matrix of zeros learns relative to.
+const LEAST_SIZE: f32 = 1e-3;
+
+/// What alignments learn relative to.
+const ALIGN_SIZE: f32 = 0.2;
+
 /// All modules of a student.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Modules {
@@ -145,6 +151,24 @@ impl Modules {
     pub fn part_mut(&mut self, layer: usize, part: Part) -> &mut [f32] {
         let range = self.get(layer).map_or(0..0, |m| m.range(part));
         &mut self.values[range]
+    }
+
+    /// Makes steps relative to what they change, so that a learning rate means the same in every model: to the root mean square of a
+    /// matrix's values; alignments work on logarithms of weights, which are of the same size everywhere.
+    pub fn relative(&self, steps: &mut [f32]) {
+        for m in &self.list {
+            for (part, _) in m.parts() {
+                let scale = match part {
+                    Part::Q | Part::K | Part::Comp => {
+                        let x = self.part(m, part);
+                        let square = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len() as f64;
+                        (square.sqrt() as f32).max(LEAST_SIZE)
+                    }
+                    _ => ALIGN_SIZE,
+                };
+                steps[m.range(part)].iter_mut().for_each(|s| *s *= scale);
+            }
+        }
     }
 
     /// The modules of `sidecar`, whose metadata are `meta`, for a model of this `geometry`. The file must have passed

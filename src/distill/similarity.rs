@@ -253,7 +253,7 @@ mod tests {
     #[test]
     fn a_layer_is_like_itself_and_matching_never_hurts() {
         let model = Model::embedded(ModelParams::default()).unwrap();
-        let dense = DenseModel::new(&model, 32).unwrap();
+        let dense = DenseModel::new(&model, 32, crate::distill::frozen::Precision::Exact).unwrap();
         let ids: Vec<u32> = (0..32).map(|i| (i * 13 + 4) % 512).collect();
         let s = measure(&mut Team::new(2).unwrap(), &dense, &[&ids, &ids[..]], &mut |_| true).unwrap();
         let n = s.n_layer;

@@ -88,7 +88,12 @@ impl std::str::FromStr for Rank {
 }
 
 /// Runs the unchanged model over `windows` and gives every layer's queries, keys and normalised inputs to `visit`.
-pub fn calibrate(model: &DenseModel, windows: &[&[u32]], last: usize, visit: &mut dyn FnMut(usize, usize, &Tape)) {
+pub fn calibrate(
+    model: &DenseModel,
+    windows: &[&[u32]],
+    last: usize,
+    visit: &mut dyn FnMut(usize, usize, &Tape, &[f32]),
+) {
     let none = Modules::none();
     let (mut tape, mut log, mut scratch) = (Tape::default(), Vec::new(), Scratch::default());
     let mut x = vec![0.0; model.n_ctx * model.n_embd];
@@ -99,7 +104,7 @@ pub fn calibrate(model: &DenseModel, windows: &[&[u32]], last: usize, visit: &mu
             pass.begin(&x, &mut tape);
             pass.logs(&mut tape, None, &mut log);
             pass.finish(&mut tape, &log, &mut x, &mut scratch);
-            visit(w, i, &tape);
+            visit(w, i, &tape, &log);
         }
     }
 }
@@ -195,12 +200,14 @@ fn pruned_rows(
     one: Option<&[f32]>,
     out: &mut Vec<f32>,
 ) {
+    let mut values = vec![0.0; p.dense.n_in];
     for &d in dims {
         let row = head * dim + d;
         let gain = gain * p.norm.as_ref().map_or(1.0, |w| w[d]);
-        let bias = p.dense.bias.as_ref().map_or(0.0, |b| b[row]);
+        let bias = p.dense.bias().map_or(0.0, |b| b[row]);
         let one = |i: usize| one.map_or(0.0, |o| o[i]);
-        out.extend(p.dense.row(row).iter().enumerate().map(|(i, w)| gain * (w + bias * one(i))));
+        p.dense.row(row, &mut values);
+        out.extend(values.iter().enumerate().map(|(i, w)| gain * (w + bias * one(i))));
     }
 }
 
@@ -231,7 +238,7 @@ pub fn student(model: &DenseModel, design: &Design, windows: &[&[u32]]) -> Resul
         let inputs = inputs(model, windows, &design.plan);
         for (&(layer, _), n) in design.plan.iter().zip(&inputs) {
             let l = &model.layers[layer];
-            let biased = l.q.dense.bias.is_some() || l.k.dense.bias.is_some();
+            let biased = l.q.dense.bias().is_some() || l.k.dense.bias().is_some();
             stats[layer] = Some(LayerStats {
                 q: energies(model, layer, &l.q, l.shape.n_head, n),
                 k: energies(model, layer, &l.k, l.shape.n_head_kv, n),
@@ -310,7 +317,7 @@ pub fn student(model: &DenseModel, design: &Design, windows: &[&[u32]]) -> Resul
 fn inputs(model: &DenseModel, windows: &[&[u32]], plan: &[(usize, usize)]) -> Vec<Vec<f32>> {
     let mut out = vec![Vec::new(); plan.len()];
     let last = plan.iter().map(|p| p.0).max().unwrap_or(0);
-    calibrate(model, windows, last, &mut |_, i, tape| {
+    calibrate(model, windows, last, &mut |_, i, tape, _| {
         plan.iter().zip(&mut out).filter(|((l, _), _)| *l == i).for_each(|(_, n)| n.extend_from_slice(&tape.n));
     });
     out

@@ -64,6 +64,8 @@ pub struct Workspace {
     log: Vec<f32>,
     tapes: Vec<Tape>,
     logs: Vec<Vec<f32>>,
+    /// The teacher's logarithms in the place of a student's, where layers are taken by themselves.
+    taught: Vec<Vec<f32>>,
     asked: Vec<Vec<f32>>,
     /// A buffer of `asked` that is free.
     spare: Vec<f32>,
@@ -95,7 +97,7 @@ pub struct Teacher {
 /// A student and its teacher.
 pub struct Pair<'a> {
     /// The unchanged model.
-    pub model: &'a DenseModel,
+    pub model: &'a DenseModel<'a>,
     /// What the student has in its place.
     pub modules: &'a Modules,
 }
@@ -266,9 +268,11 @@ impl Pair<'_> {
     }
 
     /// Mean over substituted `lisa` layers and heads of KL(teacher's weights || student's), summed over queries, every layer on the
-    /// teacher's own inputs, sources chained; with its gradient where it is wanted. No reverse pass through the body.
-    pub fn attention(&self, w: &mut Workspace, ids: &[u32], gradient: bool) -> Outcome {
+    /// teacher's own inputs; with its gradient where it is wanted. Sources are `chained`, or every layer is given the teacher's
+    /// weights, as if it were the only one substituted. No reverse pass through the body.
+    pub fn attention(&self, w: &mut Workspace, ids: &[u32], chained: bool, gradient: bool) -> Outcome {
         self.prepare(w, ids);
+        w.taught.resize_with(self.model.layers.len(), Vec::new);
         let (f, all) = (&self.model.kernels.float, self.modules);
         let lisa = all.iter().filter(|m| m.kind == Kind::Lisa);
         let (n, count) = (ids.len(), lisa.clone().count());
@@ -282,11 +286,17 @@ impl Pair<'_> {
             self.teach(w, i, module.is_none() && self.is_source(i), i < last);
             let Some(m) = module else { continue };
             let share = 1.0 / (count * m.n_head) as f32;
-            let Workspace { tape, log: teacher, tapes, logs, asked, .. } = &mut *w;
+            let Workspace { tape, log: teacher, tapes, logs, taught, asked, .. } = &mut *w;
             let own = &mut tapes[i - first];
             own.n.clone_from(&tape.n);
             let pass = LayerPass::new(self.model, all, i);
-            with_log(logs, all, i, |log, source| pass.logs(own, source, log));
+            if !chained && self.is_source(i) {
+                taught[i].clone_from(teacher);
+            }
+            match all.owner(m.source) {
+                s if !chained && all.get(s).is_some() => pass.logs(own, Some(&taught[s]), &mut logs[i]),
+                _ => with_log(logs, all, i, |log, source| pass.logs(own, source, log)),
+            }
             let c = Causal { n, window: self.model.layers[i].shape.window };
             let dlog = gradient.then(|| zeroed(&mut asked[i], logs[i].len()));
             let mut dlog = dlog;
@@ -303,17 +313,17 @@ impl Pair<'_> {
         }
         if gradient {
             out.grads = vec![0.0; all.values.len()];
-            self.attention_backward(w, first, &mut out.grads);
+            self.attention_backward(w, first, chained, &mut out.grads);
         }
         out
     }
 
-    fn attention_backward(&self, w: &mut Workspace, first: usize, grads: &mut [f32]) {
+    fn attention_backward(&self, w: &mut Workspace, first: usize, chained: bool, grads: &mut [f32]) {
         let (f, all) = (&self.model.kernels.float, self.modules);
         let mut weights = Vec::new();
         for m in all.iter().rev().filter(|m| m.kind == Kind::Lisa) {
             let i = m.layer;
-            let Workspace { tapes, logs, asked, spare, .. } = &mut *w;
+            let Workspace { tapes, logs, taught, asked, spare, .. } = &mut *w;
             let c = Causal { n: self.model.n_ctx, window: self.model.layers[i].shape.window };
             let mut ds = std::mem::take(&mut asked[i]);
             for at in (0..m.n_head).flat_map(|h| (0..c.n).map(move |q| c.row(h, q))) {
@@ -325,9 +335,11 @@ impl Pair<'_> {
                 f.axpy(-sum, &weights, d);
             }
             let source = all.owner(m.source);
-            let wanted = all.get(source).is_some().then(|| asked_buffer(asked, spare, source, &logs[i]));
+            let is_student = all.get(source).is_some();
+            let wanted = (chained && is_student).then(|| asked_buffer(asked, spare, source, &logs[i]));
             let pass = LayerPass::new(self.model, all, i);
-            pass.logs_backward(&tapes[i - first], &logs[i], Some(&logs[source]), &mut ds, None, grads, wanted);
+            let given = if is_student && !chained { &taught[source] } else { &logs[source] };
+            pass.logs_backward(&tapes[i - first], &logs[i], Some(given), &mut ds, None, grads, wanted);
             asked[i] = ds;
             asked[i].clear();
         }

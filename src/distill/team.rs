@@ -12,7 +12,10 @@ use crate::model::thread_error;
 /// Which loss is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Attention weights of every substituted layer, on the teacher's own inputs.
+    /// Attention weights of every substituted layer, on the teacher's own inputs and from the teacher's weights of its source, as
+    /// if no other layer were substituted: before it is known which will be.
+    Apart,
+    /// Attention weights of every substituted layer, on the teacher's own inputs, from its source as the student has it.
     Attention,
     /// The model's predictions.
     EndToEnd,
@@ -22,6 +25,7 @@ impl Stage {
     /// The name in logs and checkpoints.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Apart => "apart",
             Self::Attention => "attention",
             Self::EndToEnd => "end-to-end",
         }
@@ -75,7 +79,8 @@ impl Team {
     ) -> Outcome {
         let pair = Pair { model, modules };
         let all = self.map(windows.len(), |i, w| match stage {
-            Stage::Attention => pair.attention(w, windows[i], gradient),
+            Stage::Apart => pair.attention(w, windows[i], false, gradient),
+            Stage::Attention => pair.attention(w, windows[i], true, gradient),
             Stage::EndToEnd => pair.end_to_end(w, windows[i], gradient),
         });
         sum(&all)

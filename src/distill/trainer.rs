@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::adam::{Adam, Schedule, clip};
+use super::basis::Bases;
 use super::checkpoint::Checkpoint;
 use super::data::Windows;
 use super::dense::DenseModel;
@@ -14,13 +15,15 @@ use super::team::{Stage, Team};
 pub struct Settings {
     /// Windows per step.
     pub batch: usize,
+    /// Steps of training layers apart, before some of them are chosen.
+    pub steps_choice: usize,
     /// Steps of attention distillation.
     pub steps_attention: usize,
     /// Steps of end-to-end distillation.
     pub steps_end_to_end: usize,
-    /// Peak learning rate of attention distillation.
+    /// Peak learning rate of attention distillation, relative to the values' size ([`Modules::relative`]).
     pub lr_attention: f64,
-    /// Peak learning rate of end-to-end distillation.
+    /// Peak learning rate of end-to-end distillation, relative likewise.
     pub lr_end_to_end: f64,
     /// Part of the steps that warm up.
     pub warmup: f64,
@@ -40,6 +43,7 @@ impl Settings {
     /// Steps of `stage`.
     pub fn steps(&self, stage: Stage) -> usize {
         match stage {
+            Stage::Apart => self.steps_choice,
             Stage::Attention => self.steps_attention,
             Stage::EndToEnd => self.steps_end_to_end,
         }
@@ -47,7 +51,7 @@ impl Settings {
 
     fn schedule(&self, stage: Stage) -> Schedule {
         let steps = self.steps(stage);
-        let lr = if stage == Stage::Attention { self.lr_attention } else { self.lr_end_to_end };
+        let lr = if stage == Stage::EndToEnd { self.lr_end_to_end } else { self.lr_attention };
         Schedule { lr, warmup: (self.warmup * steps as f64).round() as usize, steps }
     }
 }
@@ -137,23 +141,68 @@ impl State {
 /// A run.
 pub struct Trainer<'a> {
     /// The unchanged model.
-    pub model: &'a DenseModel,
+    pub model: &'a DenseModel<'a>,
     /// The text.
     pub windows: &'a Windows,
     /// How.
     pub settings: &'a Settings,
     /// By whom.
     pub team: &'a mut Team,
+    /// In which directions.
+    pub bases: Bases,
+}
+
+/// What a step found.
+struct Step {
+    loss: f64,
+    norm: f64,
+    lr: f64,
 }
 
 impl Trainer<'_> {
+    /// The step `at` of `stage`.
+    fn step(&mut self, modules: &mut Modules, adam: &mut Adam, stage: Stage, at: usize) -> Step {
+        let order = self.settings.seed.wrapping_add(stage as u64);
+        let windows = self.windows.batch(order, at, self.settings.batch);
+        let mut out = self.team.loss(self.model, modules, stage, &windows, true);
+        let norm = clip(&mut out.grads, self.settings.clip);
+        let lr = self.settings.schedule(stage).at(at);
+        self.bases.turn(self.model, modules, &mut out.grads);
+        adam.step(&mut out.grads, lr);
+        self.bases.turn_back(self.model, modules, &mut out.grads);
+        modules.relative(&mut out.grads);
+        let shrink = (1.0 - lr * self.settings.decay) as f32;
+        modules.values.iter_mut().zip(&out.grads).for_each(|(x, step)| *x = *x * shrink + step);
+        Step { loss: out.mean_loss(), norm, lr }
+    }
+
+    /// All steps of `stage`, in one go; `observer` hears every step's number and loss and returns false to stop.
+    ///
+    /// # Errors
+    /// [`crate::Error::Interrupted`] when stopped.
+    pub fn fit(
+        &mut self,
+        modules: &mut Modules,
+        stage: Stage,
+        observer: &mut dyn FnMut(usize, f64) -> bool,
+    ) -> crate::Result<()> {
+        let mut adam = Adam::new(modules.values.len());
+        for at in 0..self.settings.steps(stage) {
+            let step = self.step(modules, &mut adam, stage, at);
+            if !observer(at + 1, step.loss) {
+                return Err(crate::Error::Interrupted);
+            }
+        }
+        Ok(())
+    }
+
     /// The losses of `modules` on the held-out text.
     pub fn held_out(&mut self, modules: &Modules, stage: Stage) -> HeldOut {
         let windows: Vec<&[u32]> = self.windows.held_out.iter().map(Vec::as_slice).collect();
         let out = self.team.loss(self.model, modules, Stage::EndToEnd, &windows, false);
         let loss = match stage {
             Stage::EndToEnd => out.mean_loss(),
-            Stage::Attention => self.team.loss(self.model, modules, stage, &windows, false).mean_loss(),
+            _ => self.team.loss(self.model, modules, stage, &windows, false).mean_loss(),
         };
         let (perplexity, perplexity_teacher) = (out.perplexity(), out.perplexity_teacher());
         HeldOut { loss, kl: out.mean_loss(), perplexity, perplexity_teacher }
@@ -177,25 +226,21 @@ impl Trainer<'_> {
                 let (modules, tokens) = (state.modules.clone(), state.tokens);
                 *state = State { stage, tokens, ..State::new(modules) };
             }
-            let (steps, schedule) = (self.settings.steps(stage), self.settings.schedule(stage));
+            let steps = self.settings.steps(stage);
             // Only alignment and low-rank scores have weights of their own to compare.
             let has_scores = state.modules.iter().any(|m| m.kind == ggml_ext::lisa::Kind::Lisa);
             let idle = state.modules.values.is_empty() || stage == Stage::Attention && !has_scores;
             let (mut seconds, mut tokens) = (0.0, 0);
             while state.step < steps && !idle && !self.is_stale(state) {
-                let (start, batch) = (Instant::now(), self.settings.batch);
-                let order = self.settings.seed.wrapping_add(stage as u64);
-                let windows = self.windows.batch(order, state.step, batch);
-                let mut out = self.team.loss(self.model, &state.modules, stage, &windows, true);
-                let norm = clip(&mut out.grads, self.settings.clip);
-                let lr = schedule.at(state.step);
-                state.adam.step(&mut state.modules.values, &out.grads, lr, self.settings.decay);
+                let start = Instant::now();
+                let State { modules, adam, step, .. } = &mut *state;
+                let Step { loss, norm, lr } = self.step(modules, adam, stage, *step);
                 state.step += 1;
                 seconds += start.elapsed().as_secs_f64();
-                tokens += batch * self.model.n_ctx;
-                state.tokens += (batch * self.model.n_ctx) as u64;
+                tokens += self.settings.batch * self.model.n_ctx;
+                state.tokens += (self.settings.batch * self.model.n_ctx) as u64;
                 let tokens_per_second = tokens as f64 / seconds;
-                let (step, loss) = (state.step, out.mean_loss());
+                let step = state.step;
                 let mut next = observer(Event::Step { stage, step, steps, loss, norm, lr, tokens_per_second });
                 if step % self.settings.eval_every == 0 || step == steps {
                     let found = self.held_out(&state.modules, stage);

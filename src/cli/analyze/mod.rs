@@ -2,7 +2,7 @@
 
 mod html;
 
-use super::distill::{TextSource, dense, prepare, stoppable};
+use super::distill::{TextSource, dense, precision, prepare, stoppable};
 use super::error::CliError;
 use super::load;
 use super::output::Output;
@@ -10,7 +10,7 @@ use super::progress::{Log, Progress};
 use clap::Args;
 use ggml_ext::lisa::{Activation, Domain, Kind};
 use lisa_cpp::compute::default_threads;
-use lisa_cpp::distill::choose::{Parts, candidates};
+use lisa_cpp::distill::choose::{Parts, candidates, single};
 use lisa_cpp::distill::similarity::{self, Similarity, rank_correlation};
 use lisa_cpp::distill::start::{Design, Rank};
 use lisa_cpp::distill::team::Team;
@@ -44,6 +44,9 @@ pub struct AnalyzeArgs {
     /// One JSON object: layers, matrices, rank correlations
     #[arg(long)]
     json: bool,
+    /// Products with the model's weights in F32 instead of int8: slower, for comparison
+    #[arg(long)]
+    exact: bool,
     /// Threads; 0 or less: as many as this process may use
     #[arg(short, long, value_name = "N", default_value_t = -1, hide_default_value = true)]
     threads: i32,
@@ -140,7 +143,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
     let file = load::file(args.model.as_deref())?;
     let html = args.html.as_deref().map(|p| Output::create(p, &[&args.text.file])).transpose()?;
     let (model, windows, _) = prepare(&file, &args.text, args.ctx_size as usize, 0, log)?;
-    let dense = dense(&model, args.ctx_size as usize, log)?;
+    let dense = dense(&model, args.ctx_size as usize, precision(args.exact), false, log)?;
     let n_threads = if args.threads <= 0 { default_threads() } else { args.threads.min(1024) as usize };
     let mut team = Team::new(n_threads)?;
     let stop = stoppable()?;
@@ -172,7 +175,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
             seed: 0,
         };
         let layers = candidates(&dense, 1);
-        let parts = Parts::new(&dense, &design, &layers, &windows.first(args.chunks.min(8)))?;
+        let parts = Parts::new(&single(&dense, &design, &layers, &windows.first(args.chunks.min(8)))?);
         let taught = team.teach(&dense, &chosen);
         let mut bar = Progress::new(log, "sharing each layer", layers.len() as u64);
         for (i, &layer) in layers.iter().enumerate() {

@@ -132,19 +132,22 @@ pub struct DistillArgs {
     #[arg(short, long, value_name = "N", default_value_t = 256)]
     pub ctx_size: u32,
     /// Windows per step
-    #[arg(short, long, value_name = "N", default_value_t = 4)]
+    #[arg(short, long, value_name = "N", default_value_t = 2)]
     batch_size: usize,
+    /// With auto: steps of training all layers one by one, before the damage of each is measured
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    steps_choice: usize,
     /// Steps of stage 1: every layer's attention weights, on the unchanged model's inputs
     #[arg(long, value_name = "N", default_value_t = 60)]
     steps_attention: usize,
     /// Steps of stage 2: the model's predictions, end to end
     #[arg(long, value_name = "N", default_value_t = 240)]
     steps: usize,
-    /// Learning rate of stage 1
-    #[arg(long, value_name = "X", default_value_t = 2e-3)]
+    /// Learning rate of stage 1, relative to the size of the values
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
     lr_attention: f64,
-    /// Learning rate of stage 2
-    #[arg(long, value_name = "X", default_value_t = 1e-3)]
+    /// Learning rate of stage 2, likewise
+    #[arg(long, value_name = "X", default_value_t = 0.015)]
     lr: f64,
     /// Part of each stage's steps in which the learning rate rises
     #[arg(long, value_name = "X", default_value_t = 0.05)]
@@ -176,6 +179,9 @@ pub struct DistillArgs {
     /// Stop with a checkpoint after so many minutes
     #[arg(long, value_name = "MINUTES")]
     pub time_limit: Option<f64>,
+    /// Products with the model's weights in F32 instead of int8: slower, for comparison
+    #[arg(long)]
+    pub exact: bool,
     /// Threads; 0 or less: as many as this process may use
     #[arg(short, long, value_name = "N", default_value_t = -1, hide_default_value = true)]
     threads: i32,
@@ -224,6 +230,7 @@ impl DistillArgs {
     pub fn settings(&self) -> Settings {
         Settings {
             batch: self.batch_size,
+            steps_choice: self.steps_choice,
             steps_attention: self.steps_attention,
             steps_end_to_end: self.steps,
             lr_attention: self.lr_attention,
@@ -240,7 +247,7 @@ impl DistillArgs {
     /// Everything about the student that flags say.
     pub fn design_text(&self) -> String {
         format!(
-            "{:?} {:?} {:?} {:?} {} {} {} {:?} {} {:?}",
+            "{:?} {:?} {:?} {:?} {} {} {} {:?} {} {:?} {}",
             self.from,
             self.layers,
             self.kind,
@@ -250,7 +257,8 @@ impl DistillArgs {
             self.domain,
             self.source,
             self.no_comp,
-            self.protect
+            self.protect,
+            self.exact
         )
     }
 

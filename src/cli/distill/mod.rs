@@ -12,11 +12,13 @@ use super::signals::{self, Stoppable};
 use args::Layers;
 pub use args::{DistillArgs, KindArg, TextSource};
 use ggml_ext::lisa::{self, Kind, LisaMeta, Provenance};
+use lisa_cpp::distill::basis::Bases;
 use lisa_cpp::distill::checkpoint::Checkpoint;
 use lisa_cpp::distill::choose::{self, Parts};
 use lisa_cpp::distill::compensate::least_squares;
 use lisa_cpp::distill::data::Windows;
 use lisa_cpp::distill::dense::DenseModel;
+use lisa_cpp::distill::frozen::Precision;
 use lisa_cpp::distill::modules::Modules;
 use lisa_cpp::distill::start::{self, Design};
 use lisa_cpp::distill::student::Pair;
@@ -44,7 +46,8 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     drop(Output::create(&args.output, &inputs)?);
     let (model, windows, fingerprint) = prepare(&file, &args.text, args.ctx_size as usize, args.held_out, log)?;
     let n_threads = args.n_threads()?;
-    let dense = dense(&model, args.ctx_size as usize, log)?;
+    let dense =
+        dense(&model, args.ctx_size as usize, precision(args.exact), args.settings().steps_end_to_end > 0, log)?;
     let mut team = Team::new(n_threads)?;
     let settings = args.settings();
     let stop = Stoppable::new(Arc::default());
@@ -58,14 +61,15 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
         Some(state) => state,
         None => State::new(match &args.from {
             Some(path) => modules_of(path, &file, &model)?,
-            None => begin(args, &dense, &windows, &mut team, &stop, log)?,
+            None => begin(args, &settings, &dense, &windows, &mut team, &stop, log)?,
         }),
     };
     describe(&state.modules, &dense, &settings, n_threads, log);
     let started = Instant::now();
     let limit = args.time_limit.map(|m| Duration::from_secs_f64(60.0 * m));
     let mut report = Report::new(log, args.json);
-    let mut trainer = Trainer { model: &dense, windows: &windows, settings: &settings, team: &mut team };
+    let bases = Bases::new(&mut team, &dense, &state.modules, &windows.first(N_CALIBRATION));
+    let mut trainer = Trainer { model: &dense, windows: &windows, settings: &settings, team: &mut team, bases };
     if state.step == 0 && state.stage == Stage::Attention {
         report.start(trainer.held_out(&state.modules, Stage::EndToEnd))?;
     }
@@ -137,16 +141,27 @@ pub fn prepare(
     Ok((model, windows, fingerprint))
 }
 
-/// The model in F32.
-pub fn dense(model: &Model, n_ctx: usize, log: Log) -> Result<DenseModel, CliError> {
-    let need = DenseModel::bytes(model);
+/// The model for training, with `reverse` for stages with a reverse pass too.
+pub fn dense(
+    model: &Model,
+    n_ctx: usize,
+    precision: Precision,
+    reverse: bool,
+    log: Log,
+) -> Result<DenseModel<'_>, CliError> {
+    let need = DenseModel::bytes(model, precision, reverse);
     let free = memory::available();
-    log.line(format_args!("weights in F32: {}", memory::human(need)));
+    log.line(format_args!("memory: {} for weights besides the model's own", memory::human(need)));
     if let Some(free) = free.filter(|&free| need > free) {
         let (need, free) = (memory::human(need), memory::human(free));
-        return Err(CliError::run(format!("the weights in F32 take {need}, and {free} of memory are free")));
+        return Err(CliError::run(format!("weights to train with take {need}, and {free} of memory are free")));
     }
-    Ok(DenseModel::new(model, n_ctx)?)
+    Ok(DenseModel::new(model, n_ctx, precision)?)
+}
+
+/// How `--exact` has frozen matrices multiplied.
+pub fn precision(exact: bool) -> Precision {
+    if exact { Precision::Exact } else { Precision::Int8 }
 }
 
 fn checkpoint_path(output: &Path) -> PathBuf {
@@ -184,6 +199,7 @@ fn save(path: &Path, state: &State, identity: &str) -> lisa_cpp::Result<()> {
 /// The student before training.
 fn begin(
     args: &DistillArgs,
+    settings: &Settings,
     model: &DenseModel,
     windows: &Windows,
     team: &mut Team,
@@ -207,7 +223,18 @@ fn begin(
         Layers::Auto(n) => {
             let protect = args.protect.unwrap_or_else(|| choose::default_protect(model.layers.len()));
             let candidates = choose::candidates(model, protect);
-            let parts = Parts::new(model, &design, &candidates, &calibration)?;
+            let mut all = choose::single(model, &design, &candidates, &calibration)?;
+            if design.kind == Kind::Lisa {
+                let bases = Bases::new(team, model, &all, &calibration);
+                let mut bar = Progress::new(log, "training layers apart", settings.steps_choice as u64);
+                let mut trainer = Trainer { model, windows, settings, team, bases };
+                trainer.fit(&mut all, Stage::Apart, &mut |step, loss| {
+                    bar.set(step as u64);
+                    bar.message(format_args!("training layers apart: loss {loss:.4}"));
+                    !stop.stopped()
+                })?;
+            }
+            let parts = Parts::new(&all);
             let taught = team.teach(model, &windows.first(N_CHOICE));
             let mut bar = Progress::new(log, "choosing layers", *n as u64);
             let chosen = choose::greedy(team, model, &parts, &taught, &candidates, *n, &mut |m| {
@@ -259,7 +286,7 @@ fn describe(modules: &Modules, model: &DenseModel, settings: &Settings, n_thread
     let space = stages.iter().filter(|(s, _)| settings.steps(*s) > 0).map(|(_, e)| pair.workspace_bytes(*e)).max();
     let state = 4 * trained as u64 * (5 + settings.batch as u64);
     let total = space.unwrap_or(0) * n_threads as u64 + state;
-    log.line(format_args!("memory: about {} more ({n_threads} threads)", memory::human(total)));
+    log.line(format_args!("memory: about {} more for {n_threads} threads at work", memory::human(total)));
     if let Some(free) = memory::available().filter(|&free| total > free) {
         log.line(format_args!(
             "warning: only {} of memory are free: fewer -t or a smaller -c take less",
