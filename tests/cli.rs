@@ -1,15 +1,13 @@
 //! The program as its users meet it: every test runs the binary, nearly all with the embedded model.
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::command;
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
-    command.args(args).stdin(Stdio::null()).env_remove("LISA_CPU");
-    command
-}
 
 fn lisa(args: &[&str]) -> Output {
     command(args).output().unwrap()

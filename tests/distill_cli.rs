@@ -1,33 +1,14 @@
 //! `distill` and `analyze` as their users meet them, on the embedded model and on stories that it tells.
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::{command, ok, refused};
 use serde_json::Value;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::sync::OnceLock;
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
-    command.args(args).stdin(Stdio::null()).env_remove("LISA_CPU");
-    command
-}
-
-#[track_caller]
-fn ok(args: &[&str]) -> String {
-    let Output { status, stdout, stderr } = command(args).output().unwrap();
-    assert!(status.success(), "{args:?}: {}", String::from_utf8_lossy(&stderr));
-    String::from_utf8(stdout).unwrap()
-}
-
-/// The message of a run that must end with `code`.
-#[track_caller]
-fn refused(args: &[&str], code: i32, parts: &[&str]) {
-    let out = command(args).output().unwrap();
-    let err = String::from_utf8(out.stderr).unwrap();
-    let last = err.lines().last().unwrap_or_default();
-    assert_eq!(out.status.code(), Some(code), "{args:?}: {err}");
-    assert!(last.starts_with("error: ") && parts.iter().all(|p| last.contains(p)), "{args:?}: {err}");
-}
 
 fn folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
@@ -101,6 +82,8 @@ fn a_trained_sidecar_runs_and_is_better_than_sharing_alone() {
     let out = ok(&distill(&text, &more, &["--from", &sidecar, "--steps", "2", "--steps-attention", "0"]));
     let again = kl(&self::events(&out)[0]);
     assert!((again - kl(end)).abs() < 0.02 * kl(end), "{again}, {end}");
+    let info = ok(&["inspect", &more, "--json"]);
+    assert!(info.contains("4736"), "the tokens of both runs: {info}");
 }
 
 /// A run that is killed, resumed, stopped and resumed again ends with the same bytes, also on another number of threads.

@@ -1,19 +1,12 @@
 //! `perplexity` and `eval` from the outside: what they print, and that their figures agree with each other.
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::{ok, run};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::Value;
-
-fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lisa-cpp")).args(args).output().unwrap()
-}
-
-fn ok(args: &[&str]) -> String {
-    let output = run(args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
 
 fn json(args: &[&str]) -> Value {
     serde_json::from_str(&ok(args)).unwrap()
@@ -21,9 +14,8 @@ fn json(args: &[&str]) -> Value {
 
 /// Runs into an error of one line and the given exit code.
 fn error(args: &[&str], code: i32) -> String {
-    let output = run(args);
-    let err = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {err}");
+    let program::Ran { code: found, err, .. } = run(args);
+    assert_eq!(found, Some(code), "{args:?}: {err}");
     let message = err.lines().find(|l| l.starts_with("error: ")).unwrap_or_else(|| panic!("{args:?}: {err}"));
     message.to_owned()
 }

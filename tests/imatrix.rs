@@ -1,32 +1,25 @@
 //! `lisa-cpp imatrix`: what it measures is what the matrices are multiplied with, whatever family or sharing plan.
 
 mod common;
+#[path = "common/program.rs"]
+mod program;
 
 use ggml_ext::blocks;
 use ggml_ext::gguf::Gguf;
 use lisa_cpp::imatrix::{Entry, Imatrix};
 use lisa_cpp::{Model, ModelParams};
+use program::refused;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories260K.gguf");
 const TEXT: &str = "Once upon a time there was a little girl named Lily. She loved to play outside in the sun with her dog. One \
     day, she saw a big tree and wanted to climb it. Her mom said it was too high, so she sat down and ate an apple instead. \
     The dog ran around the tree and barked at a bird. They were very happy and went home to sleep.";
 
-/// Exit code, standard output, standard error.
-fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
-    let output = command.arg("imatrix").args(args).stdin(Stdio::null()).output().unwrap();
-    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    (output.status.code(), out, err)
-}
-
+/// What `imatrix` prints, which must succeed.
 #[track_caller]
 fn ok(args: &[&str]) -> String {
-    let (code, out, err) = run(args);
-    assert_eq!(code, Some(0), "{args:?}: {err}");
-    out
+    program::ok(&[&["imatrix"], args].concat())
 }
 
 /// What `imatrix` measures with these arguments, in windows of 32 tokens.
@@ -101,10 +94,9 @@ fn the_output_head_is_measured_on_request_and_the_perplexity_is_that_of_perplexi
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("m.gguf");
     let said = ok(&["-p", TEXT, "-c", "32", "-o", out.to_str().unwrap(), "--log-disable"]);
-    let mut perplexity = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
-    let expected = perplexity.args(["perplexity", "-p", TEXT, "-c", "32", "--log-disable"]).output().unwrap().stdout;
+    let expected = program::ok(&["perplexity", "-p", TEXT, "-c", "32", "--log-disable"]);
     let last = |text: &str| text.lines().last().unwrap().split("PPL = ").nth(1).unwrap()[..6].to_owned();
-    assert_eq!(last(&said), last(std::str::from_utf8(&expected).unwrap()));
+    assert_eq!(last(&said), last(&expected));
     assert_eq!(Imatrix::read(&out).unwrap().entries.len(), 35);
 }
 
@@ -143,7 +135,7 @@ fn sharing_layers_are_measured_as_they_compute() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let lisa = |args: &[&str]| {
-        assert!(Command::new(env!("CARGO_BIN_EXE_lisa-cpp")).args(args).output().unwrap().status.success())
+        program::ok(args);
     };
     let shape = "synth --like llama3-8b --layers 6 --n-embd 64 --n-head 4 --n-head-kv 2 --n-ff 64 --n-vocab 400 --ctx 64 --type F16";
     let shape: Vec<&str> = shape.split(' ').collect();
@@ -187,10 +179,7 @@ fn mistakes_are_named() {
         (&["--in-file", STORIES, "-o", out], 1, "stories260K.gguf: holds no importances"),
         (&["-p", TEXT, "-c", "32", "-o", "/nowhere/m.gguf"], 1, "/nowhere/m.gguf"),
     ] {
-        let (found, said, err) = run(args);
-        let last = err.lines().last().unwrap_or_default();
-        assert_eq!((found, said.as_str()), (Some(code), ""), "{args:?}: {err}");
-        assert!(last.starts_with("error: ") && last.contains(part), "{args:?}: {err}");
+        refused(&[&["imatrix"], args].concat(), code, &[part]);
     }
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
 }

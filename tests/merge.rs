@@ -1,33 +1,20 @@
 //! `merge`, `extract` and `convert-lisa` as their users meet them, on the embedded model and on fetched and tiny ones.
 
+#[path = "common/program.rs"]
+mod program;
+
 use ggml_ext::gguf::{Gguf, GgufWriter};
 use ggml_ext::lisa::{Activation, Domain, Geometry, Kind, LayerMeta, LisaMeta, Provenance, identify};
+use program::{refused, run};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
-/// Exit code, standard output, and the last line of standard error.
-fn run(args: &[&Path]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
-    let output = command.args(args).stdin(Stdio::null()).output().unwrap();
-    let err = String::from_utf8(output.stderr).unwrap();
-    let last = err.lines().last().unwrap_or_default().to_owned();
-    (output.status.code(), String::from_utf8(output.stdout).unwrap(), last)
-}
-
-/// The last line of a run that must succeed.
+/// The last line on standard error of a run that must succeed and print nothing.
 #[track_caller]
 fn ok(args: &[&Path]) -> String {
-    let (code, out, err) = run(args);
-    assert_eq!((code, out.as_str()), (Some(0), ""), "{err}");
-    err
-}
-
-#[track_caller]
-fn refused(args: &[&Path], expected: i32, parts: &[&str]) {
-    let (code, out, err) = run(args);
-    assert_eq!((code, out.as_str()), (Some(expected), ""), "{err}");
-    assert!(err.starts_with("error: ") && parts.iter().all(|p| err.contains(p)), "{err}");
+    let ran = run(args);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{}", ran.err);
+    ran.err.lines().last().unwrap_or_default().to_owned()
 }
 
 fn p(s: &str) -> &Path {

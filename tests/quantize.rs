@@ -1,12 +1,15 @@
 //! `lisa-cpp quantize` as its users meet it: which tensor gets which type, what is refused, and that what is written runs.
 
 mod common;
+#[path = "common/program.rs"]
+mod program;
 
 use ggml_ext::gguf::{Gguf, GgufWriter, Value};
 use ggml_ext::{GgmlType, blocks};
 use lisa_cpp::imatrix::{Entry, Format, Imatrix};
 use lisa_cpp::quantize::Recipe;
 use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
+use program::{command, ok, refused};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,30 +19,6 @@ const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories260K.g
 /// A shape whose rows divide into all blocks.
 const SMALL: &str =
     "--like llama3-8b --layers 8 --n-embd 256 --n-head 4 --n-head-kv 1 --n-ff 512 --n-vocab 400 --ctx 64";
-
-/// Exit code, standard output, standard error.
-fn run(args: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
-    let output = command.args(args).stdin(Stdio::null()).output().unwrap();
-    let [out, err] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
-    (output.status.code(), out, err)
-}
-
-/// What a run that must succeed prints.
-#[track_caller]
-fn ok(args: &[&str]) -> String {
-    let (code, out, err) = run(args);
-    assert_eq!(code, Some(0), "{args:?}: {err}");
-    out
-}
-
-#[track_caller]
-fn refused(args: &[&str], expected: i32, parts: &[&str]) {
-    let (code, out, err) = run(args);
-    assert_eq!((code, out.as_str()), (Some(expected), ""), "{args:?}: {err}");
-    let last = err.lines().last().unwrap_or_default();
-    assert!(last.starts_with("error: ") && parts.iter().all(|p| last.contains(p)), "{args:?}: {err}");
-}
 
 /// A model of random numbers of this shape and type.
 fn synth(folder: &Path, name: &str, args: &str) -> String {
@@ -310,11 +289,7 @@ fn ctrl_c_leaves_what_was_there() {
     let source = synth(folder.path(), "in.gguf", args);
     let out = folder.path().join("out.gguf");
     std::fs::write(&out, "precious").unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"))
-        .args(["quantize", &source, &text(&out), "Q2_K", "1"])
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = command(&["quantize", &source, &text(&out), "Q2_K", "1"]).stderr(Stdio::null()).spawn().unwrap();
     while std::fs::read_dir(&folder).unwrap().count() < 3 && child.try_wait().unwrap().is_none() {
         std::thread::yield_now();
     }

@@ -1,19 +1,25 @@
 //! `study` from the outside, on the embedded model: records, resuming, failures, shards, the report.
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::{Ran, command, run_command};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 
 use serde_json::Value;
 
-fn run(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_lisa-cpp")).arg("study").args(args).current_dir(dir).output().unwrap()
+/// Runs `study` in a folder.
+fn run(dir: &Path, args: &[&str]) -> Ran {
+    run_command(command(&["study"]).args(args).current_dir(dir))
 }
 
+/// What a run that must succeed prints on standard output and standard error.
+#[track_caller]
 fn ok(dir: &Path, args: &[&str]) -> (String, String) {
-    let output = run(dir, args);
-    let text = |b: &[u8]| String::from_utf8(b.to_vec()).unwrap();
-    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-    (text(&output.stdout), text(&output.stderr))
+    let ran = run(dir, args);
+    assert_eq!(ran.code, Some(0), "{args:?}: {}", ran.err);
+    (ran.out, ran.err)
 }
 
 /// A study of two quantisations and two ways of sharing.
@@ -77,8 +83,8 @@ fn records_report_and_table() {
     // The figures are those of `perplexity` itself.
     let args = ["perplexity", "-m", "stories.gguf", "--share", "3", "-f", "text.txt", "-c", "64", "--chunks", "3"];
     let args = [&args[..], &["-t", "1", "--json", "--kl-divergence", "--base", "stories.gguf"]].concat();
-    let alone = Command::new(env!("CARGO_BIN_EXE_lisa-cpp")).args(args).current_dir(dir.path()).output().unwrap();
-    let alone: Value = serde_json::from_slice(&alone.stdout).unwrap();
+    let alone = run_command(command(&args).current_dir(dir.path())).out;
+    let alone: Value = serde_json::from_str(&alone).unwrap();
     assert_eq!(alone["kld"], all[1]["quality"]["divergence"]["kld"]);
 
     let page = std::fs::read_to_string(dir.path().join("s/report.html")).unwrap();
@@ -97,8 +103,7 @@ fn a_killed_study_goes_on() {
 
     let dir = prepare("");
     let file = dir.path().join("s/records.jsonl");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lisa-cpp"))
-        .args(["study", "s.toml"])
+    let mut child = command(&["study", "s.toml"])
         .current_dir(dir.path())
         .stderr(Stdio::null())
         .stdout(Stdio::null())
@@ -129,9 +134,8 @@ fn a_cell_that_fails_does_not_stop_the_rest() {
     let dir = prepare(
         "[[sharing]]\nname = \"too many\"\nshare = \"99\"\n[[sharing]]\nname = \"gone\"\nlisa = \"gone.gguf\"\n",
     );
-    let output = run(dir.path(), &["s.toml"]);
-    let err = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{err}");
+    let Ran { code, err, .. } = run(dir.path(), &["s.toml"]);
+    assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("4 of 8 cells failed") && err.contains("layer 99") && err.contains("gone.gguf"), "{err}");
     let all = records(&dir.path().join("s/records.jsonl"));
     assert_eq!(all.iter().filter(|r| r["status"] == "ok").count(), 4);
@@ -162,8 +166,7 @@ fn a_study_of_flags() {
     let dir = prepare("");
     let args = ["-m", "stories.gguf", "--share", "3", "--kv", "f16,q8_0", "-p", "8", "-n", "2", "-r", "1", "-t", "1"];
     // Heads of 8 values cannot be cached in q8_0: those cells fail, the others do not.
-    let output = run(dir.path(), &args);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(run(dir.path(), &args).code, Some(1));
     let all = records(&dir.path().join("study/records.jsonl"));
     let ok: Vec<_> = all.iter().filter(|r| r["status"] == "ok").map(|r| r["cell"]["kv"].as_str().unwrap()).collect();
     assert_eq!(ok, ["f16", "f16"]);
@@ -182,9 +185,8 @@ fn mistakes_name_the_file_line_or_flag() {
         (&["report", "gone"], 1, "gone/records.jsonl"),
         (&["--quants", "Q4_0"], 2, "--model"),
     ] {
-        let output = run(dir.path(), args);
-        let err = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{args:?}: {err}");
+        let Ran { code: found, err, .. } = run(dir.path(), args);
+        assert_eq!(found, Some(code), "{args:?}: {err}");
         assert!(err.lines().any(|l| l.starts_with("error: ") && l.contains(named)), "{args:?}: {err}");
     }
 }

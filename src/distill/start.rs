@@ -87,13 +87,11 @@ impl std::str::FromStr for Rank {
     }
 }
 
-/// Runs the unchanged model over `windows` and gives every layer's queries, keys and normalised inputs to `visit`.
-pub fn calibrate(
-    model: &DenseModel,
-    windows: &[&[u32]],
-    last: usize,
-    visit: &mut dyn FnMut(usize, usize, &Tape, &[f32]),
-) {
+/// Sees what one layer made of one window: numbers of window and layer, queries, keys and normalised inputs, logarithms of weights.
+pub type Visit<'a> = dyn FnMut(usize, usize, &Tape, &[f32]) + 'a;
+
+/// Runs the unchanged model over `windows` up to layer `last` and shows every layer to `visit`.
+pub fn calibrate(model: &DenseModel, windows: &[&[u32]], last: usize, visit: &mut Visit) {
     let none = Modules::none();
     let (mut tape, mut log, mut scratch) = (Tape::default(), Vec::new(), Scratch::default());
     let mut x = vec![0.0; model.n_ctx * model.n_embd];

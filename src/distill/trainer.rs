@@ -242,7 +242,7 @@ impl Trainer<'_> {
                 let tokens_per_second = tokens as f64 / seconds;
                 let step = state.step;
                 let mut next = observer(Event::Step { stage, step, steps, loss, norm, lr, tokens_per_second });
-                if step % self.settings.eval_every == 0 || step == steps {
+                if step.is_multiple_of(self.settings.eval_every) || step == steps {
                     let found = self.held_out(&state.modules, stage);
                     self.remember(state, found.loss);
                     let after = observer(Event::HeldOut { stage, step, found });

@@ -128,8 +128,8 @@ pub struct DistillArgs {
     /// With auto: layers at the beginning that are left alone [default: one in eight]
     #[arg(long, value_name = "N")]
     pub protect: Option<usize>,
-    /// Tokens per window of text
-    #[arg(short, long, value_name = "N", default_value_t = 256)]
+    /// Tokens per window of text: modules serve contexts of about this length best
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
     pub ctx_size: u32,
     /// Windows per step
     #[arg(short, long, value_name = "N", default_value_t = 2)]
@@ -138,10 +138,10 @@ pub struct DistillArgs {
     #[arg(long, value_name = "N", default_value_t = 100)]
     steps_choice: usize,
     /// Steps of stage 1: every layer's attention weights, on the unchanged model's inputs
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = 400)]
     steps_attention: usize,
     /// Steps of stage 2: the model's predictions, end to end
-    #[arg(long, value_name = "N", default_value_t = 240)]
+    #[arg(long, value_name = "N", default_value_t = 400)]
     steps: usize,
     /// Learning rate of stage 1, relative to the size of the values
     #[arg(long, value_name = "X", default_value_t = 0.1)]
@@ -165,7 +165,7 @@ pub struct DistillArgs {
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub held_out: usize,
     /// Steps between losses on the text held out
-    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(long, value_name = "N", default_value_t = 50)]
     eval_every: usize,
     /// End a stage after so many losses on the text held out without progress; 0: never
     #[arg(long, value_name = "N", default_value_t = 0)]

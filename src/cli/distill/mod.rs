@@ -59,10 +59,13 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     };
     let mut state = match state.take() {
         Some(state) => state,
-        None => State::new(match &args.from {
-            Some(path) => modules_of(path, &file, &model)?,
-            None => begin(args, &settings, &dense, &windows, &mut team, &stop, log)?,
-        }),
+        None => match &args.from {
+            Some(path) => {
+                let (modules, tokens) = modules_of(path, &file, &model)?;
+                State { tokens, ..State::new(modules) }
+            }
+            None => State::new(begin(args, &settings, &dense, &windows, &mut team, &stop, log)?),
+        },
     };
     describe(&state.modules, &dense, &settings, n_threads, log);
     let started = Instant::now();
@@ -257,8 +260,8 @@ fn begin(
     Ok(modules)
 }
 
-/// The modules of the sidecar at `path`.
-fn modules_of(path: &Path, file: &ModelFile, model: &Model) -> Result<Modules, CliError> {
+/// The modules of the sidecar at `path`, and how many tokens they were trained on.
+fn modules_of(path: &Path, file: &ModelFile, model: &Model) -> Result<(Modules, u64), CliError> {
     let error = |e: &dyn std::fmt::Display| CliError::run(format!("{}: {e}", path.display()));
     let sidecar = load::sidecar(path)?;
     let (parts, base) = (sidecar.parse()?, file.parse()?);
@@ -271,7 +274,7 @@ fn modules_of(path: &Path, file: &ModelFile, model: &Model) -> Result<Modules, C
     if let Some(layer) = meta.layers.iter().position(|l| l.kind == Kind::Kv) {
         return Err(error(&format_args!("layer {layer} is of kind kv, which has nothing to train")));
     }
-    Ok(Modules::read(&meta, &parts[0], &geometry))
+    Ok((Modules::read(&meta, &parts[0], &geometry), meta.trained.tokens.unwrap_or(0)))
 }
 
 /// Says what will be trained and the memory that it takes.
