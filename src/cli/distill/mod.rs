@@ -287,7 +287,7 @@ fn describe(modules: &Modules, model: &DenseModel, settings: &Settings, n_thread
     let pair = Pair { model, modules };
     let stages = [(Stage::Attention, false), (Stage::EndToEnd, true)];
     let space = stages.iter().filter(|(s, _)| settings.steps(*s) > 0).map(|(_, e)| pair.workspace_bytes(*e)).max();
-    let state = 4 * trained as u64 * (5 + settings.batch as u64);
+    let state = 4 * trained as u64 * (5 + settings.batch as u64) + Bases::bytes(modules);
     let total = space.unwrap_or(0) * n_threads as u64 + state;
     log.line(format_args!("memory: about {} more for {n_threads} threads at work", memory::human(total)));
     if let Some(free) = memory::available().filter(|&free| total > free) {
