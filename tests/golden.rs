@@ -130,17 +130,18 @@ fn a_trained_sidecar_matches_the_independent_forward_pass() {
 #[test]
 fn committed_sidecars_keep_their_promise() {
     let Some(path) = smollm2_path() else { return };
-    let loaded = |params| Arc::new(Model::open(&path, params).unwrap());
     for (name, n_layers, most) in [("16of30", 16, 0.16), ("25of30", 25, 0.4)] {
         let file = format!("{}/models/SmolLM2-135M-Instruct.{name}.lisa.gguf", env!("CARGO_MANIFEST_DIR"));
         let sidecar = ModelFile::open(std::path::Path::new(&file)).unwrap();
-        let model = loaded(ModelParams { lisa: Some(&sidecar), ..Default::default() });
+        let params = ModelParams { lisa: Some(&sidecar), ..Default::default() };
+        let model = Arc::new(Model::open(&path, params).unwrap());
         let plan = model.plan().clone();
         assert_eq!(plan.iter().count(), n_layers);
         let trained = agreement(&model, PLAIN, false);
         let layers: Vec<_> = plan.iter().map(|(layer, _)| layer.to_string()).collect();
         let plan: SharePlan = layers.join(",").parse().unwrap();
-        let untrained = agreement(&loaded(ModelParams { share: Some(&plan), ..Default::default() }), PLAIN, false);
+        let params = ModelParams { share: Some(&plan), ..Default::default() };
+        let untrained = agreement(&Arc::new(Model::open(&path, params).unwrap()), PLAIN, false);
         println!("{name}: mean KL {:.3}, shared without training {:.3}", trained.mean_kl, untrained.mean_kl);
         assert!(trained.mean_kl < most, "{name}: mean KL {}", trained.mean_kl);
         assert!(untrained.mean_kl > 4.0 * trained.mean_kl, "{name}: untrained {}", untrained.mean_kl);
