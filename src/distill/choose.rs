@@ -4,7 +4,7 @@ use ggml_ext::lisa::Kind;
 
 use super::dense::DenseModel;
 use super::modules::{Module, Modules};
-use super::start::{Design, Rank, student};
+use super::start::{Design, Rank, base_pairs, student};
 use super::student::Teacher;
 use super::team::Team;
 use crate::{Error, Result};
@@ -24,7 +24,7 @@ pub fn single(model: &DenseModel, design: &Design, layers: &[usize], windows: &[
     let rank = match (design.kind, design.rank) {
         (Kind::Lisa, Rank::Factor(f)) => {
             let dim = model.layers.first().map_or(2, |l| l.shape.head_dim_k);
-            Rank::Each(((dim as f64 / f / 2.0).floor() as usize).max(1) * 2)
+            Rank::Each(2 * base_pairs(dim, f))
         }
         (_, rank) => rank,
     };

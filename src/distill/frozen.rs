@@ -26,6 +26,13 @@ pub enum Precision {
     Exact,
 }
 
+impl Precision {
+    /// Whether `linear` is multiplied in F32.
+    fn is_float_for(self, linear: &Linear) -> bool {
+        self == Self::Exact || !linear.weight.wants_int8()
+    }
+}
+
 /// A frozen matrix, a row of `n_in` per output, with its bias.
 pub struct Frozen<'m> {
     linear: &'m Linear,
@@ -112,8 +119,7 @@ impl<'m> Frozen<'m> {
     /// The matrix of `linear`.
     pub fn new(linear: &'m Linear, kernels: &'static Kernels, precision: Precision) -> Self {
         let (n_out, n_in) = (linear.weight.rows(), linear.weight.cols());
-        let in_floats = precision == Precision::Exact || !linear.weight.wants_int8();
-        let floats = in_floats.then(|| {
+        let floats = precision.is_float_for(linear).then(|| {
             let mut w = vec![0.0; n_out * n_in];
             w.chunks_exact_mut(n_in).enumerate().for_each(|(i, row)| linear.weight.row(i, row));
             w
@@ -124,7 +130,7 @@ impl<'m> Frozen<'m> {
     /// Bytes beside the engine's weights that the matrix of `linear` takes: with `reverse`, when it has been asked for reverse products.
     pub fn bytes(linear: &Linear, precision: Precision, reverse: bool) -> u64 {
         let (n_out, n_in) = (linear.weight.rows(), linear.weight.cols());
-        match precision == Precision::Exact || !linear.weight.wants_int8() {
+        match precision.is_float_for(linear) {
             true => 4 * (n_out * n_in) as u64,
             false if reverse => {
                 pack::packed_bytes(GgmlType::Q8_0, n_in, n_out.next_multiple_of(BLOCK)).unwrap_or(0) as u64

@@ -161,13 +161,18 @@ fn by_energy(energy: &[f64]) -> Vec<usize> {
     order
 }
 
+/// Pairs of a head of `dim` values that is made `factor` times smaller; what rounding leaves over is not handed out.
+pub fn base_pairs(dim: usize, factor: f64) -> usize {
+    ((dim as f64 / factor / 2.0).floor() as usize).max(1)
+}
+
 /// Ranks by layer: what a factor leaves over beyond equal ranks goes, two values at a time, where most energy is left out.
 fn ranks(rank: Rank, dim: usize, energies: &[Vec<Vec<f64>>]) -> Vec<usize> {
     let factor = match rank {
         Rank::Each(r) => return vec![r; energies.len()],
         Rank::Factor(f) => f,
     };
-    let base = ((dim as f64 / factor / 2.0).floor() as usize).max(1);
+    let base = base_pairs(dim, factor);
     let budget = ((energies.len() * dim) as f64 / factor / 2.0).floor() as usize;
     let mut left_out: Vec<(f64, usize)> = energies
         .iter()

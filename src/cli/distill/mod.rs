@@ -46,10 +46,10 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     drop(Output::create(&args.output, &inputs)?);
     let (model, windows, fingerprint) = prepare(&file, &args.text, args.ctx_size as usize, args.held_out, log)?;
     let n_threads = args.n_threads()?;
-    let dense =
-        dense(&model, args.ctx_size as usize, precision(args.exact), args.settings().steps_end_to_end > 0, log)?;
-    let mut team = Team::new(n_threads)?;
     let settings = args.settings();
+    let reverse = settings.steps(Stage::EndToEnd) > 0;
+    let dense = dense(&model, args.ctx_size as usize, precision(args.exact), reverse, log)?;
+    let mut team = Team::new(n_threads)?;
     let stop = Stoppable::new(Arc::default());
     let identity = format!("{}, {:?}", identity(&settings, &fingerprint, &windows), args.design_text());
 
