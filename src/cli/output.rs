@@ -39,9 +39,11 @@ impl Output {
             Some(folder) if folder != Path::new("") => folder,
             _ => Path::new("."),
         };
-        let temp = temporary(folder).map_err(|e| write_error(path, &std::io::Error::from(e.kind())))?;
+        // Before there is a file that Ctrl-C could leave behind.
         signals::install().map_err(|e| CliError::run(format!("cannot install the Ctrl-C handler: {e}")))?;
-        Ok(Output { temp, path: target, stop: Stoppable::new(Arc::default()) })
+        let stop = Stoppable::new(Arc::default());
+        let temp = temporary(folder).map_err(|e| write_error(path, &std::io::Error::from(e.kind())))?;
+        Ok(Output { temp, path: target, stop })
     }
 
     /// Lets `write` fill the file, which will have about `expected` bytes, and gives it its name.
