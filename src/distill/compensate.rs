@@ -55,5 +55,14 @@ pub fn least_squares(model: &DenseModel, all: &mut Modules, windows: &[&[u32]]) 
                 all.part_mut(i, Part::Comp).copy_from_slice(&w);
             }
         }
+        // A layer's logarithms are as many as the squares of the windows: none is kept that no later layer reads.
+        for owner in (0..=i).filter(|&owner| !(i + 1..=last).any(|later| reads(all, later, owner))) {
+            logs.iter_mut().for_each(|logs| logs[owner] = Vec::new());
+        }
     }
+}
+
+/// True if the attention weights of `layer` come from those that `owner` has computed.
+fn reads(all: &Modules, layer: usize, owner: usize) -> bool {
+    all.owner(layer) == owner || all.get(layer).is_some_and(|m| all.owner(m.source) == owner)
 }
