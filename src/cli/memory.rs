@@ -5,6 +5,12 @@ pub fn peak_resident() -> Option<u64> {
     std::fs::read_to_string("/proc/self/status").ok().and_then(|s| kib_of(&s, "VmHWM:")).map(|kib| kib * 1024)
 }
 
+/// Lets [`peak_resident`] begin again from what is resident now, where the system can do that.
+pub fn reset_peak() {
+    // Failure leaves the old peak, which is still true of the process.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Memory that can still be taken without swapping: the system's, or what the control group leaves if that is less.
 pub fn available() -> Option<u64> {
     let system =
@@ -65,5 +71,9 @@ mod tests {
     #[test]
     fn this_process_has_a_peak() {
         assert!(peak_resident().unwrap() > 100_000);
+        drop(std::hint::black_box(vec![1u8; 64 << 20]));
+        assert!(peak_resident().unwrap() > 64 << 20);
+        reset_peak();
+        assert!(peak_resident().unwrap() < 64 << 20);
     }
 }

@@ -33,6 +33,15 @@ impl Roofline {
         let int8_macs_per_second = int8(&mut pool, kernels);
         Ok(Self { n_threads: pool.n_threads(), read_bytes_per_second, int8_macs_per_second })
     }
+
+    /// The higher of each limit of two measurements.
+    pub fn best(self, other: Self) -> Self {
+        Self {
+            n_threads: self.n_threads,
+            read_bytes_per_second: self.read_bytes_per_second.max(other.read_bytes_per_second),
+            int8_macs_per_second: self.int8_macs_per_second.max(other.int8_macs_per_second),
+        }
+    }
 }
 
 /// Bytes per second that the team reads from memory, over more than caches hold.

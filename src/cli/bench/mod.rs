@@ -7,6 +7,7 @@ mod record;
 use super::args::{CacheTypeArg, ModelArgs};
 use super::error::CliError;
 use super::load;
+use super::memory;
 use super::progress::Log;
 use clap::Args;
 use grid::{numbers, pairs};
@@ -18,7 +19,6 @@ use lisa_cpp::runtime::SessionParams;
 use output::{Format, Printer};
 use record::Record;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Flags of `bench`.
@@ -83,7 +83,7 @@ pub struct BenchArgs {
     /// Print the results on standard error too, in this format [-oe]
     #[arg(long, value_name = "FORMAT", value_enum)]
     output_err: Option<Format>,
-    /// First measure the machine's read bandwidth and int8 peak, then show the part of them that each test reaches
+    /// Measure the machine's read bandwidth and int8 peak before and after every test, and show the part of them that it reaches
     #[arg(long)]
     roofline: bool,
     /// Print where the time of each test went, by kind of operation, on standard error
@@ -111,7 +111,6 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
     };
     let mut printers = vec![Printer::new(args.output, Box::new(std::io::stdout().lock()), args.roofline)];
     printers.extend(args.output_err.map(|f| Printer::new(f, Box::new(std::io::stderr()), args.roofline)));
-    let mut rooflines: Vec<Roofline> = Vec::new();
     let (n_all, mut i) = (models.len() * params.len() * tests.len(), 0);
     for path in &models {
         let model_args = ModelArgs {
@@ -125,10 +124,6 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         let most_threads = params.iter().map(|p| p.n_threads).max().unwrap_or(1);
         let model = load::model_by_threads(&model_args, most_threads, log)?;
         for params in &params {
-            let roofline = match args.roofline {
-                true => Some(roofline(&mut rooflines, &model, params.n_threads)?),
-                false => None,
-            };
             let mut bench = Bench::new(&model, params, &tests)?;
             if args.profile {
                 bench.session().start_profile();
@@ -139,8 +134,21 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                     eprintln!("lisa-cpp bench: {i} of {n_all}: {test}");
                 }
                 std::thread::sleep(Duration::from_secs(args.delay));
+                let limits = || args.roofline.then(|| roofline(&model, params.n_threads)).transpose();
+                let before = limits()?;
                 let start = chrono::Utc::now();
                 let measurement = bench.run(test, args.repetitions as usize, !args.no_warmup)?;
+                let peak_memory = memory::peak_resident();
+                // On a shared machine the limits move: those of a test are the best that was seen on either side of it.
+                let roofline = before.zip(limits()?).map(|(a, b)| a.best(b));
+                if let Some(r) = &roofline {
+                    eprintln!(
+                        "roofline of {} threads: {:.1} GB/s read, {:.0} G int8 multiply-adds/s",
+                        r.n_threads,
+                        r.read_bytes_per_second / 1e9,
+                        r.int8_macs_per_second / 1e9
+                    );
+                }
                 let record = Record {
                     path: path.as_deref(),
                     model: &model,
@@ -149,6 +157,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                     kv_bytes_per_token: bench.session().cache().bytes_per_token(),
                     measurement: &measurement,
                     start,
+                    peak_memory,
                     roofline,
                 };
                 for printer in &mut printers {
@@ -222,17 +231,9 @@ fn all_params(args: &BenchArgs) -> Result<Vec<SessionParams>, CliError> {
     Ok(all)
 }
 
-/// The limits of `n_threads`, measured when they are asked for first.
-fn roofline(known: &mut Vec<Roofline>, model: &Arc<Model>, n_threads: usize) -> Result<Roofline, CliError> {
-    if let Some(roofline) = known.iter().find(|r| r.n_threads == n_threads) {
-        return Ok(*roofline);
-    }
+/// The limits of `n_threads` now. What measuring them takes does not count as peak memory.
+fn roofline(model: &Model, n_threads: usize) -> Result<Roofline, CliError> {
     let roofline = Roofline::measure(model.kernels(), n_threads)?;
-    eprintln!(
-        "roofline of {n_threads} threads: {:.1} GB/s read, {:.0} G int8 multiply-adds/s",
-        roofline.read_bytes_per_second / 1e9,
-        roofline.int8_macs_per_second / 1e9
-    );
-    known.push(roofline);
+    memory::reset_peak();
     Ok(roofline)
 }

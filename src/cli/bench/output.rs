@@ -2,7 +2,7 @@
 
 use super::record::{Record, millions};
 use crate::cli::error::CliError;
-use crate::cli::memory::{human, peak_resident};
+use crate::cli::memory::human;
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 use std::io::Write;
@@ -126,7 +126,7 @@ fn cells(record: &Record, roofline: bool) -> Vec<String> {
         p.n_threads.to_string(),
         format!("{}/{}", p.n_batch, p.n_ubatch),
         format!("{}, {}", p.cache_type_k, p.cache_type_v),
-        peak_resident().map_or("unknown".into(), human),
+        record.peak_memory.map_or("unknown".into(), human),
         human(record.kv_bytes() as u64),
         record.measurement.test.to_string(),
         format!("{mean:.2} ± {deviation:.2}"),

@@ -19,6 +19,8 @@ pub struct Record<'a> {
     pub kv_bytes_per_token: usize,
     pub measurement: &'a Measurement,
     pub start: DateTime<Utc>,
+    /// Bytes resident at most, where the system tells.
+    pub peak_memory: Option<u64>,
     pub roofline: Option<Roofline>,
 }
 
@@ -86,7 +88,7 @@ impl Record<'_> {
             "use_mmap": self.use_mmap,
             "weight_bytes": m.n_weight_bytes(),
             "kv_bytes": self.kv_bytes(),
-            "peak_memory_bytes": memory::peak_resident(),
+            "peak_memory_bytes": self.peak_memory,
             "read_bytes_per_second": self.roofline.map(|r| r.read_bytes_per_second),
             "int8_macs_per_second": self.roofline.map(|r| r.int8_macs_per_second),
             "fraction_of_limit": self.limit(),
