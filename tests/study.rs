@@ -130,6 +130,19 @@ fn a_killed_study_goes_on() {
 }
 
 #[test]
+fn two_studies_do_not_write_to_one_file() {
+    let dir = prepare("");
+    std::fs::create_dir(dir.path().join("s")).unwrap();
+    let file = std::fs::File::create(dir.path().join("s/records.jsonl")).unwrap();
+    file.lock().unwrap();
+    let Ran { code, err, .. } = run(dir.path(), &["s.toml"]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("records.jsonl: another study is writing to it"), "{err}");
+    file.unlock().unwrap();
+    ok(dir.path(), &["s.toml"]);
+}
+
+#[test]
 fn a_cell_that_fails_does_not_stop_the_rest() {
     let dir = prepare(
         "[[sharing]]\nname = \"too many\"\nshare = \"99\"\n[[sharing]]\nname = \"gone\"\nlisa = \"gone.gguf\"\n",

@@ -6,7 +6,7 @@ use crate::cli::error::CliError;
 use crate::cli::progress::Log;
 use lisa_cpp::eval::study::{Cell, Config, Hashes, Quant, Record, Shard, Status, grid, read_records};
 use serde_json::{Value, json};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -27,9 +27,9 @@ pub fn cells(
     let cells: Vec<(usize, Cell)> =
         grid(config).into_iter().enumerate().filter(|(i, _)| shard.is_none_or(|s| s.has(*i))).collect();
     let file = dir.join(shard.map_or(super::RECORDS.into(), |s| format!("records-{}-of-{}.jsonl", s.i, s.n)));
+    let mut store = (!dry_run).then(|| Store::open(&file)).transpose()?;
     let known = read_records(&file)?;
     let mut hashes = Hashes::default();
-    let mut store = (!dry_run).then(|| Store::open(&file)).transpose()?;
     let mut records = Vec::with_capacity(cells.len());
     for (n, (index, cell)) in cells.iter().enumerate() {
         let name = format!("{}, {}, sharing {}, cache {}", cell.model, cell.quant, cell.sharing, cell.kv);
@@ -59,7 +59,7 @@ pub fn cells(
     Ok((!dry_run).then_some(records))
 }
 
-/// The file of records, opened for adding to it.
+/// The file of records, opened for adding to it, and locked: two studies that write to one file would tear each other's lines.
 struct Store {
     path: PathBuf,
     file: File,
@@ -73,6 +73,13 @@ impl Store {
             std::fs::create_dir_all(dir).map_err(|e| CliError::run(format!("{}: {e}", dir.display())))?;
         }
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                return Err(CliError::run(format!("{}: another study is writing to it", path.display())));
+            }
+            // Not every file system has locks; then this is the user's to see to.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
         let bytes = std::fs::read(path).map_err(failed)?;
         let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
         file.set_len(whole as u64).map_err(failed)?;
