@@ -29,6 +29,7 @@ pub mod runtime;
 pub mod tokenizer;
 
 pub use attention::SharePlan;
+pub use compute::ActivationType;
 pub use error::{Error, Result};
 pub use model::{Model, ModelFile, ModelParams};
 pub use runtime::{Session, SessionParams};

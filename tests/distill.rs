@@ -11,7 +11,7 @@ use lisa_cpp::distill::dense::DenseModel;
 use lisa_cpp::distill::frozen::Precision;
 use lisa_cpp::distill::modules::{Module, Modules};
 use lisa_cpp::distill::student::{Pair, Workspace};
-use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
+use lisa_cpp::{ActivationType, Model, ModelFile, ModelParams, Session, SessionParams};
 use std::sync::Arc;
 use testing::{check, noise};
 
@@ -150,7 +150,7 @@ fn layers_apart_do_not_know_of_each_other() {
 fn engine_nll(model: Model, ids: &[u32]) -> f64 {
     let params = SessionParams {
         n_ctx: ids.len(),
-        exact: true,
+        activations: ActivationType::F32,
         cache_type_k: CacheType::F32,
         cache_type_v: CacheType::F32,
         ..Default::default()

@@ -3,7 +3,7 @@
 use super::error::CliError;
 use clap::{Args, ValueEnum};
 use lisa_cpp::attention::CacheType;
-use lisa_cpp::compute::default_threads;
+use lisa_cpp::compute::{ActivationType, default_threads};
 use lisa_cpp::runtime::SessionParams;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -56,8 +56,20 @@ pub struct ComputeArgs {
     #[arg(long, value_name = "TYPE", value_enum)]
     pub cache_type_v: Option<CacheTypeArg>,
     /// Compute with f32 activations instead of int8 ones: slower, for studies and tests
-    #[arg(long)]
+    #[arg(long, conflicts_with = "fast")]
     pub exact: bool,
+    /// Compute with int8 activations of one digit everywhere, as llama.cpp does: faster prompts, less exact
+    #[arg(long)]
+    pub fast: bool,
+}
+
+/// What `--exact` and `--fast` ask for.
+pub fn activations(exact: bool, fast: bool) -> ActivationType {
+    match (exact, fast) {
+        (true, _) => ActivationType::F32,
+        (_, true) => ActivationType::Int8,
+        _ => ActivationType::default(),
+    }
 }
 
 /// `f32`, `f16` or `q8_0` on the command line.
@@ -120,7 +132,7 @@ impl ComputeArgs {
             n_threads_batch,
             cache_type_k: self.cache_type_k.unwrap_or(cache_type).into(),
             cache_type_v: self.cache_type_v.unwrap_or(cache_type).into(),
-            exact: self.exact,
+            activations: activations(self.exact, self.fast),
         })
     }
 

@@ -10,7 +10,7 @@ use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, LowRank, PartialSums, RopeTable, ScoreSource,
 };
-use crate::compute::{Activations, Laps, Linear, Observer, Ops, Phase, Profile, SharedBuf, Worker};
+use crate::compute::{ActivationType, Activations, Laps, Linear, Observer, Ops, Phase, Profile, SharedBuf, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
 pub struct Buffers {
@@ -52,9 +52,16 @@ unsafe impl Sync for Member {}
 /// these, 3.4e-4; with 0.021 elsewhere and none for attention's inputs 1.8e-3, for the feed-forward network's 8.7e-4, for its
 /// hidden units 8.3e-4, for the heads' values 3.3e-4. About three blocks in ten are fine.
 mod fine_step {
+    use crate::compute::ActivationType;
+
     pub const STREAM: f32 = ggml_ext::kernels::FINE_STEP;
     pub const HEADS: f32 = 0.06;
     pub const HIDDEN: f32 = 0.025;
+
+    /// `step` where there are second digits at all.
+    pub fn of(ty: ActivationType, step: f32) -> f32 {
+        if ty == ActivationType::Int8Fine { step } else { f32::INFINITY }
+    }
 }
 
 /// Most bytes of logits made at a time.
@@ -62,8 +69,8 @@ const LOGIT_BYTES: usize = 16 << 20;
 
 impl Buffers {
     /// Buffers for passes of up to `n_ubatch` tokens by up to `n_threads` members in a context of `n_ctx`.
-    pub fn new(model: &Decoder, n_ubatch: usize, n_ctx: usize, n_threads: usize, exact: bool) -> Self {
-        let int8 = !exact && model.matrices().any(|l| l.weight.wants_int8());
+    pub fn new(model: &Decoder, n_ubatch: usize, n_ctx: usize, n_threads: usize, ty: ActivationType) -> Self {
+        let int8 = ty != ActivationType::F32 && model.matrices().any(|l| l.weight.wants_int8());
         let n_embd = model.embed.weight.cols();
         let widest = |f: &dyn Fn(&Attention) -> Option<&Linear>| {
             let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
@@ -78,15 +85,15 @@ impl Buffers {
             || Member(UnsafeCell::new((AttentionScratch::new(model.shapes(), n_hidden), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
-            n: Activations::new(n_ubatch, n_embd, int8, fine_step::STREAM),
+            n: Activations::new(n_ubatch, n_embd, int8, fine_step::of(ty, fine_step::STREAM)),
             q: SharedBuf::new(widest(&|a| a.scores.q())),
             k: SharedBuf::new(widest(&|a| a.scores.k())),
             v: SharedBuf::new(widest(&|a| a.v.as_ref())),
-            heads: Activations::new(n_ubatch, heads, int8, fine_step::HEADS),
+            heads: Activations::new(n_ubatch, heads, int8, fine_step::of(ty, fine_step::HEADS)),
             delta: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
-            hidden: Activations::new(n_ubatch, n_ff, int8, fine_step::HIDDEN),
+            hidden: Activations::new(n_ubatch, n_ff, int8, fine_step::of(ty, fine_step::HIDDEN)),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::attention::{CacheType, KvCache, LisaAttention, Turn};
-use crate::compute::{Observer, Pool, Profile, default_threads};
+use crate::compute::{ActivationType, Observer, Pool, Profile, default_threads};
 use crate::model::{Buffers, Mode, Model, Scores, forward, head, thread_error};
 use crate::{Error, Result};
 
@@ -25,8 +25,8 @@ pub struct SessionParams {
     pub cache_type_k: CacheType,
     /// Element type of cached values.
     pub cache_type_v: CacheType,
-    /// Float activations throughout, even for quantised weights: slower, for studies and tests.
-    pub exact: bool,
+    /// The form in which activations meet quantised weights.
+    pub activations: ActivationType,
 }
 
 impl Default for SessionParams {
@@ -39,7 +39,7 @@ impl Default for SessionParams {
             n_threads_batch: 0,
             cache_type_k: CacheType::F16,
             cache_type_v: CacheType::F16,
-            exact: false,
+            activations: ActivationType::default(),
         }
     }
 }
@@ -76,8 +76,13 @@ impl Session {
         let decoder = model.decoder();
         Ok(Self {
             cache: KvCache::new(decoder.caches(), p.cache_type_k, p.cache_type_v, n_ctx)?,
-            buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.exact),
-            mode: Mode { kernels: model.kernels(), exact: p.exact, observer: None, profile: None },
+            buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.activations),
+            mode: Mode {
+                kernels: model.kernels(),
+                exact: p.activations == ActivationType::F32,
+                observer: None,
+                profile: None,
+            },
             pool,
             pool_batch: pool_batch.map_err(thread_error)?,
             n_ubatch,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use flate2::read::GzDecoder;
 use lisa_cpp::attention::CacheType;
-use lisa_cpp::{Model, Session, SessionParams};
+use lisa_cpp::{ActivationType, Model, Session, SessionParams};
 use serde::Deserialize;
 
 /// The folder `tests/data/NAME`.
@@ -107,7 +107,7 @@ impl Subject {
             n_threads_batch: n_threads,
             cache_type_k: cache,
             cache_type_v: cache,
-            exact: true,
+            activations: ActivationType::F32,
         };
         Session::new(self.model.clone(), params).unwrap_or_else(|e| panic!("{}: {e}", self.name))
     }

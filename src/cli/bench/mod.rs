@@ -4,7 +4,7 @@ mod grid;
 mod output;
 mod record;
 
-use super::args::{CacheTypeArg, ModelArgs};
+use super::args::{CacheTypeArg, ModelArgs, activations};
 use super::error::CliError;
 use super::load;
 use super::memory;
@@ -66,8 +66,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "TYPE", value_enum, value_delimiter = ',', default_value = "f16")]
     cache_type_v: Vec<CacheTypeArg>,
     /// Compute with f32 activations instead of int8 ones
-    #[arg(long)]
+    #[arg(long, conflicts_with = "fast")]
     exact: bool,
+    /// Compute with int8 activations of one digit everywhere, as llama.cpp does
+    #[arg(long)]
+    fast: bool,
     /// Times each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     repetitions: u32,
@@ -221,7 +224,7 @@ fn all_params(args: &BenchArgs) -> Result<Vec<SessionParams>, CliError> {
                             n_threads_batch: n_threads,
                             cache_type_k: k.into(),
                             cache_type_v: v.into(),
-                            exact: args.exact,
+                            activations: activations(args.exact, args.fast),
                         });
                     }
                 }

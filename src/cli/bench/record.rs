@@ -84,7 +84,7 @@ impl Record<'_> {
             "n_threads": p.n_threads,
             "type_k": p.cache_type_k.to_string(),
             "type_v": p.cache_type_v.to_string(),
-            "exact": p.exact,
+            "activations": p.activations.name(),
             "use_mmap": self.use_mmap,
             "weight_bytes": m.n_weight_bytes(),
             "kv_bytes": self.kv_bytes(),

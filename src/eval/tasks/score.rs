@@ -95,12 +95,17 @@ fn n_equal(a: &[u32], b: &[u32]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compute::ActivationType;
     use crate::{Model, ModelParams, SessionParams};
     use std::sync::Arc;
 
     fn session() -> Session {
         let model = Arc::new(Model::embedded(ModelParams::default()).unwrap());
-        Session::new(model, SessionParams { n_threads: 1, exact: true, ..SessionParams::default() }).unwrap()
+        Session::new(
+            model,
+            SessionParams { n_threads: 1, activations: ActivationType::F32, ..SessionParams::default() },
+        )
+        .unwrap()
     }
 
     /// The scores of answers read from start to end, without anything shared.
