@@ -14,6 +14,10 @@ const LANES: usize = 16;
 /// Tokens from which converting a half-precision row once is cheaper than converting it for every tile.
 const CONVERT_TOKENS: usize = 8;
 
+/// How far ahead weights are asked for when one token meets them: rows lie in small pages of a mapped file, and a hardware
+/// prefetcher stops at the end of each.
+const PREFETCH_BYTES: usize = 8 << 10;
+
 /// What a product works on; the fields are those of [`super::IntKernels::matmul_f32`], already checked.
 pub(super) struct Product<'a> {
     pub w: &'a MatrixRef<'a>,
@@ -170,7 +174,11 @@ unsafe fn tile<I: Isa, W: Weights, const R: usize, const T: usize>(
         while c < whole {
             let mut i = 0;
             while i < R {
-                let w = W::load::<I>(rows[i].add(c * W::BYTES));
+                let at = rows[i].add(c * W::BYTES);
+                if T == 1 {
+                    I::prefetch(at.wrapping_add(PREFETCH_BYTES));
+                }
+                let w = W::load::<I>(at);
                 let mut j = 0;
                 while j < T {
                     acc[i][j] = I::fma(w, I::load(x.add(j * k + c)), acc[i][j]);
