@@ -251,6 +251,7 @@ fn mistakes_on_the_command_line_exit_with_2() {
         (&["-r", ""], "--reverse-prompt"),
         (&["--keep", "-2"], "--keep"),
         (&["-sys", "x"], "--conversation"),
+        (&["--exact", "--fast"], "--fast"),
         (&["-cnv", "--json"], "--json"),
         (&["-cnv", "--chat-template", "nosuch", "-p", "x", "-st"], "nosuch"),
         (&["-cnv", "--chat-template-kwargs", "[]"], "--chat-template-kwargs"),
