@@ -33,7 +33,7 @@ row "linear, rank 3.2x" --rank 3.2x
 row "hidden units, H, SiLU" --hidden 9
 row "hidden units, 2 H, SiLU" --hidden 18
 row "weights instead of logarithms" --domain weight
-row "nearest full layer as source" --source full
+row "the layer before as source" --source chain
 row "no low-rank part" --rank 0
 row "stage 2 alone" --steps-attention 0 --steps "$steps"
 row "Shared Attention, untrained" --kind shared --no-comp

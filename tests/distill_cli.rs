@@ -52,9 +52,9 @@ fn events(out: &str) -> Vec<Value> {
     out.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
 }
 
-fn perplexity(more: &[&str]) -> f64 {
+fn perplexity(n_ctx: &str, more: &[&str]) -> f64 {
     let text = path("stories.txt");
-    let args: Vec<_> = ["perplexity", "-f", &text, "-c", "64", "--json"].iter().chain(more).copied().collect();
+    let args: Vec<_> = ["perplexity", "-f", &text, "-c", n_ctx, "--json"].iter().chain(more).copied().collect();
     serde_json::from_str::<Value>(&ok(&args)).unwrap()["perplexity"].as_f64().unwrap()
 }
 
@@ -70,7 +70,7 @@ fn a_trained_sidecar_runs_and_is_better_than_sharing_alone() {
     assert_eq!(of("step").len(), 12 + 60);
     assert_eq!(end["tokens"], (12 + 60) * 2 * 32);
     // The engine, in its own arithmetic, agrees with the trainer.
-    let (plain, with) = (perplexity(&[]), perplexity(&["--lisa", &sidecar]));
+    let (plain, with) = (perplexity("32", &[]), perplexity("32", &["--lisa", &sidecar]));
     let ratio = end["perplexity"].as_f64().unwrap() / end["perplexity_unchanged"].as_f64().unwrap();
     assert!((with / plain / ratio - 1.0).abs() < 0.1, "{with} / {plain}, trainer {ratio}");
     let info = ok(&["inspect", &sidecar, "--json"]);
@@ -136,7 +136,7 @@ fn compensation_helps_and_runs() {
     let (start, end, sidecar) = run("comp.lisa.gguf", &[]);
     assert_eq!(bare, same, "there is nothing to train");
     assert!(start < bare && end < start, "{bare} {start} {end}");
-    assert!(perplexity(&["--lisa", &sidecar]) < perplexity(&["--share", "2,3"]));
+    assert!(perplexity("64", &["--lisa", &sidecar]) < perplexity("64", &["--share", "2,3"]));
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn analysis_of_the_embedded_model() {
 /// The program carries a LISA model: its own model's sidecar, trained.
 #[test]
 fn the_embedded_sidecar() {
-    let (plain, with) = (perplexity(&[]), perplexity(&["--lisa", "default"]));
-    let untrained = perplexity(&["--share", "2,3,4"]);
+    let (plain, with) = (perplexity("64", &[]), perplexity("64", &["--lisa", "default"]));
+    let untrained = perplexity("64", &["--share", "2,3,4"]);
     assert!(with < 1.15 * plain && with < 0.7 * untrained, "{plain} {with} {untrained}");
     assert!(ok(&["-p", "Once upon a time", "-n", "8", "--lisa", "default", "--temp", "0"]).starts_with(','));
     let other = folder().join("other.gguf");

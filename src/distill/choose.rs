@@ -53,11 +53,13 @@ impl Parts {
 
 /// Layers that may take from the layer before them: those after the `protect` first whose heads and window are the same as before.
 pub fn candidates(model: &DenseModel, protect: usize) -> Vec<usize> {
-    let same = |i: usize| {
-        let (a, b) = (&model.layers[i].shape, &model.layers[i - 1].shape);
-        (a.n_head, a.n_head_kv, a.window) == (b.n_head, b.n_head_kv, b.window)
-    };
-    (protect.max(1)..model.layers.len()).filter(|&i| same(i)).collect()
+    (protect.max(1)..model.layers.len()).filter(|&i| can_take(model, i, i - 1)).collect()
+}
+
+/// True if the heads and window of `layer` are those of `source`.
+pub fn can_take(model: &DenseModel, layer: usize, source: usize) -> bool {
+    let (a, b) = (&model.layers[layer].shape, &model.layers[source].shape);
+    (a.n_head, a.n_head_kv, a.window) == (b.n_head, b.n_head_kv, b.window)
 }
 
 /// Shallow layers left alone unless told otherwise: one in eight.

@@ -3,7 +3,9 @@
 use clap::{Args, ValueEnum};
 use ggml_ext::lisa::{Activation, Domain, Kind};
 use lisa_cpp::compute::default_threads;
+use lisa_cpp::distill::choose::can_take;
 use lisa_cpp::distill::data::{Exclude, texts};
+use lisa_cpp::distill::dense::DenseModel;
 use lisa_cpp::distill::start::Rank;
 use lisa_cpp::distill::trainer::Settings;
 use std::path::PathBuf;
@@ -77,13 +79,13 @@ impl From<KindArg> for Kind {
     }
 }
 
-/// Where layers take attention weights from, unless the plan says.
+/// Where layers take attention weights from, unless the plan names another layer than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SourceArg {
-    /// The sources of the plan, by default the layer before
-    Chain,
-    /// The nearest layer before that computes its own
+    /// The nearest layer before that computes its own, with the same heads and window
     Full,
+    /// The layer before, which may take its weights from another
+    Chain,
 }
 
 /// Flags of `distill`.
@@ -94,7 +96,7 @@ pub struct DistillArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub text: TextSource,
-    /// Layers to substitute: auto:16 (the 16 that do least damage together), 4-10,14 (these, from the layer before), 8:4 (layer
+    /// Layers to substitute: auto:16 (the 16 that do least damage together), 4-10,14 (these), 8:4 (layer
     /// 8 from layer 4), or a file with such a list
     #[arg(long, value_name = "LAYERS", required_unless_present = "from")]
     pub layers: Option<Layers>,
@@ -119,8 +121,8 @@ pub struct DistillArgs {
     /// What that network sees of the source's weights: log, weight
     #[arg(long, value_name = "NAME", default_value = "log")]
     domain: String,
-    /// Which layer a layer takes weights from
-    #[arg(long, value_name = "WHICH", value_enum, default_value = "chain")]
+    /// Which layer a layer takes weights from, where --layers does not say
+    #[arg(long, value_name = "WHICH", value_enum, default_value = "full")]
     source: SourceArg,
     /// With --kind shared: no linear compensation
     #[arg(long)]
@@ -275,15 +277,15 @@ impl DistillArgs {
             .ok_or_else(|| CliError::usage(format!("--domain {}: expected one of {}", self.domain, Domain::names())))
     }
 
-    /// The plan with the sources that `--source` asks for.
-    pub fn sources(&self, plan: Vec<(usize, usize)>) -> Vec<(usize, usize)> {
-        match self.source {
-            SourceArg::Chain => plan,
-            SourceArg::Full => {
-                let nearest = |layer: usize| (0..layer).rev().find(|l| !plan.iter().any(|p| p.0 == *l)).unwrap_or(0);
-                plan.iter().map(|&(layer, _)| (layer, nearest(layer))).collect()
-            }
-        }
+    /// The plan with the sources that `--source` asks for; a source that is not the layer before was asked for by name.
+    pub fn sources(&self, plan: Vec<(usize, usize)>, model: &DenseModel) -> Vec<(usize, usize)> {
+        let substituted = |layer: usize| plan.iter().any(|p| p.0 == layer);
+        let nearest = |layer| (0..layer).rev().find(|&l| !substituted(l) && can_take(model, layer, l));
+        let source_of = |&(layer, source): &(usize, usize)| match self.source {
+            SourceArg::Full if source + 1 == layer && layer < model.layers.len() => nearest(layer).unwrap_or(source),
+            _ => source,
+        };
+        plan.iter().map(|p| (p.0, source_of(p))).collect()
     }
 
     /// `--threads`, resolved.

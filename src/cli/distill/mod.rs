@@ -251,7 +251,7 @@ fn begin(
             chosen.into_iter().map(|l| (l, l - 1)).collect()
         }
     };
-    design.plan = args.sources(layers);
+    design.plan = args.sources(layers, model);
     let mut modules = start::student(model, &design, &calibration)?;
     if design.kind == Kind::Shared && design.comp {
         log.line("compensation by least squares ...");
