@@ -90,7 +90,7 @@ enum Command {
     Extract(extract::ExtractArgs),
     /// Compare how layers attend, and measure what sharing each of them does
     Analyze(analyze::AnalyzeArgs),
-    /// Train a sidecar: layers take attention weights from the layer before, and learn to do as the unchanged model does
+    /// Train a sidecar: layers take attention weights from an earlier one, and learn to do as the unchanged model does
     Distill(distill::DistillArgs),
     /// Make a sidecar of modules in a safetensors file
     ConvertLisa(convert::ConvertArgs),
