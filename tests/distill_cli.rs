@@ -86,6 +86,23 @@ fn a_trained_sidecar_runs_and_is_better_than_sharing_alone() {
     assert!(info.contains("4736"), "the tokens of both runs: {info}");
 }
 
+#[test]
+fn sources_are_the_nearest_full_layers_unless_named() {
+    let text = path("stories.txt");
+    for (name, layers, more, sources) in [
+        ("full", "2-4", &[][..], "[-1, -1, 1, 1, 1]"),
+        ("chain", "2-4", &["--source", "chain"], "[-1, -1, 1, 2, 3]"),
+        ("named", "2,3,4:2", &[], "[-1, -1, 1, 1, 2]"),
+    ] {
+        let sidecar = path(&format!("{name}.lisa.gguf"));
+        let flags = [&["--layers", layers, "--steps", "0", "--steps-attention", "0"], more].concat();
+        let all = ["distill", "-f", &text, "-o", &sidecar, "-c", "32", "--held-out", "4", "--json"];
+        ok(&[&all[..], &flags].concat());
+        let info = ok(&["inspect", &sidecar]);
+        assert!(info.contains(sources), "{name}: {info}");
+    }
+}
+
 /// A run that is killed, resumed, stopped and resumed again ends with the same bytes, also on another number of threads.
 #[test]
 fn resumed_runs_end_as_uninterrupted_ones() {
