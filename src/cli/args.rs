@@ -55,20 +55,29 @@ pub struct ComputeArgs {
     /// Element type of the cached values [-ctv] [default: f16; f32 with --exact]
     #[arg(long, value_name = "TYPE", value_enum)]
     pub cache_type_v: Option<CacheTypeArg>,
-    /// Compute with f32 activations instead of int8 ones: slower, for studies and tests
-    #[arg(long, conflicts_with = "fast")]
-    pub exact: bool,
-    /// Compute with int8 activations of one digit everywhere, as llama.cpp does: faster prompts, less exact
-    #[arg(long)]
-    pub fast: bool,
+    #[command(flatten)]
+    pub activations: ActivationArgs,
 }
 
-/// What `--exact` and `--fast` ask for.
-pub fn activations(exact: bool, fast: bool) -> ActivationType {
-    match (exact, fast) {
-        (true, _) => ActivationType::F32,
-        (_, true) => ActivationType::Int8,
-        _ => ActivationType::default(),
+/// How exactly to compute.
+#[derive(Args, Debug)]
+pub struct ActivationArgs {
+    /// Compute with f32 activations instead of int8 ones: slower, for studies and tests
+    #[arg(long, conflicts_with = "fast")]
+    exact: bool,
+    /// Compute with int8 activations of one digit everywhere, as llama.cpp does: faster prompts, less exact
+    #[arg(long)]
+    fast: bool,
+}
+
+impl ActivationArgs {
+    /// What the flags ask for.
+    pub fn ty(&self) -> ActivationType {
+        match (self.exact, self.fast) {
+            (true, _) => ActivationType::F32,
+            (_, true) => ActivationType::Int8,
+            _ => ActivationType::default(),
+        }
     }
 }
 
@@ -120,9 +129,10 @@ impl ComputeArgs {
             None => n_threads,
             Some(n) => threads("--threads-batch", n)?,
         };
-        let cache_type = match self.exact {
-            true => CacheTypeArg::F32,
-            false => CacheTypeArg::F16,
+        let activations = self.activations.ty();
+        let cache_type = match activations {
+            ActivationType::F32 => CacheTypeArg::F32,
+            _ => CacheTypeArg::F16,
         };
         Ok(SessionParams {
             n_ctx,
@@ -132,7 +142,7 @@ impl ComputeArgs {
             n_threads_batch,
             cache_type_k: self.cache_type_k.unwrap_or(cache_type).into(),
             cache_type_v: self.cache_type_v.unwrap_or(cache_type).into(),
-            activations: activations(self.exact, self.fast),
+            activations,
         })
     }
 

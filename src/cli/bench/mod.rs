@@ -4,7 +4,7 @@ mod grid;
 mod output;
 mod record;
 
-use super::args::{CacheTypeArg, ModelArgs, activations};
+use super::args::{ActivationArgs, CacheTypeArg, ModelArgs};
 use super::error::CliError;
 use super::load;
 use super::memory;
@@ -65,12 +65,8 @@ pub struct BenchArgs {
     /// Element types of cached values [-ctv]
     #[arg(long, value_name = "TYPE", value_enum, value_delimiter = ',', default_value = "f16")]
     cache_type_v: Vec<CacheTypeArg>,
-    /// Compute with f32 activations instead of int8 ones
-    #[arg(long, conflicts_with = "fast")]
-    exact: bool,
-    /// Compute with int8 activations of one digit everywhere, as llama.cpp does
-    #[arg(long)]
-    fast: bool,
+    #[command(flatten)]
+    activations: ActivationArgs,
     /// Times each test is repeated
     #[arg(short, long, value_name = "N", default_value_t = 5)]
     repetitions: u32,
@@ -127,6 +123,8 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         let most_threads = params.iter().map(|p| p.n_threads).max().unwrap_or(1);
         let model = load::model_by_threads(&model_args, most_threads, log)?;
         for params in &params {
+            let limits = || args.roofline.then(|| roofline(&model, params.n_threads)).transpose();
+            let mut before = limits()?;
             let mut bench = Bench::new(&model, params, &tests)?;
             if args.profile {
                 bench.session().start_profile();
@@ -137,13 +135,13 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                     eprintln!("lisa-cpp bench: {i} of {n_all}: {test}");
                 }
                 std::thread::sleep(Duration::from_secs(args.delay));
-                let limits = || args.roofline.then(|| roofline(&model, params.n_threads)).transpose();
-                let before = limits()?;
                 let start = chrono::Utc::now();
                 let measurement = bench.run(test, args.repetitions as usize, !args.no_warmup)?;
                 let peak_memory = memory::peak_resident();
                 // On a shared machine the limits move: those of a test are the best that was seen on either side of it.
-                let roofline = before.zip(limits()?).map(|(a, b)| a.best(b));
+                let after = limits()?;
+                let roofline = before.zip(after).map(|(a, b)| a.best(b));
+                before = after;
                 if let Some(r) = &roofline {
                     eprintln!(
                         "roofline of {} threads: {:.1} GB/s read, {:.0} G int8 multiply-adds/s",
@@ -224,7 +222,7 @@ fn all_params(args: &BenchArgs) -> Result<Vec<SessionParams>, CliError> {
                             n_threads_batch: n_threads,
                             cache_type_k: k.into(),
                             cache_type_v: v.into(),
-                            activations: activations(args.exact, args.fast),
+                            activations: args.activations.ty(),
                         });
                     }
                 }

@@ -96,8 +96,8 @@ pub struct DistillArgs {
     pub model: Option<PathBuf>,
     #[command(flatten)]
     pub text: TextSource,
-    /// Layers to substitute: auto:16 (the 16 that do least damage together), 4-10,14 (these), 8:4 (layer
-    /// 8 from layer 4), or a file with such a list
+    /// Layers to substitute: auto:16 (the 16 that do least damage together), 4-10,14 (these), 8:4 (layer 8
+    /// from layer 4), or a file with such a list
     #[arg(long, value_name = "LAYERS", required_unless_present = "from")]
     pub layers: Option<Layers>,
     /// Begin with the modules of a sidecar of the same model, in place of --layers

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::MatmulScratch;
 use super::isa::Isa;
+use super::packed::PREFETCH_BYTES;
 use crate::GgmlType;
 use crate::blocks::dequantize_row;
 use crate::pack::{MatrixRef, unpack_row};
@@ -13,10 +14,6 @@ const LANES: usize = 16;
 
 /// Tokens from which converting a half-precision row once is cheaper than converting it for every tile.
 const CONVERT_TOKENS: usize = 8;
-
-/// How far ahead weights are asked for when one token meets them: rows lie in small pages of a mapped file, and a hardware
-/// prefetcher stops at the end of each.
-const PREFETCH_BYTES: usize = 8 << 10;
 
 /// What a product works on; the fields are those of [`super::IntKernels::matmul_f32`], already checked.
 pub(super) struct Product<'a> {
@@ -176,6 +173,7 @@ unsafe fn tile<I: Isa, W: Weights, const R: usize, const T: usize>(
             while i < R {
                 let at = rows[i].add(c * W::BYTES);
                 if T == 1 {
+                    // Rows lie in small pages of a mapped file, and a hardware prefetcher stops at the end of each.
                     I::prefetch(at.wrapping_add(PREFETCH_BYTES));
                 }
                 let w = W::load::<I>(at);
