@@ -13,6 +13,12 @@ use std::mem::MaybeUninit;
 /// Columns (rows of `b`) of the tile of [`sgemm_nt`].
 const NT_COLS: usize = 4;
 
+/// How far ahead a few query rows' keys and values are asked for: the hardware stops at the end of a small page, and a block is over
+/// before it has found its stride.
+const PREFETCH_BYTES: usize = 4 << 10;
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Longest row that is converted to f32 once for all tiles of query rows: that of every head dimension in use.
 const MAX_CONVERTED: usize = 256;
 
@@ -34,8 +40,14 @@ pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>,
     let (n, d) = (k.n_rows(), q.len());
     if q.n_rows() <= V::NT_ROWS || d > MAX_CONVERTED {
         for j in (0..n).step_by(NT_COLS) {
+            let rows = four_rows(&k, j);
             // SAFETY: the pointers are rows below `n` of `k`, the last one repeated where fewer than four are left.
-            unsafe { nt_columns::<V, f16>(d, alpha, &q, four_rows(&k, j), &out, j) }
+            unsafe {
+                for row in rows {
+                    prefetch::<V, f16>(row, d);
+                }
+                nt_columns::<V, f16>(d, alpha, &q, rows, &out, j);
+            }
         }
         return;
     }
@@ -50,6 +62,18 @@ pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>,
             }
             nt_columns::<V, f32>(d, alpha, &q, rows.map(|r| r.cast_const()), &out, j);
         }
+    }
+}
+
+/// Asks for what lies [`PREFETCH_BYTES`] beyond a row of `n` elements.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn prefetch<V: Simd, T>(row: *const T, n: usize) {
+    for at in (0..n * size_of::<T>()).step_by(LINE) {
+        // SAFETY: a hint, which any address may be given.
+        unsafe { V::prefetch(row.cast::<u8>().wrapping_add(PREFETCH_BYTES + at)) }
     }
 }
 
@@ -149,12 +173,13 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
     }
 }
 
-/// `c[i] += sum_k p[i][k] * v[k]`, the sum in the order of `k`.
+/// `c[i] += sum_k p[i][k] * v[k]`, the sum in the order of `k`. With `AHEAD`, rows that lie one after the other are taken for the
+/// beginning of more of them, which is asked for.
 ///
 /// # Safety
 /// As [`Simd`]'s; the shapes agree.
 #[inline(always)]
-unsafe fn nn_acc<V: Simd, B: Elem>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>) {
+unsafe fn nn_acc<V: Simd, B: Elem, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>) {
     let (m, n, d) = (p.n_rows(), v.n_rows(), c.len());
     if n == 0 {
         return;
@@ -179,6 +204,7 @@ unsafe fn nn_acc<V: Simd, B: Elem>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>) {
                     v_stride: v.stride(),
                     c: c.row_ptr(i).add(x),
                     c_stride: c.stride(),
+                    ahead: AHEAD && i == 0 && v.stride() == d,
                 };
                 match width / V::LANES {
                     8 => t.run::<V, 1, 8>(),
@@ -215,6 +241,8 @@ struct NnTile<B> {
     v_stride: usize,
     c: *mut f32,
     c_stride: usize,
+    /// Whether to ask for what lies beyond the rows of `v`.
+    ahead: bool,
 }
 
 impl<B: Elem> NnTile<B> {
@@ -252,6 +280,9 @@ impl<B: Elem> NnTile<B> {
             }
             for k in 0..self.n {
                 let v = self.v.add(k * self.v_stride);
+                if self.ahead {
+                    prefetch::<V, B>(v, NV * V::LANES);
+                }
                 let mut vv = [V::splat(0.0); NV];
                 for (j, x) in vv.iter_mut().enumerate() {
                     *x = B::load::<V>(v.add(j * V::LANES));
@@ -293,11 +324,11 @@ impl<B: Elem> NnTile<B> {
 #[inline(always)]
 pub(super) unsafe fn sgemm_nn_acc<V: Simd>(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
-    unsafe { nn_acc::<V, f32>(p, v, out) }
+    unsafe { nn_acc::<V, f32, false>(p, v, out) }
 }
 
 #[inline(always)]
 pub(super) unsafe fn values_f16<V: Simd>(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
-    unsafe { nn_acc::<V, f16>(p, v, out) }
+    unsafe { nn_acc::<V, f16, true>(p, v, out) }
 }
