@@ -119,7 +119,7 @@ impl FloatKernels {
         debug_assert!(tier.is_supported());
         match tier {
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx2 => AVX2,
+            Tier::Avx2 | Tier::AvxVnni => AVX2,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => AVX512,
             #[cfg(target_arch = "aarch64")]

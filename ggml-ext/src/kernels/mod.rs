@@ -20,6 +20,8 @@ pub enum Tier {
     Portable,
     /// x86-64 with AVX2, FMA and F16C (Intel Haswell, AMD Zen and later).
     Avx2,
+    /// The same with `vpdpbusd`: AVX-VNNI (Intel Alder Lake, AMD Zen 5 and later), or the instruction's AVX-512 encoding.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI (Intel Ice Lake, AMD Zen 4 and later).
     Avx512,
     /// AArch64 with the dot product extension (Armv8.2 `dotprod`: Cortex-A76, Apple M1 and later).
@@ -28,13 +30,14 @@ pub enum Tier {
 
 impl Tier {
     /// Every tier of every architecture, narrowest first.
-    pub const ALL: [Tier; 4] = [Tier::Portable, Tier::Avx2, Tier::Avx512, Tier::Neon];
+    pub const ALL: [Tier; 5] = [Tier::Portable, Tier::Avx2, Tier::AvxVnni, Tier::Avx512, Tier::Neon];
 
     /// The name used by `LISA_CPU` and in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Tier::Portable => "portable",
             Tier::Avx2 => "avx2",
+            Tier::AvxVnni => "avxvnni",
             Tier::Avx512 => "avx512",
             Tier::Neon => "neon",
         }
@@ -47,6 +50,11 @@ impl Tier {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Tier::AvxVnni => {
+                let evex = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni");
+                Tier::Avx2.is_supported() && (is_x86_feature_detected!("avxvnni") || evex)
             }
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => {
@@ -96,7 +104,7 @@ impl Kernels {
 
     /// The kernels of one tier; `None` if this CPU lacks it.
     pub fn for_tier(tier: Tier) -> Option<&'static Kernels> {
-        static TABLES: LazyLock<[Option<Kernels>; 4]> = LazyLock::new(|| {
+        static TABLES: LazyLock<[Option<Kernels>; 5]> = LazyLock::new(|| {
             Tier::ALL.map(|tier| {
                 tier.is_supported().then(|| Kernels {
                     tier,

@@ -42,13 +42,13 @@ unsafe fn exp<V: Simd>(x: V) -> V {
 ///
 /// Beside 1 the exponential needs fewer digits than [`exp`] gives: it is computed as a power of two whose exponent is as exact as
 /// `log2(e)` in f32, so that the relative error grows with `z` where the result vanishes, by a polynomial of degree 5 (relative
-/// error 1.1e-7, minimax with its constant held at 1).
+/// error 1.1e-7, minimax with the first two coefficients held).
 ///
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
 unsafe fn gated<V: Simd>(x: V, z: V) -> V {
-    const C: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_336, 0.009_671_482, 0.001_326_463_7];
+    const C: [f32; 5] = [std::f32::consts::LN_2, 0.240_222_83, 0.055_505_585, 0.009_669_674, 0.001_330_055];
     // SAFETY: the caller's contract.
     unsafe {
         // Just past the arguments whose powers are infinity and 0; a NaN passes both.

@@ -1,20 +1,41 @@
 //! AVX2 with FMA and F16C: two registers per line.
 //!
-//! There is no instruction for four-way int8 products: `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in
-//! 16 bits, saturating. Codes of few bits leave room there for several such sums before they are widened; signed codes
-//! are split into magnitude and sign, and the sign is moved to the activations.
+//! What multiplies codes is a parameter, [`Dot`]: AVX2 itself has no instruction for four-way int8 products, [`super::avx_vnni`]
+//! brings one.
 
 #![expect(unsafe_op_in_unsafe_fn, reason = "each function is a few instructions under the contract of `Isa`")]
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::isa::Isa;
 
-/// The tier's vectors.
+/// Vectors of 256 bits.
 #[derive(Clone, Copy)]
-pub(super) struct Avx2;
+pub(super) struct Avx2<D>(PhantomData<D>);
 
-super::int_kernels!(super::avx2::Avx2, features "avx2,fma,f16c");
+super::int_kernels!(KERNELS: Avx2<Pairs>, features "avx2,fma,f16c");
+
+/// How 32 codes meet as many activations.
+pub(super) trait Dot: Copy + 'static {
+    /// As [`Isa::UNSIGNED`].
+    const UNSIGNED: bool;
+
+    /// As [`Isa::dot`].
+    unsafe fn dot<const N: usize>(bits: u32, sums: Sums, lines: &[Sums; N], x: *const i8) -> Sums;
+
+    /// The products of codes in `0..=128` with signed ones, the sum of each four in a lane.
+    unsafe fn fours(q: __m256i, x: __m256i) -> __m256i;
+}
+
+/// 64 bytes of codes, or 16 sums.
+pub(super) type Sums = [__m256i; 2];
+
+/// `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating. Codes of few bits leave room there for
+/// several such sums before they are widened; signed codes are split into magnitude and sign, and the sign is moved to the
+/// activations.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs;
 
 /// How many sums of two products of codes of `bits` bits with -127..=127 fit in 16 bits: at most all 8 of a set of lines.
 const fn sums_in_16_bits(bits: u32) -> usize {
@@ -23,15 +44,58 @@ const fn sums_in_16_bits(bits: u32) -> usize {
     if n < 8 { n } else { 8 }
 }
 
-impl Isa for Avx2 {
-    type Line = [__m256i; 2];
-    type Sums = [__m256i; 2];
+impl Dot for Pairs {
+    const UNSIGNED: bool = false;
+
+    #[inline(always)]
+    unsafe fn dot<const N: usize>(bits: u32, mut sums: Sums, lines: &[Sums; N], x: *const i8) -> Sums {
+        let ones = _mm256_set1_epi16(1);
+        let mut g = 0;
+        if bits == 8 {
+            while g < N {
+                let x = _mm256_set1_epi32(x.cast::<i32>().add(g).read_unaligned());
+                let mut h = 0;
+                while h < 2 {
+                    let q = lines[g][h];
+                    // 128 * 127 * 2 just fits in 16 bits.
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
+                    sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(pairs, ones));
+                    h += 1;
+                }
+                g += 1;
+            }
+            return sums;
+        }
+        while g < N {
+            let end = if N - g < sums_in_16_bits(bits) { N } else { g + sums_in_16_bits(bits) };
+            let mut pairs = [_mm256_setzero_si256(); 2];
+            while g < end {
+                let x = _mm256_set1_epi32(x.cast::<i32>().add(g).read_unaligned());
+                pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(lines[g][0], x));
+                pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(lines[g][1], x));
+                g += 1;
+            }
+            sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(pairs[0], ones));
+            sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs[1], ones));
+        }
+        sums
+    }
+    #[inline(always)]
+    unsafe fn fours(q: __m256i, x: __m256i) -> __m256i {
+        _mm256_madd_epi16(_mm256_maddubs_epi16(q, x), _mm256_set1_epi16(1))
+    }
+}
+
+impl<D: Dot> Isa for Avx2<D> {
+    type Line = Sums;
+    type Sums = Sums;
     type Floats = [__m256; 2];
     type Floats8 = __m256;
 
-    const TOKENS: usize = 4;
+    // Four have their sums in registers, and are a tenth slower in Q4_0 (Zen 4).
+    const TOKENS: usize = 8;
     const MANY_REGISTERS: bool = false;
-    const UNSIGNED: bool = false;
+    const UNSIGNED: bool = D::UNSIGNED;
 
     #[inline(always)]
     unsafe fn line(p: *const u8) -> [__m256i; 2] {
@@ -82,42 +146,8 @@ impl Isa for Avx2 {
         [_mm256_sll_epi32(_mm256_set1_epi32(*value), _mm_cvtsi32_si128(shift as i32)); 2]
     }
     #[inline(always)]
-    unsafe fn dot<const N: usize>(
-        bits: u32,
-        mut sums: [__m256i; 2],
-        lines: &[[__m256i; 2]; N],
-        x: *const i8,
-    ) -> [__m256i; 2] {
-        let ones = _mm256_set1_epi16(1);
-        let mut g = 0;
-        if bits == 8 {
-            while g < N {
-                let x = _mm256_set1_epi32(x.cast::<i32>().add(g).read_unaligned());
-                let mut h = 0;
-                while h < 2 {
-                    let q = lines[g][h];
-                    // 128 * 127 * 2 just fits in 16 bits.
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
-                    sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(pairs, ones));
-                    h += 1;
-                }
-                g += 1;
-            }
-            return sums;
-        }
-        while g < N {
-            let end = if N - g < sums_in_16_bits(bits) { N } else { g + sums_in_16_bits(bits) };
-            let mut pairs = [_mm256_setzero_si256(); 2];
-            while g < end {
-                let x = _mm256_set1_epi32(x.cast::<i32>().add(g).read_unaligned());
-                pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(lines[g][0], x));
-                pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(lines[g][1], x));
-                g += 1;
-            }
-            sums[0] = _mm256_add_epi32(sums[0], _mm256_madd_epi16(pairs[0], ones));
-            sums[1] = _mm256_add_epi32(sums[1], _mm256_madd_epi16(pairs[1], ones));
-        }
-        sums
+    unsafe fn dot<const N: usize>(bits: u32, sums: Sums, lines: &[Sums; N], x: *const i8) -> Sums {
+        D::dot(bits, sums, lines, x)
     }
     #[inline(always)]
     unsafe fn to_floats(sums: [__m256i; 2]) -> [__m256; 2] {
@@ -227,8 +257,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     unsafe fn dot_signed(q: *const i8, x: *const i8) -> __m256 {
         let (q, x) = (_mm256_loadu_si256(q.cast()), _mm256_loadu_si256(x.cast()));
-        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
-        _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        _mm256_cvtepi32_ps(D::fours(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)))
     }
     #[inline(always)]
     unsafe fn load8(p: *const f32) -> __m256 {

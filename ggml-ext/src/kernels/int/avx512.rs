@@ -11,7 +11,7 @@ use super::q8::{BLOCK, Q8Block};
 #[derive(Clone, Copy)]
 pub(super) struct Avx512;
 
-super::int_kernels!(super::avx512::Avx512, features "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
+super::int_kernels!(KERNELS: Avx512, features "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni");
 
 impl Isa for Avx512 {
     type Line = __m512i;

@@ -25,7 +25,8 @@ pub(super) trait Isa: Copy + 'static {
     /// 8 floats.
     type Floats8: Copy;
 
-    /// Tokens that are multiplied with a group at a time: as many accumulators as there are registers for.
+    /// Tokens that are multiplied with a group at a time, for each of which the group's codes are unpacked once. More than there are
+    /// registers for may pay.
     const TOKENS: usize;
     /// True if there are registers for 16 accumulators and their operands.
     const MANY_REGISTERS: bool;

@@ -13,6 +13,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 mod dense;
 mod formats;
 mod isa;
@@ -49,9 +51,9 @@ pub struct IntKernels {
 
 /// Declares a tier's table: the generic kernels compiled with the tier's features.
 macro_rules! int_kernels {
-    ($isa:ty $(, features $features:literal)?) => {
+    ($name:ident: $isa:ty $(, features $features:literal)?) => {
         /// The tier's kernels, which run on CPUs with its features only.
-        pub(super) const KERNELS: super::IntKernels = {
+        pub(super) const $name: super::IntKernels = {
             use super::{MatmulScratch, dense, packed, peak, q8, quantize, raw};
 
             $(#[target_feature(enable = $features)])?
@@ -101,6 +103,10 @@ impl IntKernels {
         match tier {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2 => avx2::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Tier::AvxVnni if is_x86_feature_detected!("avxvnni") => avx_vnni::VEX,
+            #[cfg(target_arch = "x86_64")]
+            Tier::AvxVnni => avx_vnni::EVEX,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => avx512::KERNELS,
             #[cfg(target_arch = "aarch64")]

@@ -14,7 +14,7 @@ use crate::blocks::f16_to_f32;
 #[derive(Clone, Copy)]
 pub(super) struct Neon;
 
-super::int_kernels!(super::neon::Neon, features "neon,dotprod");
+super::int_kernels!(KERNELS: Neon, features "neon,dotprod");
 
 /// `f` of each of the four registers; a loop, because a closure would not be compiled with the tier's features.
 macro_rules! each {

@@ -9,7 +9,7 @@ use crate::blocks::{bf16_to_f32, f16_to_f32};
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
 
-super::int_kernels!(super::portable::Portable);
+super::int_kernels!(KERNELS: Portable);
 
 /// Rounds to nearest, ties to even, when added to a float below 2^22: the integer is left in the low bits.
 const ROUND: f32 = (3 << 22) as f32;
