@@ -13,8 +13,6 @@ pub struct Ops<'a> {
     pub worker: &'a Worker<'a>,
     /// The kernel table of this CPU.
     pub kernels: &'static Kernels,
-    /// Float operands even for quantised weights: slower, for studies and tests.
-    pub exact: bool,
     /// Work space of the matrix kernels.
     pub scratch: &'a mut MatmulScratch,
     /// Looks on, where somebody wants to know what the matrices are multiplied with.
@@ -186,7 +184,7 @@ impl Ops<'_> {
         // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
         unsafe {
             match x.q8() {
-                Some(q8) if !self.exact && linear.weight.wants_int8() => {
+                Some(q8) if linear.weight.wants_int8() => {
                     self.kernels.int.matmul(&w, part.clone(), q8.view(rows.clone()), self.scratch, out.as_ptr(), n)
                 }
                 _ => self.kernels.int.matmul_f32(&w, part.clone(), x.f32(rows.clone()), self.scratch, out.as_ptr(), n),

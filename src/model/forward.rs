@@ -126,8 +126,6 @@ impl Buffers {
 pub struct Mode {
     /// The kernel table.
     pub kernels: &'static Kernels,
-    /// Float operands even for quantised weights.
-    pub exact: bool,
     /// Looks on.
     pub observer: Option<Arc<dyn Observer>>,
     /// Receives the time of each phase.
@@ -142,7 +140,7 @@ impl Mode {
 
     /// Member `worker`'s tools.
     fn ops<'a>(&'a self, worker: &'a Worker<'a>, scratch: &'a mut MatmulScratch) -> Ops<'a> {
-        Ops { worker, kernels: self.kernels, exact: self.exact, scratch, observer: self.observer.as_deref() }
+        Ops { worker, kernels: self.kernels, scratch, observer: self.observer.as_deref() }
     }
 }
 

@@ -77,12 +77,7 @@ impl Session {
         Ok(Self {
             cache: KvCache::new(decoder.caches(), p.cache_type_k, p.cache_type_v, n_ctx)?,
             buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.activations),
-            mode: Mode {
-                kernels: model.kernels(),
-                exact: p.activations == ActivationType::F32,
-                observer: None,
-                profile: None,
-            },
+            mode: Mode { kernels: model.kernels(), observer: None, profile: None },
             pool,
             pool_batch: pool_batch.map_err(thread_error)?,
             n_ubatch,
