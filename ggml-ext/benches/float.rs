@@ -4,7 +4,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS};
+use ggml_ext::kernels::float::{BlockQ8_0, HeadNet, Rows, RowsMut, UNIT_FLOATS};
 use ggml_ext::lisa::Activation;
 use half::f16;
 use std::hint::black_box;
@@ -22,6 +22,10 @@ fn products(c: &mut Criterion) {
             let ramp = |len: usize| (0..len).map(|i| (i % 97) as f32 / 97.0 - 0.5).collect::<Vec<_>>();
             let (q, p, keys) = (ramp(m * d), ramp(m * n), ramp(n * d));
             let halves: Vec<f16> = keys.iter().map(|&x| f16::from_f32(x)).collect();
+            let mut bytes = vec![0; n * d / 32 * 34];
+            k.quantize_q8_0_row(&keys, &mut bytes);
+            // SAFETY: any bytes are blocks, at any address.
+            let (_, blocks, _) = unsafe { bytes.align_to::<BlockQ8_0>() };
             let (mut scores, mut out) = (vec![0.0; m * n], vec![0.0; m * d]);
             let shape = format!("{m}x{n}x{d}");
             group.bench_function(BenchmarkId::new("sgemm_nt", &shape), |b| {
@@ -36,6 +40,17 @@ fn products(c: &mut Criterion) {
                     k.scores_f16(0.125, Rows::new(black_box(&q), m, d, d), Rows::new(black_box(&halves), n, d, d), c);
                 })
             });
+            group.bench_function(BenchmarkId::new("scores_q8_0", &shape), |b| {
+                b.iter(|| {
+                    let c = RowsMut::new(black_box(&mut scores), m, n, n);
+                    k.scores_q8_0(
+                        0.125,
+                        Rows::new(black_box(&q), m, d, d),
+                        Rows::new(black_box(blocks), n, d / 32, d / 32),
+                        c,
+                    );
+                })
+            });
             group.bench_function(BenchmarkId::new("sgemm_nn_acc", &shape), |b| {
                 b.iter(|| {
                     let c = RowsMut::new(black_box(&mut out), m, d, d);
@@ -46,6 +61,16 @@ fn products(c: &mut Criterion) {
                 b.iter(|| {
                     let c = RowsMut::new(black_box(&mut out), m, d, d);
                     k.values_f16(Rows::new(black_box(&p), m, n, n), Rows::new(black_box(&halves), n, d, d), c);
+                })
+            });
+            group.bench_function(BenchmarkId::new("values_q8_0", &shape), |b| {
+                b.iter(|| {
+                    let c = RowsMut::new(black_box(&mut out), m, d, d);
+                    k.values_q8_0(
+                        Rows::new(black_box(&p), m, n, n),
+                        Rows::new(black_box(blocks), n, d / 32, d / 32),
+                        c,
+                    );
                 })
             });
         }

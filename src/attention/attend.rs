@@ -32,7 +32,7 @@ const SHORT_RUNS: usize = 16;
 const SPLIT_MAX_TOKENS: usize = 4;
 /// Eighths of a block's values that are fetched while a `lisa` layer aligns heads.
 const READ_AHEAD: usize = 6;
-/// Query rows from which widening a block of f16 keys once beats converting them in registers for each few rows.
+/// Query rows from which widening a block of keys once beats converting them in registers for each few rows.
 const WIDEN_ROWS: usize = 8;
 
 /// Where a layer's scores come from.
@@ -354,6 +354,7 @@ impl Attend<'_> {
                 // SAFETY: passed on to the caller.
                 match unsafe { self.values.v(self.kernels, g, block.clone(), widen, &mut scratch.wide) } {
                     Block::F16(v) => float.values_f16(weights, Rows::new(v, n, dv, dv), into),
+                    Block::Q8_0(v) => float.values_q8_0(weights, Rows::new(v, n, v.len() / n, v.len() / n), into),
                     Block::F32(v) => float.sgemm_nn_acc(weights, Rows::new(v, n, dv, dv), into),
                 }
             }
@@ -399,6 +400,9 @@ impl Attend<'_> {
                 // SAFETY: passed on to the caller.
                 match unsafe { keys.k(self.kernels, tile.groups.start, block, rows >= WIDEN_ROWS, wide) } {
                     Block::F16(k) => float.scores_f16(scale, queries, Rows::new(k, n, dk, dk), into),
+                    Block::Q8_0(k) => {
+                        float.scores_q8_0(scale, queries, Rows::new(k, n, k.len() / n, k.len() / n), into)
+                    }
                     Block::F32(k) => float.sgemm_nt(scale, queries, Rows::new(k, n, dk, dk), into),
                 }
                 if let Some(cap) = self.shape.softcap {

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ggml_ext::GgmlType;
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::Rows as RawRows;
+use ggml_ext::kernels::float::{BlockQ8_0, Rows as RawRows};
 
 use super::low_rank::LowRankKeys;
 use super::{LayerCacheSpec, RopeTable};
@@ -69,10 +69,12 @@ struct Rows {
     bytes: SharedBuf<u8>,
 }
 
-/// What a pass over the cache reads: halves as they are stored, or floats.
+/// What a pass over the cache reads: rows as they are stored, or floats.
 pub enum Block<'a> {
     /// Rows of f16, contiguous.
     F16(&'a [half::f16]),
+    /// Rows of Q8_0 blocks, contiguous.
+    Q8_0(&'a [BlockQ8_0]),
     /// Rows of f32, contiguous.
     F32(&'a [f32]),
 }
@@ -103,7 +105,7 @@ impl Rows {
         }
     }
 
-    /// Rows `pos` of `head`; f16 rows are widened into `wide` when `widen` (worth it when many queries read them).
+    /// Rows `pos` of `head`; they are widened to floats in `wide` when `widen` (worth it when many queries read them).
     ///
     /// # Safety
     /// Nobody writes these rows before the next barrier.
@@ -125,6 +127,7 @@ impl Rows {
                 k.float.f16_to_f32(as_f16(src), &mut wide[..n]);
                 Block::F32(&wide[..n])
             }
+            CacheType::Q8_0 if !widen => Block::Q8_0(as_q8_0(src)),
             CacheType::Q8_0 => {
                 k.float.q8_0_to_f32(src, &mut wide[..n]);
                 Block::F32(&wide[..n])
@@ -263,7 +266,7 @@ impl LayerCache {
                 unsafe {
                     match keys.block(kernels, head, pos..pos + 1, true, &mut wide) {
                         Block::F32(x) => row.copy_from_slice(x),
-                        Block::F16(_) => unreachable!("widened"),
+                        Block::F16(_) | Block::Q8_0(_) => unreachable!("widened"),
                     }
                     back.rotate(kernels, 0, &mut row);
                     keys.store(kernels, head, pos, &row);
@@ -359,6 +362,13 @@ pub(super) fn as_f32_mut(bytes: &mut [u8]) -> &mut [f32] {
 
 pub(super) fn as_f16(bytes: &[u8]) -> &[half::f16] {
     // SAFETY: f16 accepts any bits; rows start at multiples of their own size in a 64-byte aligned buffer.
+    let (head, x, tail) = unsafe { bytes.align_to() };
+    assert!(head.is_empty() && tail.is_empty());
+    x
+}
+
+fn as_q8_0(bytes: &[u8]) -> &[BlockQ8_0] {
+    // SAFETY: a block accepts any bits and may begin at any address.
     let (head, x, tail) = unsafe { bytes.align_to() };
     assert!(head.is_empty() && tail.is_empty());
     x

@@ -168,6 +168,7 @@ impl LisaAttention {
             // SAFETY: passed on to the caller.
             match unsafe { keys.runs(c, block.start) } {
                 Block::F16(k) => kernels.float.values_f16(q, Rows::new(k, rank, n, keys.stride()), into),
+                Block::Q8_0(_) => unreachable!("low-rank keys do not fill blocks"),
                 Block::F32(k) => kernels.float.sgemm_nn_acc(q, Rows::new(k, rank, n, keys.stride()), into),
             }
         }

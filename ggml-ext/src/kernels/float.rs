@@ -13,6 +13,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod convert;
+mod elem;
 mod gemm;
 mod heads;
 mod math;
@@ -27,10 +28,12 @@ mod vector;
 #[cfg(test)]
 mod tests;
 
+pub use elem::BlockQ8_0;
 pub use heads::{HeadNet, UNIT_FLOATS};
 pub use rows::{Rows, RowsMut};
 
 use super::Tier;
+use elem::Elem;
 use half::{bf16, f16};
 
 /// Passes the list of kernels to another macro: name in the table, implementation, signature.
@@ -65,9 +68,11 @@ macro_rules! float_kernels {
             rope_neox = rope::rope_neox(x: &mut [f32], cos: &[f32], sin: &[f32]) -> ();
             sgemm_nt = gemm::sgemm_nt(alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) -> ();
             scores_f16 = gemm::scores_f16(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) -> ();
+            scores_q8_0 = gemm::scores_q8_0(alpha: f32, q: Rows<f32>, k: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
             sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
+            values_q8_0 = gemm::values_q8_0(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
         }
     };
 }
@@ -330,6 +335,13 @@ impl FloatKernels {
         unsafe { (self.scores_f16)(alpha, q, k, out) }
     }
 
+    /// [`Self::sgemm_nt`] with `k` in Q8_0, to the same bits as with `k` converted beforehand.
+    pub fn scores_q8_0(&self, alpha: f32, q: Rows<f32>, k: Rows<BlockQ8_0>, out: RowsMut<f32>) {
+        check_nt(&q, &k, &out);
+        // SAFETY: see the impl.
+        unsafe { (self.scores_q8_0)(alpha, q, k, out) }
+    }
+
     /// `out[i] += sum_j p[i][j] * v[j]` for `p` of m rows of n, `v` of n rows of d, `out` of m rows of d: attention's
     /// weighted values. The sum runs over j in order and starts from `out`, so splitting n over several calls changes
     /// nothing. A NaN or infinity in `v` comes through even where its weight is 0.
@@ -358,6 +370,13 @@ impl FloatKernels {
         // SAFETY: see the impl.
         unsafe { (self.values_f16)(p, v, out) }
     }
+
+    /// [`Self::sgemm_nn_acc`] with `v` in Q8_0, to the same bits as with `v` converted beforehand.
+    pub fn values_q8_0(&self, p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) {
+        check_nn(&p, &v, &out);
+        // SAFETY: see the impl.
+        unsafe { (self.values_q8_0)(p, v, out) }
+    }
 }
 
 fn check_q8_0(n: usize, bytes: usize) {
@@ -365,12 +384,16 @@ fn check_q8_0(n: usize, bytes: usize) {
     assert_eq!(bytes, n / convert::Q8_0_LEN * convert::Q8_0_BYTES, "bytes for {n} elements of Q8_0");
 }
 
-fn check_nt<B>(a: &Rows<f32>, b: &Rows<B>, c: &RowsMut<f32>) {
-    assert_eq!(a.len(), b.len(), "row lengths of the factors differ");
+fn check_nt<B: Elem>(a: &Rows<f32>, b: &Rows<B>, c: &RowsMut<f32>) {
+    assert_eq!(a.len(), b.len() * B::LEN, "row lengths of the factors differ");
     assert_eq!((a.n_rows(), b.n_rows()), (c.n_rows(), c.len()), "the result is of another shape than the product");
 }
 
-fn check_nn<B>(p: &Rows<f32>, v: &Rows<B>, out: &RowsMut<f32>) {
+fn check_nn<B: Elem>(p: &Rows<f32>, v: &Rows<B>, out: &RowsMut<f32>) {
     assert_eq!(p.len(), v.n_rows(), "row length of p and number of rows of v differ");
-    assert_eq!((p.n_rows(), v.len()), (out.n_rows(), out.len()), "the result is of another shape than the product");
+    assert_eq!(
+        (p.n_rows(), v.len() * B::LEN),
+        (out.n_rows(), out.len()),
+        "the result is of another shape than the product"
+    );
 }

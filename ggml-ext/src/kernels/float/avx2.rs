@@ -90,6 +90,16 @@ impl Simd for V {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: see the impl.
+        V(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(x: f16) -> Self {
+        // SAFETY: see the impl.
+        V(unsafe { _mm256_cvtph_ps(_mm_set1_epi16(x.to_bits() as i16)) })
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16) {
         // SAFETY: see the impl.
         unsafe { _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<NEAREST>(self.0)) }

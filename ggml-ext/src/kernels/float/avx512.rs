@@ -59,6 +59,16 @@ impl Simd for V {
         V(unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask(n), p.cast())) })
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: see the impl.
+        V(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(x: f16) -> Self {
+        // SAFETY: see the impl.
+        V(unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(x.to_bits() as i16)) })
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16) {
         // SAFETY: see the impl.
         unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<NEAREST>(self.0)) }

@@ -1,5 +1,6 @@
 //! f16, bf16 and Q8_0 rows to f32 and back.
 
+use super::elem::{BlockQ8_0, Elem};
 use super::simd::Simd;
 use half::{bf16, f16};
 
@@ -44,22 +45,31 @@ pub(super) fn f32_to_f16_bits(x: f32) -> f16 {
 #[inline(always)]
 pub(super) unsafe fn f16_to_f32<V: Simd>(src: &[f16], dst: &mut [f32]) {
     // SAFETY: the slices are of one length (checked by the caller).
-    unsafe { f16_to_f32_raw::<V>(src.as_ptr(), dst.as_mut_ptr(), src.len()) }
+    unsafe { widen::<V, f16>(src.as_ptr(), dst.as_mut_ptr(), src.len()) }
 }
 
-/// # Safety
-/// As [`Simd`]'s; both pointers are valid for `n` elements.
 #[inline(always)]
-pub(super) unsafe fn f16_to_f32_raw<V: Simd>(src: *const f16, dst: *mut f32, n: usize) {
+pub(super) unsafe fn q8_0_to_f32<V: Simd>(src: &[u8], dst: &mut [f32]) {
+    // SAFETY: the bytes are those of so many elements (checked by the caller), and a block may begin at any address.
+    unsafe { widen::<V, BlockQ8_0>(src.as_ptr().cast(), dst.as_mut_ptr(), dst.len()) }
+}
+
+/// The first `n` elements of a row as f32.
+///
+/// # Safety
+/// As [`Simd`]'s; the row has `n` elements, and there is room for as many.
+#[inline(always)]
+pub(super) unsafe fn widen<V: Simd, B: Elem>(row: *const B, dst: *mut f32, n: usize) {
     let mut i = 0;
     // SAFETY: every access is below `n`.
     unsafe {
         while i + V::LANES <= n {
-            V::load_f16(src.add(i)).store(dst.add(i));
+            let [v] = B::load::<V, 1>(row, i);
+            v.store(dst.add(i));
             i += V::LANES;
         }
         if i < n {
-            V::load_f16_partial(src.add(i), n - i).store_partial(dst.add(i), n - i);
+            B::load_partial::<V>(row, i, n - i).store_partial(dst.add(i), n - i);
         }
     }
 }
@@ -125,18 +135,6 @@ pub(super) unsafe fn quantize_q8_0<V: Simd>(src: &[f32], dst: &mut [u8]) {
             let x = (v * inverse).max(-127.0).min(127.0);
             // SAFETY: `max` with a NaN is the other operand, so this is a number within 127.5 of 0.
             *o = unsafe { (x + 0.499_999_97f32.copysign(x)).to_int_unchecked::<i32>() } as u8;
-        }
-    }
-}
-
-#[inline(always)]
-pub(super) unsafe fn q8_0_to_f32<V: Simd>(src: &[u8], dst: &mut [f32]) {
-    let (blocks, _) = src.as_chunks::<Q8_0_BYTES>();
-    let (out, _) = dst.as_chunks_mut::<Q8_0_LEN>();
-    for (block, out) in blocks.iter().zip(out) {
-        let d = f16_to_f32_bits(f16::from_le_bytes([block[0], block[1]]));
-        for (o, &q) in out.iter_mut().zip(&block[2..]) {
-            *o = d * f32::from(q as i8);
         }
     }
 }

@@ -4,9 +4,9 @@
 //! rows share a tile therefore never changes a bit of any of them: one query row or a whole ubatch, on one thread or many,
 //! come out the same.
 
-use super::convert;
-use super::simd::{Elem, Simd};
-use super::{Rows, RowsMut};
+use super::elem::{BlockQ8_0, Elem};
+use super::simd::Simd;
+use super::{Rows, RowsMut, convert};
 use half::f16;
 use std::mem::MaybeUninit;
 
@@ -34,46 +34,59 @@ pub(super) unsafe fn sgemm_nt<V: Simd>(alpha: f32, a: Rows<f32>, b: Rows<f32>, c
     }
 }
 
-/// [`sgemm_nt`] with f16 rows: converted inside the tile when one tile covers all rows of `q`, else once, beforehand.
+/// [`sgemm_nt`] with rows of other items: converted inside the tile when one tile covers all rows of `q`, else once, beforehand.
+///
+/// # Safety
+/// As [`Simd`]'s; the shapes agree.
 #[inline(always)]
-pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
+unsafe fn scores<V: Simd, B: Elem>(alpha: f32, q: Rows<f32>, k: Rows<B>, out: RowsMut<f32>) {
     let (n, d) = (k.n_rows(), q.len());
-    if q.n_rows() <= V::NT_ROWS || d > MAX_CONVERTED {
-        for j in (0..n).step_by(NT_COLS) {
-            let rows = four_rows(&k, j);
-            // SAFETY: the pointers are rows below `n` of `k`, the last one repeated where fewer than four are left.
-            unsafe {
-                for row in rows {
-                    prefetch::<V, f16>(row, d);
-                }
-                nt_columns::<V, f16>(d, alpha, &q, rows, &out, j);
-            }
-        }
-        return;
-    }
+    let in_tile = q.n_rows() <= V::NT_ROWS || d > MAX_CONVERTED;
     let mut converted = [const { MaybeUninit::<f32>::uninit() }; NT_COLS * MAX_CONVERTED];
     let converted: *mut f32 = converted.as_mut_ptr().cast();
     for j in (0..n).step_by(NT_COLS) {
-        let rows = [0, 1, 2, 3].map(|t| converted.wrapping_add(t * MAX_CONVERTED));
-        // SAFETY: as above; of each of the buffer's four rows, `d <= MAX_CONVERTED` floats are written and then read.
+        let rows = four_rows(&k, j);
+        // SAFETY: the pointers are rows below `n` of `k`, the last one repeated where fewer than four are left; of each of the
+        // buffer's four rows, `d <= MAX_CONVERTED` floats are written and then read.
         unsafe {
-            for (src, dst) in four_rows(&k, j).into_iter().zip(rows) {
-                convert::f16_to_f32_raw::<V>(src, dst, d);
+            for row in rows {
+                prefetch::<V, B>(row, 0, d);
             }
-            nt_columns::<V, f32>(d, alpha, &q, rows.map(|r| r.cast_const()), &out, j);
+            if in_tile {
+                nt_columns::<V, B>(d, alpha, &q, rows, &out, j);
+                continue;
+            }
+            let floats = [0, 1, 2, 3].map(|t| converted.wrapping_add(t * MAX_CONVERTED));
+            for (src, dst) in rows.into_iter().zip(floats) {
+                convert::widen::<V, B>(src, dst, d);
+            }
+            nt_columns::<V, f32>(d, alpha, &q, floats.map(|r| r.cast_const()), &out, j);
         }
     }
 }
 
-/// Asks for what lies [`PREFETCH_BYTES`] beyond a row of `n` elements.
+#[inline(always)]
+pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
+    // SAFETY: the caller's contract.
+    unsafe { scores::<V, f16>(alpha, q, k, out) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn scores_q8_0<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<BlockQ8_0>, out: RowsMut<f32>) {
+    // SAFETY: the caller's contract.
+    unsafe { scores::<V, BlockQ8_0>(alpha, q, k, out) }
+}
+
+/// Asks for what lies [`PREFETCH_BYTES`] beyond elements `at..at + n` of a row.
 ///
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
-unsafe fn prefetch<V: Simd, T>(row: *const T, n: usize) {
-    for at in (0..n * size_of::<T>()).step_by(LINE) {
+unsafe fn prefetch<V: Simd, B: Elem>(row: *const B, at: usize, n: usize) {
+    let first = row.cast::<u8>().wrapping_add(PREFETCH_BYTES + at * size_of::<B>() / B::LEN);
+    for i in (0..n * size_of::<B>() / B::LEN).step_by(LINE) {
         // SAFETY: a hint, which any address may be given.
-        unsafe { V::prefetch(row.cast::<u8>().wrapping_add(PREFETCH_BYTES + at)) }
+        unsafe { V::prefetch(first.wrapping_add(i)) }
     }
 }
 
@@ -136,12 +149,23 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
         let mut acc = [[V::splat(0.0); NT_COLS]; M];
         let mut av = [V::splat(0.0); M];
         let mut k = 0;
+        // Two vectors of a block at a time, which share its scale; the sums run in the same order.
+        while B::LEN > 1 && k + 2 * V::LANES <= d {
+            for (j, row) in b.into_iter().enumerate() {
+                let [y, z] = B::load::<V, 2>(row, k);
+                for (i, sums) in acc.iter_mut().enumerate() {
+                    let x = a.add(i * a_stride + k);
+                    sums[j] = V::load(x.add(V::LANES)).mul_add(z, V::load(x).mul_add(y, sums[j]));
+                }
+            }
+            k += 2 * V::LANES;
+        }
         while k + V::LANES <= d {
             for (i, x) in av.iter_mut().enumerate() {
                 *x = V::load(a.add(i * a_stride + k));
             }
             for (j, row) in b.into_iter().enumerate() {
-                let y = B::load::<V>(row.add(k));
+                let [y] = B::load::<V, 1>(row, k);
                 for (sums, x) in acc.iter_mut().zip(av) {
                     sums[j] = x.mul_add(y, sums[j]);
                 }
@@ -153,7 +177,7 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
                 *x = V::load_partial(a.add(i * a_stride + k), d - k);
             }
             for (j, row) in b.into_iter().enumerate() {
-                let y = B::load_partial::<V>(row.add(k), d - k);
+                let y = B::load_partial::<V>(row, k, d - k);
                 for (sums, x) in acc.iter_mut().zip(av) {
                     sums[j] = x.mul_add(y, sums[j]);
                 }
@@ -200,11 +224,12 @@ unsafe fn nn_acc<V: Simd, B: Elem, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, 
                     n,
                     p: p.row_ptr(i),
                     p_stride: p.stride(),
-                    v: v.row_ptr(0).add(x),
+                    v: v.row_ptr(0),
+                    at: x,
                     v_stride: v.stride(),
                     c: c.row_ptr(i).add(x),
                     c_stride: c.stride(),
-                    ahead: AHEAD && i == 0 && v.stride() == d,
+                    ahead: AHEAD && i == 0 && v.stride() == v.len(),
                 };
                 match width / V::LANES {
                     8 => t.run::<V, 1, 8>(),
@@ -239,6 +264,8 @@ struct NnTile<B> {
     p_stride: usize,
     v: *const B,
     v_stride: usize,
+    /// First element of the strip in rows of `v`.
+    at: usize,
     c: *mut f32,
     c_stride: usize,
     /// Whether to ask for what lies beyond the rows of `v`.
@@ -281,12 +308,9 @@ impl<B: Elem> NnTile<B> {
             for k in 0..self.n {
                 let v = self.v.add(k * self.v_stride);
                 if self.ahead {
-                    prefetch::<V, B>(v, NV * V::LANES);
+                    prefetch::<V, B>(v, self.at, NV * V::LANES);
                 }
-                let mut vv = [V::splat(0.0); NV];
-                for (j, x) in vv.iter_mut().enumerate() {
-                    *x = B::load::<V>(v.add(j * V::LANES));
-                }
+                let vv = B::load::<V, NV>(v, self.at);
                 for (i, row) in acc.iter_mut().enumerate() {
                     let p = V::splat(*self.p.add(i * self.p_stride + k));
                     for (sum, x) in row.iter_mut().zip(vv) {
@@ -314,7 +338,7 @@ impl<B: Elem> NnTile<B> {
             let mut sum = V::load_partial(c, len);
             for k in 0..self.n {
                 let p = V::splat(*self.p.add(i * self.p_stride + k));
-                sum = p.mul_add(B::load_partial::<V>(self.v.add(k * self.v_stride), len), sum);
+                sum = p.mul_add(B::load_partial::<V>(self.v.add(k * self.v_stride), self.at, len), sum);
             }
             sum.store_partial(c, len);
         }
@@ -331,4 +355,10 @@ pub(super) unsafe fn sgemm_nn_acc<V: Simd>(p: Rows<f32>, v: Rows<f32>, out: Rows
 pub(super) unsafe fn values_f16<V: Simd>(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
     unsafe { nn_acc::<V, f16, true>(p, v, out) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn values_q8_0<V: Simd>(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) {
+    // SAFETY: the caller's contract.
+    unsafe { nn_acc::<V, BlockQ8_0, true>(p, v, out) }
 }

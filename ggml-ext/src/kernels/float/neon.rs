@@ -80,6 +80,16 @@ impl Simd for V {
         }
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self::load(p.cast::<[i8; 4]>().read_unaligned().map(f32::from).as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(x: f16) -> Self {
+        // SAFETY: see the impl.
+        unsafe { Self::load_f16([x; 4].as_ptr()) }
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16) {
         let h: uint16x4_t;
         // SAFETY: see the impl.

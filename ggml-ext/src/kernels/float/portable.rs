@@ -71,6 +71,15 @@ impl Simd for V {
         V(f16_to_f32(all))
     }
     #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self {
+        // SAFETY: see the impl.
+        V(f32x4::new(unsafe { p.cast::<[i8; 4]>().read_unaligned() }.map(f32::from)))
+    }
+    #[inline(always)]
+    unsafe fn splat_f16(x: f16) -> Self {
+        V(f32x4::splat(convert::f16_to_f32_bits(x)))
+    }
+    #[inline(always)]
     unsafe fn store_f16(self, p: *mut f16) {
         // SAFETY: see the impl.
         unsafe { p.cast::<[f16; 4]>().write_unaligned(self.0.to_array().map(convert::f32_to_f16_bits)) }

@@ -30,6 +30,8 @@ pub(super) trait Simd: Copy {
     unsafe fn store_partial(self, p: *mut f32, n: usize);
     unsafe fn load_f16(p: *const f16) -> Self;
     unsafe fn load_f16_partial(p: *const f16, n: usize) -> Self;
+    unsafe fn load_i8(p: *const i8) -> Self;
+    unsafe fn splat_f16(x: f16) -> Self;
     /// Rounds to nearest, ties to even.
     unsafe fn store_f16(self, p: *mut f16);
     unsafe fn store_f16_partial(self, p: *mut f16, n: usize);
@@ -67,40 +69,4 @@ pub(super) trait Simd: Copy {
     unsafe fn lane_max(self) -> f32;
     /// `p[i] = alpha * sum of the lanes of v[i]` for four vectors; every one is summed in the same order.
     unsafe fn store_sums(v: [Self; 4], alpha: f32, p: *mut f32);
-}
-
-/// An element that loads as f32: `f32` itself, or `f16` converted in registers.
-pub(super) trait Elem: Copy {
-    /// # Safety
-    /// As [`Simd::load`].
-    unsafe fn load<V: Simd>(p: *const Self) -> V;
-    /// # Safety
-    /// As [`Simd::load_partial`].
-    unsafe fn load_partial<V: Simd>(p: *const Self, n: usize) -> V;
-}
-
-impl Elem for f32 {
-    #[inline(always)]
-    unsafe fn load<V: Simd>(p: *const f32) -> V {
-        // SAFETY: the caller's contract is the same.
-        unsafe { V::load(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_partial<V: Simd>(p: *const f32, n: usize) -> V {
-        // SAFETY: the caller's contract is the same.
-        unsafe { V::load_partial(p, n) }
-    }
-}
-
-impl Elem for f16 {
-    #[inline(always)]
-    unsafe fn load<V: Simd>(p: *const f16) -> V {
-        // SAFETY: the caller's contract is the same.
-        unsafe { V::load_f16(p) }
-    }
-    #[inline(always)]
-    unsafe fn load_partial<V: Simd>(p: *const f16, n: usize) -> V {
-        // SAFETY: the caller's contract is the same.
-        unsafe { V::load_f16_partial(p, n) }
-    }
 }

@@ -471,3 +471,28 @@ fn lengths_that_do_not_fit_panic() {
         .contains("number of rows of v")
     );
 }
+
+#[test]
+fn products_with_q8_0_rows_are_those_with_their_floats() {
+    for (tier, k) in tiers() {
+        for (m, n, d) in [(1, 1, 32), (2, 3, 64), (3, 17, 96), (5, 4, 128), (7, 9, 64), (9, 33, 256), (13, 5, 512)] {
+            let what = format!("{tier:?} m {m} n {n} d {d}");
+            let (q, p, x) = (noise(20, m * d), noise(21, m * n), noise(22, n * d));
+            let mut bytes = vec![0; n * d / 32 * 34];
+            k.quantize_q8_0_row(&x, &mut bytes);
+            let mut floats = vec![0.0; n * d];
+            k.q8_0_to_f32(&bytes, &mut floats);
+            // SAFETY: any bytes are blocks, at any address.
+            let (_, blocks, _) = unsafe { bytes.align_to::<BlockQ8_0>() };
+            let (blocks, floats) = (Rows::new(blocks, n, d / 32, d / 32), Rows::new(&floats, n, d, d));
+            let [mut want, mut got] = [vec![f32::NAN; m * n], vec![f32::NAN; m * n]];
+            k.sgemm_nt(0.125, Rows::new(&q, m, d, d), floats, RowsMut::new(&mut want, m, n, n));
+            k.scores_q8_0(0.125, Rows::new(&q, m, d, d), blocks, RowsMut::new(&mut got, m, n, n));
+            assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "scores, {what}");
+            let [mut want, mut got] = [q.clone(), q.clone()];
+            k.sgemm_nn_acc(Rows::new(&p, m, n, n), floats, RowsMut::new(&mut want, m, d, d));
+            k.values_q8_0(Rows::new(&p, m, n, n), blocks, RowsMut::new(&mut got, m, d, d));
+            assert!(want.iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "values, {what}");
+        }
+    }
+}
