@@ -104,7 +104,7 @@ impl Kernels {
 
     /// The kernels of one tier; `None` if this CPU lacks it.
     pub fn for_tier(tier: Tier) -> Option<&'static Kernels> {
-        static TABLES: LazyLock<[Option<Kernels>; 5]> = LazyLock::new(|| {
+        static TABLES: LazyLock<[Option<Kernels>; Tier::ALL.len()]> = LazyLock::new(|| {
             Tier::ALL.map(|tier| {
                 tier.is_supported().then(|| Kernels {
                     tier,

@@ -4,10 +4,10 @@ use super::elem::{BlockQ8_0, Elem};
 use super::simd::Simd;
 use half::{bf16, f16};
 
-/// Bytes of a Q8_0 block: an f16 scale and 32 signed codes.
-pub(super) const Q8_0_BYTES: usize = 34;
+/// Bytes of a Q8_0 block.
+pub(super) const Q8_0_BYTES: usize = size_of::<BlockQ8_0>();
 /// Elements of a Q8_0 block.
-pub(super) const Q8_0_LEN: usize = 32;
+pub(super) const Q8_0_LEN: usize = BlockQ8_0::LEN;
 
 /// One f16 as f32 with integer arithmetic and one exact multiplication, for tiers without an instruction for it.
 #[inline(always)]
@@ -64,12 +64,11 @@ pub(super) unsafe fn widen<V: Simd, B: Elem>(row: *const B, dst: *mut f32, n: us
     // SAFETY: every access is below `n`.
     unsafe {
         while i + V::LANES <= n {
-            let [v] = B::load::<V, 1>(row, i);
-            v.store(dst.add(i));
+            B::vector::<V>(row, i).store(dst.add(i));
             i += V::LANES;
         }
         if i < n {
-            B::load_partial::<V>(row, i, n - i).store_partial(dst.add(i), n - i);
+            B::partial::<V>(row, i, n - i).store_partial(dst.add(i), n - i);
         }
     }
 }

@@ -18,34 +18,43 @@ pub(super) trait Elem: Copy {
     /// Elements in an item.
     const LEN: usize;
 
-    /// `NV` vectors of the row from element `at` on.
+    /// A vector of the row from element `at` on.
     ///
     /// # Safety
-    /// As [`Simd::load`]. If items are blocks, `at` is a multiple of one, or of the vectors if these are within one.
-    unsafe fn load<V: Simd, const NV: usize>(row: *const Self, at: usize) -> [V; NV];
+    /// As [`Simd::load`]. If items are blocks, `at` is a multiple of the vector.
+    unsafe fn vector<V: Simd>(row: *const Self, at: usize) -> V;
+    /// `NV` of them.
+    ///
+    /// # Safety
+    /// As [`Self::vector`]. If items are blocks, `at` is a multiple of one, or of all the vectors if these are within one.
+    #[inline(always)]
+    unsafe fn vectors<V: Simd, const NV: usize>(row: *const Self, at: usize) -> [V; NV] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let mut all = [V::splat(0.0); NV];
+            for (j, v) in all.iter_mut().enumerate() {
+                *v = Self::vector(row, at + j * V::LANES);
+            }
+            all
+        }
+    }
     /// `n < LANES` elements from `at` on. There are no parts of blocks.
     ///
     /// # Safety
     /// As [`Simd::load_partial`].
-    unsafe fn load_partial<V: Simd>(row: *const Self, at: usize, n: usize) -> V;
+    unsafe fn partial<V: Simd>(row: *const Self, at: usize, n: usize) -> V;
 }
 
 impl Elem for f32 {
     const LEN: usize = 1;
 
     #[inline(always)]
-    unsafe fn load<V: Simd, const NV: usize>(row: *const f32, at: usize) -> [V; NV] {
+    unsafe fn vector<V: Simd>(row: *const f32, at: usize) -> V {
         // SAFETY: the caller's contract is the same.
-        unsafe {
-            let mut all = [V::splat(0.0); NV];
-            for (j, v) in all.iter_mut().enumerate() {
-                *v = V::load(row.add(at + j * V::LANES));
-            }
-            all
-        }
+        unsafe { V::load(row.add(at)) }
     }
     #[inline(always)]
-    unsafe fn load_partial<V: Simd>(row: *const f32, at: usize, n: usize) -> V {
+    unsafe fn partial<V: Simd>(row: *const f32, at: usize, n: usize) -> V {
         // SAFETY: the caller's contract is the same.
         unsafe { V::load_partial(row.add(at), n) }
     }
@@ -55,18 +64,12 @@ impl Elem for f16 {
     const LEN: usize = 1;
 
     #[inline(always)]
-    unsafe fn load<V: Simd, const NV: usize>(row: *const f16, at: usize) -> [V; NV] {
+    unsafe fn vector<V: Simd>(row: *const f16, at: usize) -> V {
         // SAFETY: the caller's contract is the same.
-        unsafe {
-            let mut all = [V::splat(0.0); NV];
-            for (j, v) in all.iter_mut().enumerate() {
-                *v = V::load_f16(row.add(at + j * V::LANES));
-            }
-            all
-        }
+        unsafe { V::load_f16(row.add(at)) }
     }
     #[inline(always)]
-    unsafe fn load_partial<V: Simd>(row: *const f16, at: usize, n: usize) -> V {
+    unsafe fn partial<V: Simd>(row: *const f16, at: usize, n: usize) -> V {
         // SAFETY: the caller's contract is the same.
         unsafe { V::load_f16_partial(row.add(at), n) }
     }
@@ -76,7 +79,14 @@ impl Elem for BlockQ8_0 {
     const LEN: usize = 32;
 
     #[inline(always)]
-    unsafe fn load<V: Simd, const NV: usize>(row: *const BlockQ8_0, at: usize) -> [V; NV] {
+    unsafe fn vector<V: Simd>(row: *const BlockQ8_0, at: usize) -> V {
+        // SAFETY: the caller's contract.
+        let [v] = unsafe { Self::vectors(row, at) };
+        v
+    }
+    /// Vectors of one block share its scale.
+    #[inline(always)]
+    unsafe fn vectors<V: Simd, const NV: usize>(row: *const BlockQ8_0, at: usize) -> [V; NV] {
         debug_assert!(at.is_multiple_of(Self::LEN.min(NV * V::LANES)));
         // SAFETY: the caller's contract; a block holds whole vectors in every tier.
         unsafe {
@@ -94,7 +104,7 @@ impl Elem for BlockQ8_0 {
         }
     }
     #[inline(always)]
-    unsafe fn load_partial<V: Simd>(_row: *const BlockQ8_0, _at: usize, _n: usize) -> V {
+    unsafe fn partial<V: Simd>(_row: *const BlockQ8_0, _at: usize, _n: usize) -> V {
         unreachable!("rows of blocks are whole vectors")
     }
 }

@@ -5,7 +5,7 @@
 //! come out the same.
 
 use super::elem::{BlockQ8_0, Elem};
-use super::simd::Simd;
+use super::simd::{LINE, Simd};
 use super::{Rows, RowsMut, convert};
 use half::f16;
 use std::mem::MaybeUninit;
@@ -16,8 +16,6 @@ const NT_COLS: usize = 4;
 /// How far ahead a few query rows' keys and values are asked for: the hardware stops at the end of a small page, and a block is over
 /// before it has found its stride. Measured on Zen 4, generating at depth 4096: a sixth faster than without; 2 and 8 KiB gain little.
 const PREFETCH_BYTES: usize = 4 << 10;
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Longest row that is converted to f32 once for all tiles of query rows: that of every head dimension in use.
 const MAX_CONVERTED: usize = 256;
@@ -152,7 +150,7 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
         // Two vectors of a block at a time, which share its scale; the sums run in the same order.
         while B::LEN > 1 && k + 2 * V::LANES <= d {
             for (j, row) in b.into_iter().enumerate() {
-                let [y, z] = B::load::<V, 2>(row, k);
+                let [y, z] = B::vectors::<V, 2>(row, k);
                 for (i, sums) in acc.iter_mut().enumerate() {
                     let x = a.add(i * a_stride + k);
                     sums[j] = V::load(x.add(V::LANES)).mul_add(z, V::load(x).mul_add(y, sums[j]));
@@ -165,7 +163,7 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
                 *x = V::load(a.add(i * a_stride + k));
             }
             for (j, row) in b.into_iter().enumerate() {
-                let [y] = B::load::<V, 1>(row, k);
+                let y = B::vector::<V>(row, k);
                 for (sums, x) in acc.iter_mut().zip(av) {
                     sums[j] = x.mul_add(y, sums[j]);
                 }
@@ -177,7 +175,7 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
                 *x = V::load_partial(a.add(i * a_stride + k), d - k);
             }
             for (j, row) in b.into_iter().enumerate() {
-                let y = B::load_partial::<V>(row, k, d - k);
+                let y = B::partial::<V>(row, k, d - k);
                 for (sums, x) in acc.iter_mut().zip(av) {
                     sums[j] = x.mul_add(y, sums[j]);
                 }
@@ -310,7 +308,7 @@ impl<B: Elem> NnTile<B> {
                 if self.ahead {
                     prefetch::<V, B>(v, self.at, NV * V::LANES);
                 }
-                let vv = B::load::<V, NV>(v, self.at);
+                let vv = B::vectors::<V, NV>(v, self.at);
                 for (i, row) in acc.iter_mut().enumerate() {
                     let p = V::splat(*self.p.add(i * self.p_stride + k));
                     for (sum, x) in row.iter_mut().zip(vv) {
@@ -338,7 +336,7 @@ impl<B: Elem> NnTile<B> {
             let mut sum = V::load_partial(c, len);
             for k in 0..self.n {
                 let p = V::splat(*self.p.add(i * self.p_stride + k));
-                sum = p.mul_add(B::load_partial::<V>(self.v.add(k * self.v_stride), self.at, len), sum);
+                sum = p.mul_add(B::partial::<V>(self.v.add(k * self.v_stride), self.at, len), sum);
             }
             sum.store_partial(c, len);
         }

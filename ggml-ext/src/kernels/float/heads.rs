@@ -6,7 +6,7 @@
 
 use super::math::{Gelu, Relu, Silu};
 use super::rows::{Rows, RowsMut};
-use super::simd::Simd;
+use super::simd::{LINE, Simd};
 use super::vector::Unary;
 use crate::lisa::Activation;
 
@@ -168,9 +168,6 @@ unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
 fn tile(left: usize) -> usize {
     left.div_ceil(left.div_ceil(TILE))
 }
-
-/// Bytes of a cache line.
-const LINE: usize = 64;
 
 /// Fetches memory line by line, some lines at a time.
 struct Ahead<'a> {

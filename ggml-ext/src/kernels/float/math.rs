@@ -3,9 +3,6 @@
 use super::simd::Simd;
 use super::vector::{self, Binary, Unary};
 
-/// Adding it leaves the nearest integer in the low bits of the sum; subtracting it again gives it as a float.
-const ROUND: f32 = 12_582_912.0;
-
 /// `e^x` within 1.5 units in the last place on the whole range: gradual underflow to 0, overflow to infinity, NaN to NaN.
 ///
 /// Cody and Waite's reduction to `|r| <= ln(2) / 2` with the constant in two parts, the first short enough for `n * LN2_HI`
@@ -17,6 +14,8 @@ const ROUND: f32 = 12_582_912.0;
 unsafe fn exp<V: Simd>(x: V) -> V {
     const LN2_HI: f32 = 0.693_359_4;
     const LN2_LO: f32 = -2.121_944_4e-4;
+    /// Adding it leaves the nearest integer in the low bits of the sum; subtracting it again gives it as a float.
+    const ROUND: f32 = 12_582_912.0;
     const C2: f32 = 0.5;
     const C3: f32 = 0.166_665_76;
     const C4: f32 = 0.041_666_556;
@@ -40,29 +39,12 @@ unsafe fn exp<V: Simd>(x: V) -> V {
 
 /// `x / (1 + e^-z)`: `x` times the logistic function of `z`.
 ///
-/// Beside 1 the exponential needs fewer digits than [`exp`] gives: it is computed as a power of two whose exponent is as exact as
-/// `log2(e)` in f32, so that the relative error grows with `z` where the result vanishes, by a polynomial of degree 5 (relative
-/// error 1.1e-7, minimax with the first two coefficients held).
-///
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
 unsafe fn gated<V: Simd>(x: V, z: V) -> V {
-    const C: [f32; 5] = [std::f32::consts::LN_2, 0.240_222_83, 0.055_505_585, 0.009_669_674, 0.001_330_055];
     // SAFETY: the caller's contract.
-    unsafe {
-        // Just past the arguments whose powers are infinity and 0; a NaN passes both.
-        let z = V::splat(104.5).min(V::splat(-89.0).max(z));
-        // e^-z = 2^(f - n)
-        let n = z.mul_add(V::splat(std::f32::consts::LOG2_E), V::splat(ROUND)).sub(V::splat(ROUND));
-        let f = z.mul_add(V::splat(-std::f32::consts::LOG2_E), n);
-        let q = f.mul_add(V::splat(C[4]), V::splat(C[3]));
-        let q = q.mul_add(f, V::splat(C[2]));
-        let q = q.mul_add(f, V::splat(C[1]));
-        let q = q.mul_add(f, V::splat(C[0]));
-        let power = q.mul_add(f, V::splat(1.0)).scale2(V::splat(0.0).sub(n));
-        x.mul(power.add(V::splat(1.0)).reciprocal())
-    }
+    unsafe { x.mul(exp(V::splat(0.0).sub(z)).add(V::splat(1.0)).reciprocal()) }
 }
 
 /// # Safety

@@ -6,6 +6,9 @@
 
 use half::f16;
 
+/// Bytes of a cache line, as [`Simd::prefetch`] fetches them.
+pub(super) const LINE: usize = 64;
+
 /// A vector of `LANES` floats and the handful of operations the kernels need.
 ///
 /// # Safety

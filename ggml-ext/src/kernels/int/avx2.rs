@@ -49,7 +49,6 @@ impl Dot for Pairs {
 
     #[inline(always)]
     unsafe fn dot<const N: usize>(bits: u32, mut sums: Sums, lines: &[Sums; N], x: *const i8) -> Sums {
-        let ones = _mm256_set1_epi16(1);
         let mut g = 0;
         if bits == 8 {
             while g < N {
@@ -58,14 +57,14 @@ impl Dot for Pairs {
                 while h < 2 {
                     let q = lines[g][h];
                     // 128 * 127 * 2 just fits in 16 bits.
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q));
-                    sums[h] = _mm256_add_epi32(sums[h], _mm256_madd_epi16(pairs, ones));
+                    sums[h] = _mm256_add_epi32(sums[h], Self::fours(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)));
                     h += 1;
                 }
                 g += 1;
             }
             return sums;
         }
+        let ones = _mm256_set1_epi16(1);
         while g < N {
             let end = if N - g < sums_in_16_bits(bits) { N } else { g + sums_in_16_bits(bits) };
             let mut pairs = [_mm256_setzero_si256(); 2];
