@@ -104,17 +104,6 @@ impl Simd for V {
         // SAFETY: see the impl.
         V(unsafe { _mm512_div_ps(self.0, o.0) })
     }
-    /// An estimate of 14 bits and a step of Newton's method, in a third of a division's time.
-    #[inline(always)]
-    unsafe fn reciprocal(self) -> Self {
-        // SAFETY: see the impl.
-        unsafe {
-            let (one, r) = (_mm512_set1_ps(1.0), _mm512_rcp14_ps(self.0));
-            // Infinity times 0 is NaN, of which this minimum makes 1.
-            let error = _mm512_min_ps(_mm512_fnmadd_ps(self.0, r, one), one);
-            V(_mm512_fmadd_ps(r, error, r))
-        }
-    }
     #[inline(always)]
     unsafe fn mul_add(self, b: Self, c: Self) -> Self {
         // SAFETY: see the impl.

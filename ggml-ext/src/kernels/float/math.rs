@@ -44,7 +44,7 @@ unsafe fn exp<V: Simd>(x: V) -> V {
 #[inline(always)]
 unsafe fn gated<V: Simd>(x: V, z: V) -> V {
     // SAFETY: the caller's contract.
-    unsafe { x.mul(exp(V::splat(0.0).sub(z)).add(V::splat(1.0)).reciprocal()) }
+    unsafe { x.div(exp(V::splat(0.0).sub(z)).add(V::splat(1.0))) }
 }
 
 /// # Safety

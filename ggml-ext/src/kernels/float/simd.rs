@@ -47,13 +47,6 @@ pub(super) trait Simd: Copy {
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
     unsafe fn div(self, o: Self) -> Self;
-    /// `1 / self` within two units in the last place: 0 of infinity, infinity of 0, NaN of NaN. Results below the normal numbers
-    /// may be 0.
-    #[inline(always)]
-    unsafe fn reciprocal(self) -> Self {
-        // SAFETY: the caller's contract.
-        unsafe { Self::splat(1.0).div(self) }
-    }
     /// `self * b + c`, rounded once where the tier has a fused instruction.
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
     /// Lane-wise minimum; a NaN in `o` comes through.
