@@ -2,8 +2,11 @@
 //!
 //! llama.cpp has short flags of several letters (`-ub`, `-cnv`), treats `_` in long flags as `-`, and takes the argument
 //! after a flag as its value whatever it looks like (`-n -1`, `-p "- milk"`). [`normalise`] rewrites such a command line
-//! into `--long=value` form before clap sees it.
+//! into `--long=value` form before clap sees it. clap would read an unknown flag of several letters as one of a single letter
+//! and its value (`-ngl` as `-n gl`), and a stray word as a subcommand; both are refused here, under their own names.
 
+use super::error::CliError;
+use super::foreign;
 use std::ffi::{OsStr, OsString};
 
 /// Short flags of more than one letter, and the long flags they stand for.
@@ -25,9 +28,11 @@ const MULTI_LETTER: &[(&str, &str)] = &[
 ];
 
 /// Rewrites `argv` (the program's name first) for `command`: flags of several letters become long ones, a flag that takes
-/// a value is joined with the argument after it. Arguments that are not flags of `command` stay as they are, so that clap
-/// reports them under the name the user typed.
-pub fn normalise(command: &clap::Command, argv: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+/// a value is joined with the argument after it. Other arguments stay as they are, for clap to judge.
+///
+/// # Errors
+/// If an argument is none of the command's, and clap would take it for something else.
+pub fn normalise(command: &clap::Command, argv: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, CliError> {
     let mut argv = argv.into_iter().peekable();
     let mut out: Vec<OsString> = argv.next().into_iter().collect();
     let mut command = command;
@@ -35,6 +40,8 @@ pub fn normalise(command: &clap::Command, argv: impl IntoIterator<Item = OsStrin
         command = sub;
         out.extend(argv.next());
     }
+    let n_first = out.len();
+    let mut after_unknown = false;
     while let Some(arg) = argv.next() {
         if arg == "--" {
             out.push(arg);
@@ -49,11 +56,52 @@ pub fn normalise(command: &clap::Command, argv: impl IntoIterator<Item = OsStrin
                 out.push(joined);
             }
             Some(flag) => out.push(format!("--{}", flag.get_long().unwrap_or_default()).into()),
-            None => out.push(arg),
+            None => {
+                // A word may be a command where that is expected, and the value of a flag that clap will refuse.
+                let word_is_fine = out.len() == n_first || after_unknown;
+                let text = arg.to_string_lossy();
+                if let Some(message) = refusal(command, &text, word_is_fine) {
+                    return Err(CliError::usage(message));
+                }
+                after_unknown |= text.starts_with("--") && !text.contains('=');
+                out.push(arg);
+            }
         }
     }
     out.extend(argv);
-    out
+    Ok(out)
+}
+
+/// What is wrong with `arg`, which names no flag of `command` exactly, if clap would not say so.
+fn refusal(command: &clap::Command, arg: &str, word_is_fine: bool) -> Option<String> {
+    if !arg.starts_with('-') {
+        return if word_is_fine || command.get_positionals().next().is_some() {
+            None
+        } else if command.find_subcommand(arg).is_some() {
+            Some(format!("the command '{arg}' must come first"))
+        } else {
+            Some(format!("unexpected argument '{arg}' found (a value of several words needs quotes)"))
+        };
+    }
+    let name = arg.split('=').next().unwrap_or_default().replace('_', "-");
+    if let Some(why) = foreign::why(&name) {
+        return Some(format!("llama.cpp's {name} does not exist here: {why}"));
+    }
+    // The value of a flag of one letter may follow at once if it is a number: -n5, -l15+1.
+    let joined = |rest: &str| rest.starts_with(|c: char| c.is_ascii_digit() || "+-.=".contains(c));
+    let mut letters = arg.strip_prefix('-')?.chars();
+    match letters.next()? {
+        '-' => None,
+        _ if letters.as_str().is_empty() || joined(letters.as_str()) => None,
+        _ => {
+            let long = name.trim_start_matches('-');
+            let tip = match command.get_arguments().any(|a| a.get_long() == Some(long)) {
+                true => format!("a similar argument exists: '--{long}'"),
+                false => "see --help".into(),
+            };
+            Some(format!("unexpected argument '{name}' found ({tip})"))
+        }
+    }
 }
 
 /// The flag of `command` that `arg` names exactly; `None` for values, unknown flags and joined forms (`--n=1`, `-n1`).
@@ -98,7 +146,7 @@ mod tests {
 
     fn run(args: &[&str]) -> Vec<String> {
         let argv = std::iter::once("lisa-cpp").chain(args.iter().copied()).map(OsString::from);
-        let out = normalise(&command(), argv);
+        let out = normalise(&command(), argv).unwrap();
         out.into_iter().skip(1).map(|a| a.into_string().unwrap()).collect()
     }
 
@@ -127,13 +175,31 @@ mod tests {
 
     #[test]
     fn the_rest_is_left_for_clap_to_judge() {
-        assert_eq!(run(&["--nope", "-zz", "word", "-p"]), ["--nope", "-zz", "word", "--prompt"]);
+        assert_eq!(run(&["word", "--nope", "-z", "-p"]), ["word", "--nope", "-z", "--prompt"]);
         assert_eq!(run(&["--", "-cnv"]), ["--", "-cnv"]);
     }
 
     #[test]
+    fn what_clap_would_misread_is_refused_by_name() {
+        for (args, says) in [
+            (&["-ngl", "99"][..], "llama.cpp's -ngl does not exist here: everything runs on the CPU"),
+            (&["-p", "x", "-fa", "on"], "llama.cpp's -fa does"),
+            (&["--n_gpu_layers=9"], "llama.cpp's --n-gpu-layers does"),
+            (&["-seed", "1"], "unexpected argument '-seed' found (a similar argument exists: '--seed')"),
+            (&["-pword"], "unexpected argument '-pword' found (see --help)"),
+            (&["-p", "two", "words"], "unexpected argument 'words' found (a value of several words needs quotes)"),
+            (&["-p", "x", "tokenize"], "the command 'tokenize' must come first"),
+            (&["tokenize", "--ids", "-cnv"], "unexpected argument '-cnv' found"),
+        ] {
+            let argv = std::iter::once("lisa-cpp").chain(args.iter().copied()).map(OsString::from);
+            let message = normalise(&command(), argv).unwrap_err().to_string();
+            assert!(message.starts_with(says), "{args:?}: {message}");
+        }
+    }
+
+    #[test]
     fn a_subcommand_has_its_own_flags() {
-        assert_eq!(run(&["tokenize", "-p", "-n", "--ids", "-cnv"]), ["tokenize", "--prompt=-n", "--ids", "-cnv"]);
+        assert_eq!(run(&["tokenize", "-p", "-n", "--ids"]), ["tokenize", "--prompt=-n", "--ids"]);
         assert_eq!(run(&["-p", "tokenize"]), ["--prompt=tokenize"]);
     }
 
@@ -142,7 +208,7 @@ mod tests {
     fn bytes_that_are_not_utf8_survive() {
         use std::os::unix::ffi::OsStringExt;
         let path = OsString::from_vec(vec![b'a', 0xff]);
-        let out = normalise(&command(), [OsString::from("lisa-cpp"), OsString::from("-p"), path]);
+        let out = normalise(&command(), [OsString::from("lisa-cpp"), OsString::from("-p"), path]).unwrap();
         assert_eq!(out[1].clone().into_vec(), b"--prompt=a\xff");
     }
 }

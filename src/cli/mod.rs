@@ -15,6 +15,7 @@ mod engine;
 mod error;
 mod eval;
 mod extract;
+mod foreign;
 mod generate;
 mod imatrix;
 mod input;
@@ -134,7 +135,7 @@ fn parse(argv: impl IntoIterator<Item = OsString>) -> Result<Cli, CliError> {
     let mut command = Cli::command().args_override_self(true).mut_subcommands(|sub| sub.args_override_self(true));
     // Global flags such as --help appear only in a built command.
     command.build();
-    let argv = argv::normalise(&command, argv);
+    let argv = argv::normalise(&command, argv)?;
     match command.try_get_matches_from(argv).and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => Ok(cli),
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
