@@ -181,6 +181,11 @@ impl Decoder {
         self.embed.weight.rows()
     }
 
+    /// Hidden units of the widest feed-forward network.
+    pub fn n_ff(&self) -> usize {
+        self.layers.iter().map(|l| l.ffn.down.weight.cols()).max().unwrap_or(0)
+    }
+
     /// Every matrix, for sizes.
     pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
         self.layer_matrices().chain([&self.embed]).chain(&self.output)

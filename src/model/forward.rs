@@ -64,6 +64,21 @@ mod fine_step {
     }
 }
 
+/// Bytes of the feed-forward network's gates and up-projections that each member should have in its cache: they are written
+/// by one phase and read by the next. On SmolLM2 and Gemma-3-270M (two threads, Zen 4) prompts in passes of 128 tokens are 4
+/// to 6 % faster than in passes of 512, and 15 % where layers share attention weights; for wide models passes of 64 to 512
+/// tokens are equally fast.
+const HIDDEN_BYTES: usize = 1 << 20;
+/// Fewest tokens a pass is cut down to: as many as keep reading weights from memory far behind arithmetic.
+const MIN_PASS: usize = 128;
+
+/// How many tokens of a long text to put through the layers together, where rows of up to `n_ff` hidden units are shared out
+/// among `n_threads` members.
+pub fn pass_tokens(n_ff: usize, n_threads: usize) -> usize {
+    let bytes = 2 * 4 * n_ff.max(1);
+    (HIDDEN_BYTES.saturating_mul(n_threads) / bytes / MIN_PASS * MIN_PASS).max(MIN_PASS)
+}
+
 /// Most bytes of logits made at a time.
 const LOGIT_BYTES: usize = 16 << 20;
 
@@ -79,7 +94,7 @@ impl Buffers {
         let heads = model.shapes().map(|s| s.n_head * s.head_dim_v).max().unwrap_or(0);
         let n_head = model.shapes().map(|s| s.n_head).max().unwrap_or(0);
         let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
-        let n_ff = model.layers.iter().map(|l| l.ffn.down.weight.cols()).max().unwrap_or(0);
+        let n_ff = model.n_ff();
         let n_logit_rows = (LOGIT_BYTES / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let member =
             || Member(UnsafeCell::new((AttentionScratch::new(model.shapes(), n_hidden), MatmulScratch::default())));

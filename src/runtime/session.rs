@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::attention::{CacheType, KvCache, LisaAttention, Turn};
 use crate::compute::{ActivationType, Observer, Pool, Profile, default_threads};
-use crate::model::{Buffers, Mode, Model, Scores, forward, head, thread_error};
+use crate::model::{Buffers, Mode, Model, Scores, forward, head, pass_tokens, thread_error};
 use crate::{Error, Result};
 
 /// How a session runs. The defaults are llama.cpp's.
@@ -15,7 +15,7 @@ pub struct SessionParams {
     pub n_ctx: usize,
     /// Most tokens handed to the model at a time.
     pub n_batch: usize,
-    /// Most tokens in one forward pass.
+    /// Most tokens in one forward pass; it has fewer where that is faster.
     pub n_ubatch: usize,
     /// Threads for generation.
     pub n_threads: usize,
@@ -43,6 +43,9 @@ impl Default for SessionParams {
         }
     }
 }
+
+/// Passes are cut to whole numbers of these tokens: kernels take them so many at a time.
+const EVEN: usize = 16;
 
 /// One sequence of tokens on its way through a model.
 pub struct Session {
@@ -74,6 +77,7 @@ impl Session {
         let pool = Pool::new(n_threads).map_err(thread_error)?;
         let pool_batch = (n_batch_threads != n_threads).then(|| Pool::new(n_batch_threads)).transpose();
         let decoder = model.decoder();
+        let n_ubatch = n_ubatch.min(pass_tokens(decoder.n_ff(), n_batch_threads));
         Ok(Self {
             cache: KvCache::new(decoder.caches(), p.cache_type_k, p.cache_type_v, n_ctx)?,
             buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.activations),
@@ -231,9 +235,11 @@ impl Session {
         Ok(())
     }
 
-    /// The tokens of the next pass.
+    /// The tokens of the next pass, so that all passes over `ids` are about equally long.
     fn next_batch<'i>(&self, ids: &'i [u32]) -> &'i [u32] {
-        &ids[..ids.len().min(self.n_ubatch).min(self.buffers.max_tokens(self.n_past))]
+        let most = self.n_ubatch.min(self.buffers.max_tokens(self.n_past));
+        let n_passes = ids.len().div_ceil(most);
+        &ids[..ids.len().div_ceil(n_passes).next_multiple_of(EVEN).min(most).min(ids.len())]
     }
 
     /// One forward pass over `ids`, with the logits of `rows` of them.

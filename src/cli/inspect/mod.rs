@@ -10,7 +10,8 @@ use clap::{Args, ValueEnum};
 use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, TensorInfo, Value};
 use lisa_cpp::attention::CacheType;
-use lisa_cpp::model::ModelFile;
+use lisa_cpp::compute::default_threads;
+use lisa_cpp::model::{ModelFile, pass_tokens};
 use serde_json::{Map, json};
 use sharing::Sharing;
 use std::collections::BTreeMap;
@@ -85,6 +86,8 @@ struct Report<'f, 'g> {
 struct Memory {
     n_ctx: u64,
     n_ubatch: u64,
+    /// Tokens of one forward pass on this machine.
+    n_pass: u64,
     /// By element type of keys and values, as far as the size of the heads allows them.
     cache: Vec<(CacheTypeArg, u64)>,
     /// Work space of a forward pass.
@@ -185,12 +188,7 @@ impl<'f, 'g> Report<'f, 'g> {
             for (kind, bytes) in &m.cache {
                 writeln!(out, "  cache in {:<5}    {:>12}", CacheType::from(*kind), human(*bytes))?;
             }
-            writeln!(
-                out,
-                "  compute buffers   {:>12}  (about, for passes of {} tokens)",
-                human(m.compute),
-                m.n_ubatch
-            )?;
+            writeln!(out, "  compute buffers   {:>12}  (about, for passes of {} tokens)", human(m.compute), m.n_pass)?;
             let total = self.weight_bytes().saturating_add(m.default_cache()).saturating_add(m.compute);
             writeln!(out, "  together          {:>12}  (cache in f16)", human(total))?;
         }
@@ -250,7 +248,9 @@ impl Memory {
         });
         let cache = cache.collect();
 
+        let pass = pass_tokens(usize::try_from(n_ff).ok()?, default_threads()) as u64;
         let n_ubatch = args.ubatch_size.min(n_ctx);
+        let n_pass = n_ubatch.min(pass);
         let q = most_heads.saturating_mul(head_k);
         let kv = n_head_kv.iter().max()?.saturating_mul(head_k.saturating_add(head_v));
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
@@ -260,8 +260,8 @@ impl Memory {
             Some(Value::Array(tokens)) => tokens.len() as u64,
             _ => 0,
         };
-        let compute = per_token.saturating_mul(n_ubatch).saturating_add(n_vocab.saturating_mul(4).max(16 << 20));
-        Some(Memory { n_ctx, n_ubatch, cache, compute })
+        let compute = per_token.saturating_mul(n_pass).saturating_add(n_vocab.saturating_mul(4).max(16 << 20));
+        Some(Memory { n_ctx, n_ubatch, n_pass, cache, compute })
     }
 
     fn default_cache(&self) -> u64 {
@@ -274,6 +274,7 @@ impl Memory {
         json!({
             "n_ctx": self.n_ctx,
             "n_ubatch": self.n_ubatch,
+            "n_pass": self.n_pass,
             "weights_bytes": weights,
             "cache_bytes": cache,
             "compute_bytes": self.compute,
