@@ -46,7 +46,7 @@ pub struct ComputeArgs {
     /// Most prompt tokens given to the engine in one call
     #[arg(short, long, value_name = "N", default_value_t = 2048)]
     pub batch_size: u32,
-    /// Most tokens that go through the layers together [-ub]
+    /// Most tokens that go through the layers together; fewer do where that is faster [-ub]
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub ubatch_size: u32,
     /// Element type of the cached keys [-ctk] [default: f16; f32 with --exact]

@@ -56,7 +56,7 @@ pub struct BenchArgs {
     /// Most tokens given to the engine in one call
     #[arg(short, long, value_name = "N", default_value = "2048")]
     batch_size: Vec<String>,
-    /// Most tokens that go through the layers together [-ub]
+    /// Most tokens that go through the layers together; fewer do where that is faster [-ub]
     #[arg(long, value_name = "N", default_value = "512")]
     ubatch_size: Vec<String>,
     /// Element types of cached keys [-ctk]

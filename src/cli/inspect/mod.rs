@@ -28,7 +28,7 @@ pub struct InspectArgs {
     /// Context for which memory is computed [default: the one the model was trained for]
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<u64>,
-    /// Tokens that go through the layers together, for the memory of a pass [-ub]
+    /// Most tokens that go through the layers together, for the memory of a pass [-ub]
     #[arg(long, value_name = "N", default_value_t = 512)]
     ubatch_size: u64,
     /// Sidecar with LISA modules for the model
