@@ -201,10 +201,16 @@ unsafe fn tile<I: Isa, W: Weights, const R: usize, const T: usize>(
         }
         let mut j = 0;
         while j < T {
-            let mut i = 0;
-            while i < R {
-                p.out.add((t + j) * p.out_stride + row + i).write(I::sum(acc[i][j]));
-                i += 1;
+            let out = p.out.add((t + j) * p.out_stride + row);
+            if R == 4 {
+                let sums = I::sum_four([acc[0][j], acc[1 % R][j], acc[2 % R][j], acc[3 % R][j]]);
+                std::ptr::copy_nonoverlapping(sums.as_ptr(), out, R);
+            } else {
+                let mut i = 0;
+                while i < R {
+                    out.add(i).write(I::sum(acc[i][j]));
+                    i += 1;
+                }
             }
             j += 1;
         }

@@ -73,6 +73,12 @@ pub(super) trait Isa: Copy + 'static {
     unsafe fn store(a: Self::Floats, p: *mut f32);
     /// The sum of all lanes, in an order of the tier's own.
     unsafe fn sum(a: Self::Floats) -> f32;
+    /// [`Isa::sum`] of each, bit for bit.
+    #[inline(always)]
+    unsafe fn sum_four([a, b, c, d]: [Self::Floats; 4]) -> [f32; 4] {
+        // SAFETY: as the caller promises.
+        unsafe { [Self::sum(a), Self::sum(b), Self::sum(c), Self::sum(d)] }
+    }
 
     /// The largest magnitude among the lanes of both.
     unsafe fn max_abs(a: Self::Floats, b: Self::Floats) -> f32;

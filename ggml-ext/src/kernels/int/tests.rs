@@ -250,6 +250,12 @@ fn f32_products_of_every_type_and_tier_are_those_of_the_dequantised_weights() {
                     // Alone, a token's product has the same bits.
                     let last = matmul_f32(kernels, w, 0..rows, &x[(n - 1) * cols..]);
                     assert!(last == out[(n - 1) * rows..], "{}, {ty}: last of {n} tokens", kernels.tier);
+                    // Nor does a row depend on those beside it.
+                    for r in (0..rows).filter(|_| !w.packed) {
+                        let alone = matmul_f32(kernels, w, r..r + 1, &x);
+                        let same = (0..n).all(|t| alone[t * rows + r].to_bits() == out[t * rows + r].to_bits());
+                        assert!(same, "{}, {ty}: row {r} of {rows}", kernels.tier);
+                    }
                 });
             }
         }
