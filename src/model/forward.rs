@@ -75,7 +75,7 @@ const MIN_PASS: usize = 128;
 /// How many tokens of a long text to put through the layers together, where rows of up to `n_ff` hidden units are shared out
 /// among `n_threads` members.
 pub fn pass_tokens(n_ff: usize, n_threads: usize) -> usize {
-    let bytes = 2 * 4 * n_ff.max(1);
+    let bytes = n_ff.max(1).saturating_mul(2 * 4);
     (HIDDEN_BYTES.saturating_mul(n_threads) / bytes / MIN_PASS * MIN_PASS).max(MIN_PASS)
 }
 
@@ -326,5 +326,20 @@ unsafe fn place_low_rank(
         let key = buf.k.get_mut(k..k + r);
         low_rank.rotate(kernels, c, pos + t, buf.q.get_mut(q..q + group * r), key);
         cache.low_rank().store(c, pos + t, key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_grow_with_threads_and_take_any_width() {
+        assert_eq!(pass_tokens(1536, 2), MIN_PASS);
+        assert_eq!(pass_tokens(1536, 8), 5 * MIN_PASS);
+        // What a damaged file may claim.
+        for n_ff in [0, 1 << 61, usize::MAX] {
+            assert!(pass_tokens(n_ff, 2) >= MIN_PASS);
+        }
     }
 }
