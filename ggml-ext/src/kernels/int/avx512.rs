@@ -6,6 +6,7 @@ use std::arch::x86_64::*;
 
 use super::isa::Isa;
 use super::q8::{BLOCK, Q8Block};
+use crate::kernels::float::avx512::sum_four;
 
 /// The tier's vectors.
 #[derive(Clone, Copy)]
@@ -147,26 +148,12 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     unsafe fn sum(a: __m512) -> f32 {
-        let halves = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-        super::avx2::sum8(halves)
+        _mm512_reduce_add_ps(a)
     }
-    /// Each step adds what [`Isa::sum`] adds, for two or four vectors side by side.
     #[inline(always)]
-    unsafe fn sum_four([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-        // The 128-bit quarters that are numbered, two of the first vector and then two of the second.
-        const LOW: i32 = 0b01_00_01_00;
-        const HIGH: i32 = 0b11_10_11_10;
-        const EVEN: i32 = 0b10_00_10_00;
-        const ODD: i32 = 0b11_01_11_01;
-        let ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, LOW), _mm512_shuffle_f32x4(a, b, HIGH));
-        let cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, LOW), _mm512_shuffle_f32x4(c, d, HIGH));
-        let all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, EVEN), _mm512_shuffle_f32x4(ab, cd, ODD));
-        let all = _mm512_add_ps(all, _mm512_permute_ps(all, 0b00_00_11_10));
-        let all = _mm512_add_ps(all, _mm512_permute_ps(all, 0b00_00_00_01));
+    unsafe fn sum_four(all: [__m512; 4]) -> [f32; 4] {
         let mut sums = [0.0; 4];
-        // Not the form that stores: it is slow on some CPUs.
-        let firsts = _mm512_maskz_compress_ps(0b0001_0001_0001_0001, all);
-        _mm_storeu_ps(sums.as_mut_ptr(), _mm512_castps512_ps128(firsts));
+        _mm_storeu_ps(sums.as_mut_ptr(), sum_four(all));
         sums
     }
 

@@ -62,7 +62,7 @@ pub(super) unsafe fn matmul<I: Isa>(p: &Product, scratch: &mut MatmulScratch) {
     unsafe { if I::MANY_REGISTERS { tiled::<I, 4, 4>(p, scratch) } else { tiled::<I, 2, 2>(p, scratch) } }
 }
 
-/// As [`matmul`], in tiles of `R` rows and `T` tokens.
+/// As [`matmul`], in tiles of `R` rows, at most four, and `T` tokens.
 #[inline(always)]
 unsafe fn tiled<I: Isa, const R: usize, const T: usize>(p: &Product, scratch: &mut MatmulScratch) {
     let mut row = p.rows.start;
@@ -201,17 +201,9 @@ unsafe fn tile<I: Isa, W: Weights, const R: usize, const T: usize>(
         }
         let mut j = 0;
         while j < T {
-            let out = p.out.add((t + j) * p.out_stride + row);
-            if R == 4 {
-                let sums = I::sum_four([acc[0][j], acc[1 % R][j], acc[2 % R][j], acc[3 % R][j]]);
-                std::ptr::copy_nonoverlapping(sums.as_ptr(), out, R);
-            } else {
-                let mut i = 0;
-                while i < R {
-                    out.add(i).write(I::sum(acc[i][j]));
-                    i += 1;
-                }
-            }
+            // Always four, so that a row's bits do not depend on those beside it.
+            let sums = I::sum_four([acc[0][j], acc[1 % R][j], acc[2 % R][j], acc[3 % R][j]]);
+            std::ptr::copy_nonoverlapping(sums.as_ptr(), p.out.add((t + j) * p.out_stride + row), R);
             j += 1;
         }
     }

@@ -73,7 +73,7 @@ pub(super) trait Isa: Copy + 'static {
     unsafe fn store(a: Self::Floats, p: *mut f32);
     /// The sum of all lanes, in an order of the tier's own.
     unsafe fn sum(a: Self::Floats) -> f32;
-    /// [`Isa::sum`] of each, bit for bit.
+    /// The sum of all lanes of each, every one in the same order, which need not be that of [`Isa::sum`].
     #[inline(always)]
     unsafe fn sum_four([a, b, c, d]: [Self::Floats; 4]) -> [f32; 4] {
         // SAFETY: as the caller promises.
