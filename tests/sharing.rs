@@ -119,6 +119,33 @@ fn command_line_plans_are_sidecars_without_modules() {
     }
 }
 
+/// A prompt puts of its last layers only what is cached through all of its tokens: whatever these layers are, what it says and what
+/// it leaves in the cache is as if every token's logits had been asked for.
+#[test]
+fn a_prompt_says_what_its_last_token_says() {
+    let names = ["linear", "shared", "comp", "kv", "kv_shared", "chain"];
+    let mut models: Vec<_> = names.iter().map(|name| (name.to_string(), load(name).model.clone())).collect();
+    for name in ["kv:1-2", "kv:2", "2", "1-2", "2:0"] {
+        let plan: SharePlan = name.parse().unwrap();
+        let params = ModelParams { share: Some(&plan), ..Default::default() };
+        let base = base(load("shared").reference.base.as_deref().unwrap());
+        models.push((name.to_string(), Model::load(&base, params).unwrap().into()));
+    }
+    let caching: std::collections::BTreeSet<_> = models.iter().map(|(_, m)| m.decoder().last_caching()).collect();
+    assert!(caching.len() > 1, "some plans end in layers that cache nothing: {caching:?}");
+    let ids: Vec<u32> = (0..40).map(|i| 3 + i * 7 % 50).collect();
+    for (name, model) in models {
+        for n_ubatch in [5, 16, 64] {
+            let params = SessionParams { n_ctx: 64, n_ubatch, n_threads: 2, ..Default::default() };
+            let session = || Session::new(model.clone(), params.clone()).unwrap();
+            let (mut asked, mut all) = (session(), session());
+            let last = asked.prefill(&ids, &mut |_| ()).unwrap().to_vec();
+            assert!(last == *collect(&mut all, &ids).last().unwrap(), "{name}, ubatches of {n_ubatch}");
+            assert!(asked.decode(7).unwrap() == all.decode(7).unwrap(), "{name}, ubatches of {n_ubatch}: the cache");
+        }
+    }
+}
+
 /// A sidecar for `base` whose layers are all full; it tells of `extra` more than there are.
 fn full_sidecar(base: &ModelFile, extra: usize) -> ModelFile {
     let parts = base.parse().unwrap();

@@ -41,7 +41,7 @@ pub enum ScoreSource<'a> {
     /// Queries, rows of `n_head * head_dim_k` with their positions applied, and cached keys: the layer's own, or those of the layer it
     /// shares them with.
     Keys {
-        /// Queries of the step's tokens.
+        /// Queries of the tokens that attend.
         q: &'a SharedBuf<f32>,
         /// The layer whose keys they meet.
         keys: &'a LayerCache,
@@ -59,8 +59,18 @@ pub enum ScoreSource<'a> {
     },
 }
 
-/// One layer's attention in one step: queries of `n_tokens` at positions `pos..`, whose own keys and values are cached
-/// already.
+/// Tokens that attend: all of a step, or its last ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Queries {
+    /// Position of the first.
+    pub pos: usize,
+    /// Tokens of the step before it.
+    pub first: usize,
+    /// How many.
+    pub n: usize,
+}
+
+/// One layer's attention in one step, whose own keys and values are cached already.
 pub struct Attend<'a> {
     /// The member.
     pub worker: &'a Worker<'a>,
@@ -68,10 +78,8 @@ pub struct Attend<'a> {
     pub kernels: &'static Kernels,
     /// The layer's heads, scale, window.
     pub shape: &'a AttentionShape,
-    /// Position of the first token.
-    pub pos: usize,
-    /// Tokens in the step.
-    pub n_tokens: usize,
+    /// Who attends.
+    pub queries: Queries,
     /// Where scores come from.
     pub scores: ScoreSource<'a>,
     /// The cache with the layer's values.
@@ -148,7 +156,7 @@ fn all_heads_tokens(s: &AttentionShape) -> usize {
 
 /// What one member works on at a time. Its rows are ordered by head, then by token.
 struct Tile {
-    /// Tokens of the step.
+    /// Tokens that attend.
     tokens: Range<usize>,
     /// Key/value heads: one, or all of them.
     groups: Range<usize>,
@@ -165,12 +173,12 @@ impl Attend<'_> {
             true => ALL_HEADS_RUNS.1,
             false => RUN,
         };
-        if self.n_tokens <= SPLIT_MAX_TOKENS && n_keys > run {
+        if self.queries.n <= SPLIT_MAX_TOKENS && n_keys > run {
             self.runs(run, scratch);
         } else {
             self.tiles(scratch);
         }
-        for t in self.worker.share(self.n_tokens) {
+        for t in self.worker.share(self.queries.n) {
             // SAFETY: rows are shared out disjointly.
             unsafe { self.out.finish_row(self.kernels, t) };
         }
@@ -179,12 +187,12 @@ impl Attend<'_> {
 
     /// First key that token `t` sees.
     fn first_key(&self, t: usize) -> usize {
-        self.shape.window.map_or(0, |w| (self.pos + t + 1).saturating_sub(w))
+        self.shape.window.map_or(0, |w| (self.queries.pos + t + 1).saturating_sub(w))
     }
 
     /// Positions up to the step's last.
     fn n_keys(&self) -> usize {
-        self.pos + self.n_tokens
+        self.queries.pos + self.queries.n
     }
 
     /// The alignment of `lisa` layers mixes heads, so that a tile must have all of them.
@@ -201,15 +209,15 @@ impl Attend<'_> {
     /// The usual case: members take tiles of queries.
     fn tiles(&self, scratch: &mut AttentionScratch) {
         let tokens = if self.all_heads() { all_heads_tokens(self.shape) } else { group_tokens(self.shape) };
-        let tokens = tokens.min(self.n_tokens);
-        let n_token_tiles = self.n_tokens.div_ceil(tokens);
+        let tokens = tokens.min(self.queries.n);
+        let n_token_tiles = self.queries.n.div_ceil(tokens);
         let (n_head_tiles, groups) = self.head_tiles();
         let (dv, group) = (self.shape.head_dim_v, self.shape.group());
         self.worker.for_each_chunk(n_token_tiles * n_head_tiles, |i| {
             // Late tiles see more keys: they go first, so that the members finish together.
             let (tile, g) = (n_token_tiles - 1 - i / n_head_tiles, i % n_head_tiles * groups);
-            let tokens = tile * tokens..((tile + 1) * tokens).min(self.n_tokens);
-            let keys = self.first_key(tokens.start)..self.pos + tokens.end;
+            let tokens = tile * tokens..((tile + 1) * tokens).min(self.queries.n);
+            let keys = self.first_key(tokens.start)..self.queries.pos + tokens.end;
             let tile = Tile { tokens, groups: g..g + groups, keys };
             // SAFETY: queries and caches are only read in this phase; rows of the slots belong to this tile.
             unsafe { self.stream(&tile, scratch) };
@@ -221,7 +229,7 @@ impl Attend<'_> {
                     let inv = 1.0 / scratch.total[r];
                     dst.iter_mut().zip(&scratch.sums[r * dv..]).for_each(|(d, s)| *d = s * inv);
                     if let Some(slot) = self.route.writes {
-                        self.weights.set_lse(slot, t, h, scratch.max[r] + scratch.total[r].ln());
+                        self.weights.set_lse(slot, self.queries.first + t, h, scratch.max[r] + scratch.total[r].ln());
                     }
                 }
             }
@@ -236,11 +244,11 @@ impl Attend<'_> {
         let n_runs = self.n_keys().div_ceil(run_len) - first;
         let (n_head_tiles, groups) = self.head_tiles();
         let slot = |t: usize, run: usize, head: usize| (t * n_runs + run) * n_head + head;
-        self.worker.for_each_chunk(self.n_tokens * n_runs * n_head_tiles, |i| {
+        self.worker.for_each_chunk(self.queries.n * n_runs * n_head_tiles, |i| {
             let (g, i) = (i % n_head_tiles * groups, i / n_head_tiles);
             let (run, t) = (i % n_runs, i / n_runs);
             let keys = (first + run) * run_len..(first + run + 1) * run_len;
-            let keys = keys.start.max(self.first_key(t))..keys.end.min(self.pos + t + 1);
+            let keys = keys.start.max(self.first_key(t))..keys.end.min(self.queries.pos + t + 1);
             let tile = Tile { tokens: t..t + 1, groups: g..g + groups, keys };
             let heads = tile.groups.len() * group;
             // SAFETY: queries and caches are only read in this phase; these keys of the slots' rows, and the partial
@@ -256,7 +264,7 @@ impl Attend<'_> {
             }
         });
         self.worker.barrier();
-        for i in self.worker.share(self.n_tokens * n_head) {
+        for i in self.worker.share(self.queries.n * n_head) {
             let (t, h) = (i / n_head, i % n_head);
             // SAFETY: partial results are only read in this phase; head `h` of row `t` is this member's.
             unsafe {
@@ -275,7 +283,7 @@ impl Attend<'_> {
                     self.kernels.float.axpy(weight, self.partial.sums.get(s * dv..(s + 1) * dv), dst);
                 }
                 if let Some(slot) = self.route.writes {
-                    self.weights.set_lse(slot, t, h, max + total.ln());
+                    self.weights.set_lse(slot, self.queries.first + t, h, max + total.ln());
                 }
             }
         }
@@ -318,7 +326,8 @@ impl Attend<'_> {
             for r in 0..m {
                 let (h, t) = (first_head + r / n_tokens, tile.tokens.start + r % n_tokens);
                 let row = &mut scratch.scores[r * n..(r + 1) * n];
-                let seen = self.first_key(t).clamp(start, block.end)..(self.pos + t + 1).clamp(start, block.end);
+                let seen =
+                    self.first_key(t).clamp(start, block.end)..(self.queries.pos + t + 1).clamp(start, block.end);
                 row[..seen.start - start].fill(0.0);
                 row[seen.end - start..].fill(0.0);
                 if seen.is_empty() {
@@ -332,7 +341,7 @@ impl Attend<'_> {
                         continue;
                     }
                     if let Some(slot) = self.route.writes {
-                        self.weights.row_mut(slot, t, h, self.n_keys(), seen).copy_from_slice(row);
+                        self.weights.row_mut(slot, self.queries.first + t, h, self.n_keys(), seen).copy_from_slice(row);
                     }
                 }
                 let (max, total) = (&mut scratch.max[r], &mut scratch.total[r]);
@@ -416,8 +425,9 @@ impl Attend<'_> {
                 let ahead = unsafe { self.read_ahead(lisa, keys, n_tokens, block.clone()) };
                 for (i, t) in tile.tokens.clone().enumerate() {
                     // SAFETY: passed on to the caller.
+                    let row = self.queries.first + t;
                     let (source, lse) = unsafe {
-                        (self.weights.heads(slot, t, self.n_keys(), block.clone()), self.weights.lse(slot, t))
+                        (self.weights.heads(slot, row, self.n_keys(), block.clone()), self.weights.lse(slot, row))
                     };
                     let into = RowsMut::new(&mut scores[i * n..], self.shape.n_head, n, n_tokens * n);
                     lisa.align(self.kernels, source, lse, holds, ahead, lisa_scratch, into);
@@ -463,6 +473,7 @@ impl Attend<'_> {
     /// Nobody else touches these elements before the next barrier.
     unsafe fn source_weights(&self, t: usize, h: usize, keys: Range<usize>, row: &mut [f32]) -> f32 {
         let (slot, holds) = self.route.reads.expect("a shared layer reads its source");
+        let t = self.queries.first + t;
         // SAFETY: passed on to the caller.
         unsafe {
             row.copy_from_slice(self.weights.row(slot, t, h, self.n_keys(), keys.clone()));

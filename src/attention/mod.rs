@@ -10,7 +10,7 @@ mod rope;
 mod route;
 mod weights;
 
-pub use attend::{Attend, AttentionScratch, PartialSums, ScoreSource};
+pub use attend::{Attend, AttentionScratch, PartialSums, Queries, ScoreSource};
 pub use kv_cache::{Block, CacheType, KvCache, LayerCache, Turn};
 pub use lisa::{Hidden, LisaAttention, LowRank};
 pub use low_rank::LowRankKeys;

@@ -66,24 +66,25 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
-    /// Adds a sub-layer's result to the residual stream and normalises for the next: `x += delta`, with `delta` itself
-    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`.
+    /// Adds a sub-layer's result to `rows` of the residual stream and normalises these for the next: `x += delta`, with `delta` itself
+    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`. `delta` and `out` have these rows alone.
     #[allow(clippy::too_many_arguments)]
     pub fn residual_norm(
         &mut self,
         x: &SharedBuf<f32>,
+        rows: Range<usize>,
         delta: &SharedBuf<f32>,
-        n_rows: usize,
         post: Option<&[f32]>,
         weight: &[f32],
         eps: f32,
         out: &Activations,
     ) {
         let (k, n) = (&self.kernels.float, weight.len());
-        for i in self.worker.share(n_rows) {
+        for i in self.worker.share(rows.len()) {
+            let t = rows.start + i;
             // SAFETY: rows are shared out disjointly.
             unsafe {
-                let (x, delta) = (x.get_mut(i * n..(i + 1) * n), delta.get_mut(i * n..(i + 1) * n));
+                let (x, delta) = (x.get_mut(t * n..(t + 1) * n), delta.get_mut(i * n..(i + 1) * n));
                 let row = out.row_mut(i);
                 match post {
                     Some(post) => {

@@ -125,6 +125,13 @@ pub struct Layer {
     pub post_ffn_norm: Option<Box<[f32]>>,
 }
 
+impl Layer {
+    /// Every matrix.
+    fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        self.attn.matrices().chain([&self.ffn.gate, &self.ffn.up, &self.ffn.down])
+    }
+}
+
 /// A rotary embedding that may depend on the session's context size.
 pub struct ContextRope {
     /// Used up to `n_ctx_short` positions of context.
@@ -193,12 +200,22 @@ impl Decoder {
 
     /// The matrices of all layers.
     pub fn layer_matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.layers.iter().flat_map(|l| l.attn.matrices().chain([&l.ffn.gate, &l.ffn.up, &l.ffn.down]))
+        self.layers.iter().flat_map(Layer::matrices)
     }
 
-    /// Multiply-adds of the matrix products for a token of a prompt, which needs no logits.
+    /// The last layer that puts anything into the cache.
+    pub fn last_caching(&self) -> usize {
+        let caches = |l: &Layer| l.attn.v.is_some() || l.attn.scores.k().is_some();
+        self.layers.iter().rposition(caches).unwrap_or(0)
+    }
+
+    /// Multiply-adds of the matrix products for a token of a prompt, which needs no logits: of the last layer that caches anything, those
+    /// for what is cached.
     pub fn macs_per_token(&self) -> usize {
-        self.layer_matrices().map(|l| l.weight.rows() * l.weight.cols()).sum()
+        let (before, rest) = self.layers.split_at(self.last_caching());
+        let cached = rest.iter().take(1).flat_map(|l| [l.attn.v.as_ref(), l.attn.scores.k()]).flatten();
+        let all = before.iter().flat_map(Layer::matrices).chain(cached);
+        all.map(|l| l.weight.rows() * l.weight.cols()).sum()
     }
 
     /// Bytes of matrices that a generated token reads.

@@ -8,7 +8,7 @@ use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
-    Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, LowRank, PartialSums, RopeTable, ScoreSource,
+    Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
 };
 use crate::compute::{ActivationType, Activations, Laps, Linear, Observer, Ops, Phase, Profile, SharedBuf, Worker};
 
@@ -159,13 +159,22 @@ impl Mode {
     }
 }
 
-/// Runs `ids`, whose first stands at position `pos`, through all layers: fills the cache and leaves the normalised
-/// last hidden states for [`head`].
-pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvCache, ids: &[u32], pos: usize) {
+/// Tokens on their way through the layers.
+pub struct Tokens<'a> {
+    /// What they are.
+    pub ids: &'a [u32],
+    /// Position of the first.
+    pub pos: usize,
+    /// Of how many, the last ones, the final states are wanted.
+    pub n_wanted: usize,
+}
+
+/// Runs `tokens` through all layers: fills the cache and leaves the normalised last hidden states of those wanted for [`head`].
+pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvCache, tokens: &Tokens) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (attn_scratch, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
     let mut ops = o.ops(w, scratch);
-    let (n, eps) = (ids.len(), model.norm_eps);
+    let (ids, pos, n, eps) = (tokens.ids, tokens.pos, tokens.ids.len(), model.norm_eps);
 
     for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
         w.share(n).for_each(|i| table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64));
@@ -176,41 +185,53 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     ops.rms_norm(&buf.x, n, first_norm, eps, &buf.n);
     laps.end(Phase::Embed);
 
+    // Later tokens see of a token what layers have cached of it. What the last layer that caches anything, and those after it, make
+    // of it beyond that serves its own logits alone.
+    let last_caching = model.last_caching();
+    let mut fed = 0..n;
     for (i, layer) in model.layers.iter().enumerate() {
         let attn = &layer.attn;
-        project(&mut ops, attn, buf, n);
+        let asked = if i < last_caching { 0..n } else { n - tokens.n_wanted..n };
+        project(&mut ops, attn, buf, &fed, &asked);
         laps.end(Phase::Project);
-        place(&ops, attn, buf, cache.layer(i), pos, n, eps);
+        place(&ops, attn, buf, cache.layer(i), pos, &fed, &asked, eps);
         laps.end(Phase::Place);
+        if asked.is_empty() {
+            break;
+        }
         let (scores, values) = attention_of(attn, buf, cache, i);
         let (kernels, shape, route) = (o.kernels, &attn.shape, model.routes.layer(i));
         let (weights, partial, out) = (&buf.weights, &buf.partial, &buf.heads);
-        let step = Attend { worker: w, kernels, shape, pos, n_tokens: n, scores, values, weights, route, partial, out };
-        step.run(attn_scratch);
+        let (n, rows) = (asked.len(), 0..asked.len());
+        let queries = Queries { pos: pos + asked.start, first: asked.start, n };
+        Attend { worker: w, kernels, shape, queries, scores, values, weights, route, partial, out }.run(attn_scratch);
         laps.end(Phase::Attention);
-        ops.linear(&buf.heads, 0..n, &[(&attn.out, &buf.delta)]);
+        ops.linear(&buf.heads, rows.clone(), &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {
             ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
         }
         laps.end(Phase::AttnOut);
-        ops.residual_norm(&buf.x, &buf.delta, n, layer.post_attn_norm.as_deref(), &layer.ffn_norm, eps, &buf.n);
+        let post = layer.post_attn_norm.as_deref();
+        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, &layer.ffn_norm, eps, &buf.n);
         laps.end(Phase::Norm);
 
         let ffn = &layer.ffn;
-        ops.linear(&buf.n, 0..n, &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
+        ops.linear(&buf.n, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
         laps.end(Phase::GateUp);
         ops.gated(ffn.act, &buf.gate, &buf.up, n, &buf.hidden);
         laps.end(Phase::Gated);
-        ops.linear(&buf.hidden, 0..n, &[(&ffn.down, &buf.delta)]);
+        ops.linear(&buf.hidden, rows, &[(&ffn.down, &buf.delta)]);
         laps.end(Phase::Down);
         let next_norm = model.layers.get(i + 1).map_or(&model.output_norm, |l| &l.attn_norm);
-        ops.residual_norm(&buf.x, &buf.delta, n, layer.post_ffn_norm.as_deref(), next_norm, eps, &buf.n);
+        let post = layer.post_ffn_norm.as_deref();
+        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, next_norm, eps, &buf.n);
         laps.end(Phase::Norm);
+        fed = asked;
     }
     laps.pass();
 }
 
-/// Logits of rows `rows` of the last [`forward`], at most [`Buffers::n_logit_rows`] of them.
+/// Logits of `rows` of the states that the last [`forward`] left, at most [`Buffers::n_logit_rows`] of them.
 pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<usize>) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (_, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
@@ -226,12 +247,20 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<us
     laps.end(Phase::Head);
 }
 
-/// The products of the layer's normalised input that its attention starts from, in one phase.
-fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, n: usize) {
+/// The products of the layer's normalised input, of tokens `fed`, that its attention starts from: what is cached of all, what serves
+/// their own results of tokens `asked`, the last of them. In one phase where these are the same.
+fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, asked: &Range<usize>) {
     let job = |linear, out| Some((linear?, out));
-    let (q, k) = (job(attn.scores.q(), &buf.q), job(attn.scores.k(), &buf.k));
-    let jobs = [q, k, job(attn.v.as_ref(), &buf.v), job(attn.comp.as_ref(), &buf.comp)];
-    ops.linear_some(&buf.n, 0..n, &jobs);
+    let [q, comp] = [job(attn.scores.q(), &buf.q), job(attn.comp.as_ref(), &buf.comp)];
+    let [k, v] = [job(attn.scores.k(), &buf.k), job(attn.v.as_ref(), &buf.v)];
+    let rows = 0..fed.len();
+    if fed == asked {
+        return ops.linear_some(&buf.n, rows, &[q, k, v, comp]);
+    }
+    ops.linear_some(&buf.n, rows.clone(), &[k, v]);
+    if !asked.is_empty() {
+        ops.linear_some(&buf.n, rows.end - asked.len()..rows.end, &[q, comp]);
+    }
 }
 
 /// Where layer `i` gets its scores and its values from.
@@ -250,9 +279,19 @@ fn attention_of<'a>(
     }
 }
 
-/// Gives queries and keys their head norms and positions, and puts keys and values into the cache. One phase, shared out
-/// by token and head.
-fn place(ops: &Ops, attn: &Attention, buf: &Buffers, cache: &LayerCache, pos: usize, n: usize, eps: f32) {
+/// Gives the queries of tokens `asked` and the keys of tokens `fed` their head norms and positions, and puts keys and values into the
+/// cache. `pos` is where the step begins. One phase, shared out by token and head.
+#[allow(clippy::too_many_arguments)]
+fn place(
+    ops: &Ops,
+    attn: &Attention,
+    buf: &Buffers,
+    cache: &LayerCache,
+    pos: usize,
+    fed: &Range<usize>,
+    asked: &Range<usize>,
+    eps: f32,
+) {
     let (s, kernels) = (&attn.shape, ops.kernels);
     let rope = &buf.ropes[attn.rope];
     let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
@@ -269,64 +308,47 @@ fn place(ops: &Ops, attn: &Attention, buf: &Buffers, cache: &LayerCache, pos: us
     };
     let n_v = if attn.v.is_some() { s.n_head_kv } else { 0 };
     let per_token = n_q + n_k + n_v;
-    for i in ops.worker.share(n * per_token) {
-        let (t, h) = (i / per_token, i % per_token);
+    for i in ops.worker.share(fed.len() * per_token) {
+        let (row, h) = (i / per_token, i % per_token);
+        let t = fed.start + row;
+        let query = t.checked_sub(asked.start);
         let (dk, dv) = (s.head_dim_k, s.head_dim_v);
         // SAFETY: each (token, head) of each buffer, and each cache row, is this member's alone.
         unsafe {
             if h >= n_q + n_k {
                 let g = h - n_q - n_k;
-                let start = (t * s.n_head_kv + g) * dv;
+                let start = (row * s.n_head_kv + g) * dv;
                 cache.store_v(kernels, g, pos + t, buf.v.get(start..start + dv));
                 continue;
             }
             match &attn.scores {
                 Scores::Own { q, .. } | Scores::Queries { q, .. } if h < n_q => {
-                    let start = (t * s.n_head + h) * dk;
+                    let Some(query) = query else { continue };
+                    let start = (query * s.n_head + h) * dk;
                     norm_and_turn(buf.q.get_mut(start..start + dk), q, t);
                 }
                 Scores::Own { k, .. } => {
                     let g = h - n_q;
-                    let start = (t * s.n_head_kv + g) * dk;
+                    let start = (row * s.n_head_kv + g) * dk;
                     let key = buf.k.get_mut(start..start + dk);
                     norm_and_turn(key, k, t);
                     cache.store_k(kernels, g, pos + t, key);
                 }
                 Scores::Lisa(lisa) => {
                     let low_rank = lisa.low_rank.as_ref().expect("counted above");
-                    place_low_rank(ops, low_rank, s.group(), buf, cache, pos, t, h);
+                    let r = low_rank.rank;
+                    let key = buf.k.get_mut((row * s.n_head_kv + h) * r..(row * s.n_head_kv + h + 1) * r);
+                    let group = s.group() * r;
+                    let queries =
+                        query.map_or(0..0, |t| (t * s.n_head_kv + h) * group..(t * s.n_head_kv + h + 1) * group);
+                    low_rank.rotate(kernels, h, pos + t, buf.q.get_mut(queries), key);
+                    cache.low_rank().store(h, pos + t, key);
                 }
                 Scores::Queries { .. } | Scores::Shared => unreachable!("no more heads are counted"),
             }
         }
     }
     ops.worker.barrier();
-}
-
-/// Turns the low-rank key of key/value head `c` of token `t` and the queries of its group, and stores the key.
-///
-/// # Safety
-/// No other member touches these heads of this token, or the key's place in the cache, before the next barrier.
-#[allow(clippy::too_many_arguments)]
-unsafe fn place_low_rank(
-    ops: &Ops,
-    low_rank: &LowRank,
-    group: usize,
-    buf: &Buffers,
-    cache: &LayerCache,
-    pos: usize,
-    t: usize,
-    c: usize,
-) {
-    let (kernels, r) = (ops.kernels, low_rank.rank);
-    let n_head_kv = low_rank.k.weight.rows() / r;
-    let (k, q) = ((t * n_head_kv + c) * r, (t * n_head_kv + c) * group * r);
-    // SAFETY: passed on to the caller.
-    unsafe {
-        let key = buf.k.get_mut(k..k + r);
-        low_rank.rotate(kernels, c, pos + t, buf.q.get_mut(q..q + group * r), key);
-        cache.low_rank().store(c, pos + t, key);
-    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use ggml_ext::kernels::Kernels;
 pub use config::Config;
 pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer, QueryKey, Scores};
 pub use file::ModelFile;
-pub use forward::{Buffers, Mode, forward, head, pass_tokens};
+pub use forward::{Buffers, Mode, Tokens, forward, head, pass_tokens};
 pub use sharing::SharingSource;
 
 use builder::{Builder, Sharing};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::attention::{CacheType, KvCache, LisaAttention, Turn};
 use crate::compute::{ActivationType, Observer, Pool, Profile, default_threads};
-use crate::model::{Buffers, Mode, Model, Scores, forward, head, pass_tokens, thread_error};
+use crate::model::{Buffers, Mode, Model, Scores, Tokens, forward, head, pass_tokens, thread_error};
 use crate::{Error, Result};
 
 /// How a session runs. The defaults are llama.cpp's.
@@ -147,9 +147,8 @@ impl Session {
         let mut done = 0;
         while done < ids.len() {
             let batch = self.next_batch(&ids[done..]);
-            let last = done + batch.len() == ids.len();
-            let rows = if last { batch.len() - 1..batch.len() } else { 0..0 };
-            self.pass(batch, rows)?;
+            let n_logits = usize::from(done + batch.len() == ids.len());
+            self.pass(batch, n_logits, n_logits)?;
             done += batch.len();
             progress(done);
         }
@@ -175,7 +174,7 @@ impl Session {
         let mut done = 0;
         while done < ids.len() {
             let batch = self.next_batch(&ids[done..]);
-            self.pass(batch, 0..0)?;
+            self.pass(batch, batch.len(), 0)?;
             for start in (0..batch.len()).step_by(self.buffers.n_logit_rows()) {
                 let rows = start..(start + self.buffers.n_logit_rows()).min(batch.len());
                 let (model, mode, buffers) = (&self.model, &self.mode, &self.buffers);
@@ -242,21 +241,23 @@ impl Session {
         &ids[..ids.len().div_ceil(n_passes).next_multiple_of(EVEN).min(most).min(ids.len())]
     }
 
-    /// One forward pass over `ids`, with the logits of `rows` of them.
-    fn pass(&mut self, ids: &[u32], rows: std::ops::Range<usize>) -> Result<()> {
+    /// One forward pass over `ids`, with the final states of the last `n_wanted` and the logits of the last `n_logits`.
+    fn pass(&mut self, ids: &[u32], n_wanted: usize, n_logits: usize) -> Result<()> {
         if self.abort.load(Ordering::Relaxed) {
             return Err(Error::Interrupted);
         }
-        let (model, mode, buffers, cache, pos) =
-            (self.model.decoder(), &self.mode, &self.buffers, &self.cache, self.n_past);
+        let (model, mode, buffers, cache) = (self.model.decoder(), &self.mode, &self.buffers, &self.cache);
+        // Who looks on sees every operand.
+        let n_wanted = if mode.observer.is_some() { ids.len() } else { n_wanted };
+        let tokens = Tokens { ids, pos: self.n_past, n_wanted };
         let pool = match &mut self.pool_batch {
             Some(pool) if ids.len() > 1 => pool,
             _ => &mut self.pool,
         };
         pool.run(|w| {
-            forward(model, w, mode, buffers, cache, ids, pos);
-            if !rows.is_empty() {
-                head(model, w, mode, buffers, rows.clone());
+            forward(model, w, mode, buffers, cache, &tokens);
+            if n_logits > 0 {
+                head(model, w, mode, buffers, n_wanted - n_logits..n_wanted);
             }
         });
         self.n_past += ids.len();
