@@ -99,8 +99,8 @@ struct Operand {
 impl Operand {
     fn new(kernels: &Kernels, n: usize, cols: usize) -> Self {
         let x: Vec<f32> = (0..n * cols).map(|i| (i * 31 % 1009) as f32 / 500.0 - 1.0).collect();
-        let mut q8 = Q8Rows::new(n, cols, FINE_STEP);
-        q8.quantize(kernels, &x);
+        let mut q8 = Q8Rows::new(n, cols);
+        q8.quantize(kernels, &x, FINE_STEP);
         Operand { x, q8, scratch: MatmulScratch::default(), out: Vec::new() }
     }
 

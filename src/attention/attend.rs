@@ -11,7 +11,7 @@ use super::kv_cache::{Block, LayerCache};
 use super::lisa::{LisaAttention, LisaScratch};
 use super::route::{Holds, Route};
 use super::{AttentionShape, AttnWeights};
-use crate::compute::{Activations, SharedBuf, Worker};
+use crate::compute::{Operand, SharedBuf, Worker};
 
 /// Keys per block: scores of a tile and a widened block stay in the first-level caches.
 pub(super) const BLOCK: usize = 128;
@@ -91,7 +91,7 @@ pub struct Attend<'a> {
     /// Work space for sharing keys out.
     pub partial: &'a PartialSums,
     /// Gets rows of `n_head * head_dim_v`.
-    pub out: &'a Activations,
+    pub out: Operand<'a>,
 }
 
 /// One member's work space.

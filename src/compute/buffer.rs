@@ -167,47 +167,21 @@ pub struct Activations {
     pub k: usize,
     f32: SharedBuf<f32>,
     q8: Option<Q8Rows>,
+    ty: ActivationType,
 }
 
 impl Activations {
-    /// Room for `n_rows` rows of `k`; `int8` tells whether any matrix they meet wants int8 operands.
-    pub fn new(n_rows: usize, k: usize, int8: bool, fine_step: f32) -> Self {
-        Self {
-            k,
-            f32: SharedBuf::new(n_rows * k),
-            q8: (int8 && k.is_multiple_of(32)).then(|| Q8Rows::new(n_rows, k, fine_step)),
-        }
+    /// Room for `n_rows` rows of `k`; `quantized` tells whether any matrix they meet has quantised weights.
+    pub fn new(n_rows: usize, k: usize, quantized: bool, ty: ActivationType) -> Self {
+        let int8 = quantized && ty != ActivationType::F32 && k.is_multiple_of(32);
+        Self { k, f32: SharedBuf::new(n_rows * k), q8: int8.then(|| Q8Rows::new(n_rows, k)), ty }
     }
 
-    /// Row `i`, to be filled and then passed to [`Activations::finish_row`].
-    ///
-    /// # Safety
-    /// As [`SharedBuf::get_mut`].
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn row_mut(&self, i: usize) -> &mut [f32] {
-        // SAFETY: passed on to the caller.
-        unsafe { self.f32.get_mut(i * self.k..(i + 1) * self.k) }
-    }
-
-    /// Elements `part` of row `i`, for rows that several members fill.
-    ///
-    /// # Safety
-    /// As [`SharedBuf::get_mut`].
-    #[allow(clippy::mut_from_ref)]
-    pub unsafe fn part_mut(&self, i: usize, part: Range<usize>) -> &mut [f32] {
-        // SAFETY: passed on to the caller.
-        unsafe { self.f32.get_mut(i * self.k + part.start..i * self.k + part.end) }
-    }
-
-    /// Quantises row `i` after it was filled.
-    ///
-    /// # Safety
-    /// No other member touches row `i` before the next barrier.
-    pub unsafe fn finish_row(&self, kernels: &Kernels, i: usize) {
-        if let Some(q8) = &self.q8 {
-            // SAFETY: the caller owns row `i` of both forms.
-            unsafe { q8.quantize_row(kernels, i, self.f32.get(i * self.k..(i + 1) * self.k)) }
-        }
+    /// To be filled by an operation. Where there are second digits at all, blocks have them whose step exceeds `fine_step` times the
+    /// root mean square of their row.
+    pub fn with(&self, fine_step: f32) -> Operand<'_> {
+        let fine_step = if self.ty == ActivationType::Int8Fine { fine_step } else { f32::INFINITY };
+        Operand { rows: self, fine_step }
     }
 
     /// Rows `rows` as floats.
@@ -222,5 +196,50 @@ impl Activations {
     /// The int8 form, where there is one.
     pub fn q8(&self) -> Option<&Q8Rows> {
         self.q8.as_ref()
+    }
+}
+
+/// Where an operation leaves rows for the products that follow, and how finely these are quantised.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    rows: &'a Activations,
+    fine_step: f32,
+}
+
+impl<'a> Operand<'a> {
+    /// Row length.
+    pub fn k(&self) -> usize {
+        self.rows.k
+    }
+
+    /// Row `i`, to be filled and then passed to [`Operand::finish_row`].
+    ///
+    /// # Safety
+    /// As [`SharedBuf::get_mut`].
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn row_mut(&self, i: usize) -> &'a mut [f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.rows.f32.get_mut(i * self.rows.k..(i + 1) * self.rows.k) }
+    }
+
+    /// Elements `part` of row `i`, for rows that several members fill.
+    ///
+    /// # Safety
+    /// As [`SharedBuf::get_mut`].
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part_mut(&self, i: usize, part: Range<usize>) -> &'a mut [f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.rows.f32.get_mut(i * self.rows.k + part.start..i * self.rows.k + part.end) }
+    }
+
+    /// Quantises row `i` after it was filled.
+    ///
+    /// # Safety
+    /// No other member touches row `i` before the next barrier.
+    pub unsafe fn finish_row(&self, kernels: &Kernels, i: usize) {
+        if let Some(q8) = &self.rows.q8 {
+            // SAFETY: the caller owns row `i` of both forms.
+            unsafe { q8.quantize_row(kernels, i, self.rows.f32(i..i + 1), self.fine_step) }
+        }
     }
 }

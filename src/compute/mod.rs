@@ -8,7 +8,7 @@ mod pool;
 mod profile;
 mod slab;
 
-pub use buffer::{ActivationType, Activations, SharedBuf};
+pub use buffer::{ActivationType, Activations, Operand, SharedBuf};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
 pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};

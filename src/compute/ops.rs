@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
-use super::{Activations, Linear, Matrix, SharedBuf, Worker};
+use super::{Activations, Linear, Matrix, Operand, SharedBuf, Worker};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
 pub struct Ops<'a> {
@@ -54,7 +54,7 @@ impl Ops<'_> {
     }
 
     /// `out = rms_norm(x) * weight`, row by row.
-    pub fn rms_norm(&mut self, x: &SharedBuf<f32>, n_rows: usize, weight: &[f32], eps: f32, out: &Activations) {
+    pub fn rms_norm(&mut self, x: &SharedBuf<f32>, n_rows: usize, weight: &[f32], eps: f32, out: Operand) {
         for i in self.worker.share(n_rows) {
             // SAFETY: rows are shared out disjointly, and nobody writes `x` in this phase.
             unsafe {
@@ -77,7 +77,7 @@ impl Ops<'_> {
         post: Option<&[f32]>,
         weight: &[f32],
         eps: f32,
-        out: &Activations,
+        out: Operand,
     ) {
         let (k, n) = (&self.kernels.float, weight.len());
         for i in self.worker.share(rows.len()) {
@@ -101,8 +101,8 @@ impl Ops<'_> {
     }
 
     /// `out = act(gate) * up`, row by row.
-    pub fn gated(&mut self, act: Act, gate: &SharedBuf<f32>, up: &SharedBuf<f32>, n_rows: usize, out: &Activations) {
-        let n = out.k;
+    pub fn gated(&mut self, act: Act, gate: &SharedBuf<f32>, up: &SharedBuf<f32>, n_rows: usize, out: Operand) {
+        let n = out.k();
         for i in self.worker.share(n_rows) {
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
             unsafe {

@@ -72,7 +72,7 @@ const FINE_STEP_BACK: f32 = 0.1;
 #[derive(Default)]
 struct Space {
     matmul: MatmulScratch,
-    operands: Vec<(f32, Q8Rows)>,
+    operands: Vec<Q8Rows>,
     row: Vec<f32>,
 }
 
@@ -82,13 +82,12 @@ thread_local! {
 
 impl Space {
     /// Room for rows of `k` elements, some at a time, and the rest of the space.
-    fn rows(&mut self, k: usize, fine_step: f32) -> (&mut Q8Rows, &mut MatmulScratch, &mut Vec<f32>) {
-        let at = self.operands.iter().position(|(step, rows)| *step == fine_step && rows.k() == k);
-        let at = at.unwrap_or_else(|| {
-            self.operands.push((fine_step, Q8Rows::new((OPERAND / k.max(1)).clamp(16, 512), k, fine_step)));
+    fn rows(&mut self, k: usize) -> (&mut Q8Rows, &mut MatmulScratch, &mut Vec<f32>) {
+        let at = self.operands.iter().position(|rows| rows.k() == k).unwrap_or_else(|| {
+            self.operands.push(Q8Rows::new((OPERAND / k.max(1)).clamp(16, 512), k));
             self.operands.len() - 1
         });
-        (&mut self.operands[at].1, &mut self.matmul, &mut self.row)
+        (&mut self.operands[at], &mut self.matmul, &mut self.row)
     }
 }
 
@@ -96,17 +95,17 @@ impl Space {
 fn product(kernels: &Kernels, w: &MatrixRef, x: &[f32], n_in: usize, fine_step: f32, y: &mut [f32]) {
     assert_eq!(x.len() / n_in * w.rows, y.len(), "rows of operand and result");
     SPACE.with_borrow_mut(|space| {
-        let (rows, scratch, padded) = space.rows(w.cols, fine_step);
+        let (rows, scratch, padded) = space.rows(w.cols);
         padded.clear();
         padded.resize(w.cols, 0.0);
         let n = rows.n_rows();
         for (x, y) in x.chunks(n * n_in).zip(y.chunks_mut(n * w.rows)) {
             match n_in == w.cols {
-                true => rows.quantize(kernels, x),
+                true => rows.quantize(kernels, x, fine_step),
                 false => x.chunks_exact(n_in).enumerate().for_each(|(i, x)| {
                     padded[..n_in].copy_from_slice(x);
                     // SAFETY: the space is this thread's, and no view of it is left.
-                    unsafe { rows.quantize_row(kernels, i, padded) }
+                    unsafe { rows.quantize_row(kernels, i, padded, fine_step) }
                 }),
             }
             // SAFETY: nobody writes the operand meanwhile, and `y` has `w.rows` values for each of its rows.

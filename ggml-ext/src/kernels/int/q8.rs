@@ -14,7 +14,7 @@ use crate::kernels::Kernels;
 /// Elements per block.
 pub(super) const BLOCK: usize = 32;
 
-/// A sensible `fine_step` of [`Q8Rows::new`]. On SmolLM2 (Q4_1, 697 positions), 0.02 everywhere leaves a mean KL divergence of
+/// A sensible `fine_step` of [`Q8Rows::quantize_row`]. On SmolLM2 (Q4_1, 697 positions), 0.02 everywhere leaves a mean KL divergence of
 /// 2.7e-4 from exact products and the most likely token the same at 99.4 % of positions; no second digits at all, 3.1e-3 and
 /// 96.4 %. About a third of the blocks are fine then. What still parts are near ties. The value was picked on those same
 /// positions and on greedy texts.
@@ -60,7 +60,6 @@ pub struct Q8Rows {
     fine: Box<[UnsafeCell<u32>]>,
     stride: usize,
     k: usize,
-    fine_step: f32,
 }
 
 // SAFETY: the cells are written by `quantize_row` and read through `view` only, whose callers promise that no row is
@@ -68,19 +67,18 @@ pub struct Q8Rows {
 unsafe impl Sync for Q8Rows {}
 
 impl Q8Rows {
-    /// Room for `n_rows` rows of `k` elements. Blocks whose step exceeds `fine_step` times the root mean square of their row
-    /// get a second digit: 0 gives one to every block, infinity to none.
+    /// Room for `n_rows` rows of `k` elements.
     ///
     /// # Panics
     /// If `k` is not a multiple of 32.
-    pub fn new(n_rows: usize, k: usize, fine_step: f32) -> Self {
+    pub fn new(n_rows: usize, k: usize) -> Self {
         assert!(k.is_multiple_of(BLOCK), "rows of {k} are not whole blocks of {BLOCK}");
         // An odd number of cache lines per row, so that the same column of neighbouring rows, which a product reads
         // together, falls into different cache sets.
         let stride = (k / BLOCK) | 1;
         let blocks = (0..2 * n_rows * stride).map(|_| UnsafeCell::new(Q8Block::ZERO)).collect();
         let fine = (0..n_rows * (k / BLOCK + 1)).map(|_| UnsafeCell::new(0)).collect();
-        Q8Rows { blocks, fine, stride, k, fine_step }
+        Q8Rows { blocks, fine, stride, k }
     }
 
     /// Rows there is room for.
@@ -93,14 +91,15 @@ impl Q8Rows {
         self.k
     }
 
-    /// Quantises `x` into row `row`. Elements that are not finite make products with their row meaningless.
+    /// Quantises `x` into row `row`. Blocks whose step exceeds `fine_step` times the root mean square of `x` get a second digit: 0 gives one
+    /// to every block, infinity to none. Elements that are not finite make products with their row meaningless.
     ///
     /// # Safety
     /// No other thread reads or writes this row at the same time, and no view of it exists.
     ///
     /// # Panics
     /// If there is no such row or `x` is not `k` long.
-    pub unsafe fn quantize_row(&self, kernels: &Kernels, row: usize, x: &[f32]) {
+    pub unsafe fn quantize_row(&self, kernels: &Kernels, row: usize, x: &[f32], fine_step: f32) {
         assert!(row < self.n_rows() && x.len() == self.k, "row {row} of {}, {} elements", self.n_rows(), x.len());
         let (first, second) = self.blocks.split_at(self.blocks.len() / 2);
         // SAFETY: UnsafeCell<T> has the layout of T; the caller promises that the row is this thread's alone. The
@@ -113,19 +112,19 @@ impl Q8Rows {
             let n = self.k / BLOCK + 1;
             let fine = &self.fine[row * n..(row + 1) * n];
             let fine = std::slice::from_raw_parts_mut(UnsafeCell::raw_get(fine.as_ptr()), n);
-            (kernels.int.quantize_row)(x, self.fine_step, digits, fine);
+            (kernels.int.quantize_row)(x, fine_step, digits, fine);
         }
     }
 
-    /// Quantises rows of `k` elements, the first into row 0.
+    /// Quantises rows of `k` elements, the first into row 0, as [`Q8Rows::quantize_row`].
     ///
     /// # Panics
     /// If `x` is not whole rows, or more than there is room for.
-    pub fn quantize(&mut self, kernels: &Kernels, x: &[f32]) {
+    pub fn quantize(&mut self, kernels: &Kernels, x: &[f32], fine_step: f32) {
         assert!(self.k > 0 && x.len().is_multiple_of(self.k), "{} elements in rows of {}", x.len(), self.k);
         for (row, x) in x.chunks_exact(self.k).enumerate() {
             // SAFETY: `&mut self` excludes views and other writers.
-            unsafe { self.quantize_row(kernels, row, x) }
+            unsafe { self.quantize_row(kernels, row, x, fine_step) }
         }
     }
 

@@ -147,8 +147,8 @@ fn int8_products_of_every_type_and_tier_are_what_the_codes_say() {
             let n = 1 + (i * 5 + blocks) % 17;
             let x = activations(n, cols, &mut random);
             for kernels in Kernels::available() {
-                let mut q8 = Q8Rows::new(n, cols, FINE_STEP);
-                q8.quantize(kernels, &x);
+                let mut q8 = Q8Rows::new(n, cols);
+                q8.quantize(kernels, &x, FINE_STEP);
                 with_both_forms(ty, rows, cols, &bytes, |w| {
                     let out = matmul(kernels, w, 0..rows, &q8, 0..n);
                     for (i, &got) in out.iter().enumerate() {
@@ -176,8 +176,8 @@ fn int8_products_do_not_depend_on_the_batch_or_the_share_of_rows() {
         let bytes = weights(ty, rows, cols, Fill::Random, &mut random);
         let x = activations(n, cols, &mut random);
         for kernels in Kernels::available() {
-            let mut q8 = Q8Rows::new(n + 3, cols, FINE_STEP);
-            q8.quantize(kernels, &x);
+            let mut q8 = Q8Rows::new(n + 3, cols);
+            q8.quantize(kernels, &x, FINE_STEP);
             with_both_forms(ty, rows, cols, &bytes, |w| {
                 let all = matmul(kernels, w, 0..rows, &q8, 0..n);
                 for n_tokens in 1..=n {
@@ -201,8 +201,8 @@ fn a_batch_larger_than_a_pass_is_the_same_batch() {
     let bytes = weights(ty, rows, cols, Fill::Random, &mut random);
     let x = activations(n, cols, &mut random);
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(n, cols, FINE_STEP);
-        q8.quantize(kernels, &x);
+        let mut q8 = Q8Rows::new(n, cols);
+        q8.quantize(kernels, &x, FINE_STEP);
         with_both_forms(ty, rows, cols, &bytes, |w| {
             let all = matmul(kernels, w, 0..rows, &q8, 0..n);
             for t in 0..n {
@@ -286,8 +286,8 @@ fn activations_are_rounded_to_the_nearest_of_127_steps() {
     let k = 32 * 14;
     let x = activations(1, k, &mut random);
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(1, k, FINE_STEP);
-        q8.quantize(kernels, &x);
+        let mut q8 = Q8Rows::new(1, k);
+        q8.quantize(kernels, &x, FINE_STEP);
         // SAFETY: nobody writes `q8`.
         let view = unsafe { q8.view(0..1) };
         let [first, second] = view.blocks(0);
@@ -320,8 +320,8 @@ fn a_block_with_an_outlier_gets_second_digits() {
     let mut x = random.floats(32 * 8);
     x[70] = 40.0; // in block 2
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(1, x.len(), FINE_STEP);
-        q8.quantize(kernels, &x);
+        let mut q8 = Q8Rows::new(1, x.len());
+        q8.quantize(kernels, &x, FINE_STEP);
         // SAFETY: nobody writes `q8`.
         let [first, second] = unsafe { q8.view(0..1) }.blocks(0);
         for (b, x) in x.chunks_exact(32).enumerate() {
@@ -339,20 +339,20 @@ fn a_block_with_an_outlier_gets_second_digits() {
 #[test]
 fn activations_beyond_the_range_of_scales_do_no_harm() {
     for kernels in Kernels::available() {
-        let mut q8 = Q8Rows::new(1, 32, FINE_STEP);
+        let mut q8 = Q8Rows::new(1, 32);
         for tiny in [f32::MIN_POSITIVE / 4.0, 1e-39, 1e-37] {
-            q8.quantize(kernels, &[tiny; 32]);
+            q8.quantize(kernels, &[tiny; 32], FINE_STEP);
             // SAFETY: nobody writes `q8`.
             let block = unsafe { q8.view(0..1) }.blocks(0)[0][0];
             let value = block.scale * f32::from(block.codes[0]);
             assert!((value - tiny).abs() <= tiny, "{}: {tiny} became {value}", kernels.tier);
         }
-        q8.quantize(kernels, &[f32::MAX; 32]);
+        q8.quantize(kernels, &[f32::MAX; 32], FINE_STEP);
         // SAFETY: nobody writes `q8`.
         assert_eq!(unsafe { q8.view(0..1) }.blocks(0)[0][0].codes, [127; 32], "{}", kernels.tier);
         // No panic; the values are without meaning.
-        q8.quantize(kernels, &[f32::INFINITY; 32]);
-        q8.quantize(kernels, &[f32::NAN; 32]);
+        q8.quantize(kernels, &[f32::INFINITY; 32], FINE_STEP);
+        q8.quantize(kernels, &[f32::NAN; 32], FINE_STEP);
     }
 }
 
@@ -369,7 +369,7 @@ fn operands_that_do_not_fit_are_refused() {
         ("packed, start within a group", packed(16, 32), 8..16),
         ("packed, end within a group", packed(16, 32), 0..8),
     ];
-    let x = Q8Rows::new(1, 32, FINE_STEP);
+    let x = Q8Rows::new(1, 32);
     for (what, w, rows) in cases {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             matmul(Kernels::detect(), &w, rows, &x, 0..1);
