@@ -514,6 +514,7 @@ fn inspect_shows_the_file() {
     assert_eq!((tokens["length"].as_u64(), tokens["first"].as_array().unwrap().len()), (Some(512), 6));
     let all = json(&["inspect", "--json", "--all", embedded().to_str().unwrap()]);
     assert_eq!(all["metadata"]["tokenizer.ggml.tokens"].as_array().unwrap().len(), 512);
+    assert_eq!(all, json(&["inspect", "--json", "--all", "-m", embedded().to_str().unwrap()]));
 }
 
 #[test]

@@ -25,6 +25,9 @@ pub struct InspectArgs {
     /// GGUF file (of a split model: its first part). Default: the embedded story model
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+    /// The same, as other commands take it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    model: Option<PathBuf>,
     /// Context for which memory is computed [default: the one the model was trained for]
     #[arg(short, long, value_name = "N")]
     ctx_size: Option<u64>,
@@ -47,7 +50,7 @@ pub struct InspectArgs {
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<(), CliError> {
-    let file = load::file(args.file.as_deref())?;
+    let file = load::file(args.file.as_deref().or(args.model.as_deref()))?;
     let parts = file.parse()?;
     let sharing = Sharing::of(&file, &parts, args.lisa.as_deref(), args.share.as_deref())?;
     let report = Report::new(&file, &parts, sharing, args)?;
