@@ -190,6 +190,11 @@ impl Attend<'_> {
         self.shape.window.map_or(0, |w| (self.queries.pos + t + 1).saturating_sub(w))
     }
 
+    /// Token `t`'s row of [`AttnWeights`], which have one for every token of the step.
+    fn row(&self, t: usize) -> usize {
+        self.queries.first + t
+    }
+
     /// Positions up to the step's last.
     fn n_keys(&self) -> usize {
         self.queries.pos + self.queries.n
@@ -229,7 +234,7 @@ impl Attend<'_> {
                     let inv = 1.0 / scratch.total[r];
                     dst.iter_mut().zip(&scratch.sums[r * dv..]).for_each(|(d, s)| *d = s * inv);
                     if let Some(slot) = self.route.writes {
-                        self.weights.set_lse(slot, self.queries.first + t, h, scratch.max[r] + scratch.total[r].ln());
+                        self.weights.set_lse(slot, self.row(t), h, scratch.max[r] + scratch.total[r].ln());
                     }
                 }
             }
@@ -283,7 +288,7 @@ impl Attend<'_> {
                     self.kernels.float.axpy(weight, self.partial.sums.get(s * dv..(s + 1) * dv), dst);
                 }
                 if let Some(slot) = self.route.writes {
-                    self.weights.set_lse(slot, self.queries.first + t, h, max + total.ln());
+                    self.weights.set_lse(slot, self.row(t), h, max + total.ln());
                 }
             }
         }
@@ -341,7 +346,7 @@ impl Attend<'_> {
                         continue;
                     }
                     if let Some(slot) = self.route.writes {
-                        self.weights.row_mut(slot, self.queries.first + t, h, self.n_keys(), seen).copy_from_slice(row);
+                        self.weights.row_mut(slot, self.row(t), h, self.n_keys(), seen).copy_from_slice(row);
                     }
                 }
                 let (max, total) = (&mut scratch.max[r], &mut scratch.total[r]);
@@ -424,8 +429,8 @@ impl Attend<'_> {
                 // SAFETY: passed on to the caller.
                 let ahead = unsafe { self.read_ahead(lisa, keys, n_tokens, block.clone()) };
                 for (i, t) in tile.tokens.clone().enumerate() {
+                    let row = self.row(t);
                     // SAFETY: passed on to the caller.
-                    let row = self.queries.first + t;
                     let (source, lse) = unsafe {
                         (self.weights.heads(slot, row, self.n_keys(), block.clone()), self.weights.lse(slot, row))
                     };
@@ -473,7 +478,7 @@ impl Attend<'_> {
     /// Nobody else touches these elements before the next barrier.
     unsafe fn source_weights(&self, t: usize, h: usize, keys: Range<usize>, row: &mut [f32]) -> f32 {
         let (slot, holds) = self.route.reads.expect("a shared layer reads its source");
-        let t = self.queries.first + t;
+        let t = self.row(t);
         // SAFETY: passed on to the caller.
         unsafe {
             row.copy_from_slice(self.weights.row(slot, t, h, self.n_keys(), keys.clone()));

@@ -210,10 +210,10 @@ impl Decoder {
     }
 
     /// Multiply-adds of the matrix products for a token of a prompt, which needs no logits: of the last layer that caches anything, those
-    /// for what is cached.
+    /// for what is cached, and of layers after it none.
     pub fn macs_per_token(&self) -> usize {
         let (before, rest) = self.layers.split_at(self.last_caching());
-        let cached = rest.iter().take(1).flat_map(|l| [l.attn.v.as_ref(), l.attn.scores.k()]).flatten();
+        let cached = rest.first().into_iter().flat_map(|l| [l.attn.v.as_ref(), l.attn.scores.k()]).flatten();
         let all = before.iter().flat_map(Layer::matrices).chain(cached);
         all.map(|l| l.weight.rows() * l.weight.cols()).sum()
     }

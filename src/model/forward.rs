@@ -50,8 +50,8 @@ unsafe impl Sync for Member {}
 /// matters most, scores being exponents; what the last layer's feed-forward network and the output head take is fine throughout:
 /// nothing after them evens errors out, and of a prompt's tokens only the last meets them. Mean KL divergence from floats on
 /// encyclopedia and web text, SmolLM2 Q4_1 (2040 positions), where one of these has no second digits: attention 9e-4, heads 2.9e-4,
-/// feed-forward network 9e-4, hidden units 6e-4, head 1.1e-3; all as here, 2.5e-4 (Gemma-3-270M Q4_K_M 2.6e-4); none, 2.9e-3. One block in five
-/// is fine in a prompt.
+/// feed-forward network 9e-4, hidden units 6e-4, head 1.1e-3; all as here, 2.5e-4 (Gemma-3-270M Q4_K_M 2.6e-4); none, 2.9e-3. One
+/// block in five is fine in a prompt.
 mod fine_step {
     pub const ATTENTION: f32 = 0.022;
     pub const HEADS: f32 = 0.03;
@@ -213,17 +213,15 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         }
         laps.end(Phase::AttnOut);
         let post = layer.post_attn_norm.as_deref();
-        let (step, hidden_step) = match i + 1 == model.layers.len() {
-            true => (fine_step::LAST, fine_step::LAST),
-            false => (fine_step::FEED_FORWARD, fine_step::HIDDEN),
-        };
-        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, &layer.ffn_norm, eps, buf.n.with(step));
+        let step = |usual| if i + 1 == model.layers.len() { fine_step::LAST } else { usual };
+        let out = buf.n.with(step(fine_step::FEED_FORWARD));
+        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, &layer.ffn_norm, eps, out);
         laps.end(Phase::Norm);
 
         let ffn = &layer.ffn;
         ops.linear(&buf.n, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
         laps.end(Phase::GateUp);
-        ops.gated(ffn.act, &buf.gate, &buf.up, n, buf.hidden.with(hidden_step));
+        ops.gated(ffn.act, &buf.gate, &buf.up, n, buf.hidden.with(step(fine_step::HIDDEN)));
         laps.end(Phase::Gated);
         ops.linear(&buf.hidden, rows, &[(&ffn.down, &buf.delta)]);
         laps.end(Phase::Down);
@@ -341,11 +339,12 @@ fn place(
                 }
                 Scores::Lisa(lisa) => {
                     let low_rank = lisa.low_rank.as_ref().expect("counted above");
-                    let r = low_rank.rank;
-                    let key = buf.k.get_mut((row * s.n_head_kv + h) * r..(row * s.n_head_kv + h + 1) * r);
-                    let group = s.group() * r;
-                    let queries =
-                        query.map_or(0..0, |t| (t * s.n_head_kv + h) * group..(t * s.n_head_kv + h + 1) * group);
+                    let part = |row: usize, n: usize| {
+                        let start = (row * s.n_head_kv + h) * n;
+                        start..start + n
+                    };
+                    let key = buf.k.get_mut(part(row, low_rank.rank));
+                    let queries = query.map_or(0..0, |query| part(query, s.group() * low_rank.rank));
                     low_rank.rotate(kernels, h, pos + t, buf.q.get_mut(queries), key);
                     cache.low_rank().store(h, pos + t, key);
                 }
