@@ -5,8 +5,9 @@
 use std::ops::Range;
 
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{Rows, RowsMut};
+use ggml_ext::kernels::float::{KEY_GROUP, Rows, RowsMut};
 
+use super::keys::Scores;
 use super::kv_cache::{Block, LayerCache};
 use super::lisa::{LisaAttention, LisaScratch};
 use super::route::{Holds, Route};
@@ -30,7 +31,7 @@ const ALL_HEADS_RUNS: (usize, usize) = (128, 256);
 const SHORT_RUNS: usize = 16;
 /// Most query tokens for which keys are shared out.
 const SPLIT_MAX_TOKENS: usize = 4;
-/// Eighths of a block's values that are fetched while a `lisa` layer aligns heads.
+/// Eighths of a block's values that are fetched while a `lisa` layer aligns one token's heads.
 const READ_AHEAD: usize = 6;
 /// Query rows from which widening a block of keys once beats converting them in registers for each few rows.
 const WIDEN_ROWS: usize = 8;
@@ -106,17 +107,17 @@ pub struct AttentionScratch {
 }
 
 impl AttentionScratch {
-    /// Work space for layers of these shapes, `lisa` layers among them having up to `n_hidden` units.
-    pub fn new(shapes: impl IntoIterator<Item = AttentionShape>, n_hidden: usize) -> Self {
+    /// Work space for layers of these shapes, `lisa` layers among them having up to `n_hidden` units and keys of `rank`.
+    pub fn new(shapes: impl IntoIterator<Item = AttentionShape>, n_hidden: usize, rank: usize) -> Self {
         let (mut dk, mut dv, mut rows, mut heads) = (0, 0, 0, 0);
         for s in shapes {
             (dk, dv, heads) = (dk.max(s.head_dim_k), dv.max(s.head_dim_v), heads.max(s.n_head));
             rows = rows.max(group_tokens(&s) * s.group()).max(all_heads_tokens(&s) * s.n_head);
         }
         Self {
-            q: vec![0.0; rows * dk],
+            q: vec![0.0; rows * dk.max(rank)],
             scores: vec![0.0; rows * BLOCK],
-            wide: vec![0.0; BLOCK * dk.max(dv)],
+            wide: vec![0.0; (KEY_GROUP * dk.max(rank)).max(BLOCK * dv)],
             sums: vec![0.0; rows * dv],
             max: vec![0.0; rows],
             total: vec![0.0; rows],
@@ -409,16 +410,11 @@ impl Attend<'_> {
         match self.scores {
             ScoreSource::Shared => {}
             ScoreSource::Keys { keys, .. } => {
-                let (dk, scale) = (self.shape.head_dim_k, self.shape.scale);
-                let (queries, into) = (Rows::new(q, rows, dk, dk), RowsMut::new(scores, rows, n, n));
+                let (dk, scale) = (self.shape.head_dim_k, Scores::Scaled(self.shape.scale));
+                let queries = Rows::new(q, rows, dk, dk);
+                let (keys, head) = (keys.keys(), tile.groups.start);
                 // SAFETY: passed on to the caller.
-                match unsafe { keys.k(self.kernels, tile.groups.start, block, rows >= WIDEN_ROWS, wide) } {
-                    Block::F16(k) => float.scores_f16(scale, queries, Rows::new(k, n, dk, dk), into),
-                    Block::Q8_0(k) => {
-                        float.scores_q8_0(scale, queries, Rows::new(k, n, k.len() / n, k.len() / n), into)
-                    }
-                    Block::F32(k) => float.sgemm_nt(scale, queries, Rows::new(k, n, dk, dk), into),
-                }
+                unsafe { keys.scores(self.kernels, head, block, queries, scale, scores, wide) };
                 if let Some(cap) = self.shape.softcap {
                     float.soft_cap(scores, cap);
                 }
@@ -426,10 +422,10 @@ impl Attend<'_> {
             ScoreSource::Lisa { lisa, keys, .. } => {
                 let (slot, holds) = self.route.reads.expect("a lisa layer reads its source");
                 let n_tokens = tile.tokens.len();
-                // SAFETY: passed on to the caller.
-                let ahead = unsafe { self.read_ahead(lisa, keys, n_tokens, block.clone()) };
                 for (i, t) in tile.tokens.clone().enumerate() {
                     let row = self.row(t);
+                    // SAFETY: passed on to the caller.
+                    let ahead = unsafe { self.read_ahead(lisa, keys, slot, tile, t, block.clone()) };
                     // SAFETY: passed on to the caller.
                     let (source, lse) = unsafe {
                         (self.weights.heads(slot, row, self.n_keys(), block.clone()), self.weights.lse(slot, row))
@@ -438,35 +434,43 @@ impl Attend<'_> {
                     lisa.align(self.kernels, source, lse, holds, ahead, lisa_scratch, into);
                 }
                 // SAFETY: passed on to the caller.
-                unsafe { lisa.add_low_rank(self.kernels, self.shape, q, keys, n_tokens, block, scores) };
+                unsafe { lisa.add_low_rank(self.kernels, self.shape, q, keys, n_tokens, block, scores, wide) };
             }
         }
     }
 
-    /// What a `lisa` layer's tile reads after the alignment, to be fetched meanwhile: the low-rank keys, and so many of the values that
-    /// computing them takes about as long as reading the others. With more than one token a block serves several tiles, and is in a
-    /// cache already.
+    /// What a `lisa` layer reads after the alignment of token `t`, to be fetched meanwhile. In a tile of several tokens that is the source's
+    /// weights of the next token, or of the first in the next block: their rows are too short for the hardware to find its stride, and
+    /// keys and values serve several tiles and are in a cache already. Else it is the low-rank keys, and so many of the values that
+    /// computing them takes about as long as reading the others.
     ///
     /// # Safety
-    /// Nobody writes the caches before the next barrier.
+    /// Nobody writes the caches or the slot's weights before the next barrier.
     unsafe fn read_ahead<'a>(
         &self,
         lisa: &LisaAttention,
         keys: &'a LayerCache,
-        n_tokens: usize,
+        slot: usize,
+        tile: &Tile,
+        t: usize,
         block: Range<usize>,
     ) -> [Rows<'a, u8>; 2]
     where
         Self: 'a,
     {
         let none = Rows::new(&[], 0, 0, 0);
-        if n_tokens > 1 {
-            return [none, none];
-        }
-        let values = block.start..block.start + block.len() * READ_AHEAD / 8;
         // SAFETY: passed on to the caller.
         unsafe {
-            let low_rank = lisa.low_rank.as_ref().map_or(none, |_| keys.low_rank().run_bytes(block));
+            if tile.tokens.len() > 1 {
+                let (next, block) = if t + 1 < tile.tokens.end {
+                    (t + 1, block)
+                } else {
+                    (tile.tokens.start, block.end..(block.end + BLOCK).min(tile.keys.end))
+                };
+                return [self.weights.heads(slot, self.row(next), self.n_keys(), block).bytes(), none];
+            }
+            let values = block.start..block.start + block.len() * READ_AHEAD / 8;
+            let low_rank = lisa.low_rank.as_ref().map_or(none, |_| keys.low_rank().group_rows(block));
             [low_rank, keys.v_bytes(values)]
         }
     }

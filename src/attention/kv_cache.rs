@@ -1,15 +1,15 @@
 //! The cache of keys and values. Each layer stores what its kind of attention needs: `full` layers keys and values,
 //! `shared` layers values alone, `lisa` layers values and low-rank keys, `kv` layers nothing. For each key/value head there
-//! is one row per position; rows of a head are contiguous, so that a query's pass over a head is a linear read. The
-//! cache's memory is reserved whole but becomes resident only as positions fill.
+//! is one row of values per position; rows of a head are contiguous, so that a query's pass over a head is a linear read. Keys are
+//! laid out by [`Keys`]. The cache's memory is reserved whole but becomes resident only as positions fill.
 
 use std::ops::Range;
 
 use ggml_ext::GgmlType;
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{BlockQ8_0, Rows as RawRows};
+use ggml_ext::kernels::float::{BlockQ8_0, KEY_GROUP, Rows as RawRows};
 
-use super::low_rank::LowRankKeys;
+use super::keys::Keys;
 use super::{LayerCacheSpec, RopeTable};
 use crate::compute::SharedBuf;
 use crate::{Error, Result};
@@ -35,6 +35,11 @@ impl CacheType {
             Self::Q8_0 => GgmlType::Q8_0,
         }
     }
+
+    /// What low-rank keys have where others have this: their few values do not fill a block.
+    pub fn of_low_rank(self) -> Self {
+        if self == Self::Q8_0 { Self::F16 } else { self }
+    }
 }
 
 impl std::fmt::Display for CacheType {
@@ -59,8 +64,8 @@ impl std::str::FromStr for CacheType {
     }
 }
 
-/// Rows of one kind (keys or values) of one layer.
-struct Rows {
+/// The values of all key/value heads of one layer.
+struct Values {
     ty: CacheType,
     /// Values per row.
     dim: usize,
@@ -79,7 +84,7 @@ pub enum Block<'a> {
     F32(&'a [f32]),
 }
 
-impl Rows {
+impl Values {
     fn new(ty: CacheType, n_head: usize, dim: usize, n_ctx: usize) -> Result<Self> {
         let row_bytes = ty.ggml().row_bytes(dim).ok_or_else(|| {
             Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
@@ -140,6 +145,11 @@ impl Rows {
     }
 }
 
+/// Positions there is memory for in a context of `n_ctx`.
+fn room(n_ctx: usize) -> usize {
+    n_ctx.checked_next_multiple_of(KEY_GROUP).unwrap_or(n_ctx)
+}
+
 /// Memory for `n_ctx` positions of so many bytes.
 pub(super) fn reserve(bytes_per_token: Option<usize>, n_ctx: usize) -> Result<SharedBuf<u8>> {
     let len = bytes_per_token.and_then(|n| n.checked_mul(n_ctx)).filter(|&n| n <= isize::MAX as usize / 2);
@@ -150,28 +160,32 @@ pub(super) fn reserve(bytes_per_token: Option<usize>, n_ctx: usize) -> Result<Sh
 /// What one layer keeps.
 pub struct LayerCache {
     n_head: usize,
-    k: Option<Rows>,
-    low_rank: Option<LowRankKeys>,
-    v: Option<Rows>,
+    k: Option<Keys>,
+    low_rank: Option<Keys>,
+    v: Option<Values>,
 }
 
 impl LayerCache {
     fn new(spec: LayerCacheSpec, ty_k: CacheType, ty_v: CacheType, n_ctx: usize) -> Result<Self> {
         let n_head = spec.n_head_kv;
-        let rows = |ty, dim: Option<usize>| dim.map(|d| Rows::new(ty, n_head, d, n_ctx)).transpose();
+        let keys = |ty, dim: Option<usize>| dim.map(|d| Keys::new(ty, n_head, d, n_ctx)).transpose();
         Ok(Self {
             n_head,
-            k: rows(ty_k, spec.key_dim)?,
-            low_rank: spec.rank.map(|r| LowRankKeys::new(ty_k, n_head, r, n_ctx)).transpose()?,
-            v: rows(ty_v, spec.value_dim)?,
+            k: keys(ty_k, spec.key_dim)?,
+            low_rank: keys(ty_k.of_low_rank(), spec.rank)?,
+            v: spec.value_dim.map(|d| Values::new(ty_v, n_head, d, n_ctx)).transpose()?,
         })
     }
 
-    fn keys(&self) -> &Rows {
+    /// The layer's keys.
+    ///
+    /// # Panics
+    /// For layers without keys of their own.
+    pub fn keys(&self) -> &Keys {
         self.k.as_ref().expect("a layer without keys of its own is not asked for them")
     }
 
-    fn values(&self) -> &Rows {
+    fn values(&self) -> &Values {
         self.v.as_ref().expect("a layer without values of its own is not asked for them")
     }
 
@@ -179,17 +193,8 @@ impl LayerCache {
     ///
     /// # Panics
     /// For layers of other kinds than `lisa`.
-    pub fn low_rank(&self) -> &LowRankKeys {
+    pub fn low_rank(&self) -> &Keys {
         self.low_rank.as_ref().expect("only lisa layers are asked for low-rank keys")
-    }
-
-    /// Stores the key of `head` at `pos`.
-    ///
-    /// # Safety
-    /// No other member touches this row before the next barrier.
-    pub unsafe fn store_k(&self, kernels: &Kernels, head: usize, pos: usize, x: &[f32]) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.keys().store(kernels, head, pos, x) }
     }
 
     /// Stores the value of `head` at `pos`.
@@ -199,22 +204,6 @@ impl LayerCache {
     pub unsafe fn store_v(&self, kernels: &Kernels, head: usize, pos: usize, x: &[f32]) {
         // SAFETY: passed on to the caller.
         unsafe { self.values().store(kernels, head, pos, x) }
-    }
-
-    /// Keys of `head` at `pos`.
-    ///
-    /// # Safety
-    /// Nobody writes them before the next barrier.
-    pub unsafe fn k<'a>(
-        &'a self,
-        kernels: &Kernels,
-        head: usize,
-        pos: Range<usize>,
-        widen: bool,
-        wide: &'a mut [f32],
-    ) -> Block<'a> {
-        // SAFETY: passed on to the caller.
-        unsafe { self.keys().block(kernels, head, pos, widen, wide) }
     }
 
     /// Values of `head` at `pos`.
@@ -246,35 +235,31 @@ impl LayerCache {
     }
 
     fn n_bytes(&self) -> usize {
-        let rows = self.k.iter().chain(&self.v).map(Rows::n_bytes).sum::<usize>();
-        rows + self.low_rank.as_ref().map_or(0, LowRankKeys::n_bytes)
+        let keys = self.k.iter().chain(&self.low_rank).map(Keys::n_bytes).sum::<usize>();
+        keys + self.v.as_ref().map_or(0, Values::n_bytes)
     }
 
     /// See [`KvCache::shift`].
     fn shift(&mut self, kernels: &Kernels, from: usize, n: usize, end: usize, turn: &Turn) {
-        for rows in self.k.iter_mut().chain(&mut self.v) {
+        if let Some(values) = &mut self.v {
             for head in 0..self.n_head {
-                let (src, dst) = (rows.range(head, from + n..end), rows.range(head, from..from + 1).start);
-                rows.bytes.as_mut_slice().copy_within(src, dst);
+                let (src, dst) = (values.range(head, from + n..end), values.range(head, from..from + 1).start);
+                values.bytes.as_mut_slice().copy_within(src, dst);
             }
         }
-        if let (Some(keys), Turn::Rope(back)) = (&self.k, turn) {
-            let mut row = vec![0f32; keys.dim];
-            let mut wide = vec![0f32; keys.dim];
-            for (head, pos) in (0..self.n_head).flat_map(|h| (from..end - n).map(move |p| (h, p))) {
-                // SAFETY: `&mut self`: no team is at work.
-                unsafe {
-                    match keys.block(kernels, head, pos..pos + 1, true, &mut wide) {
-                        Block::F32(x) => row.copy_from_slice(x),
-                        Block::F16(_) | Block::Q8_0(_) => unreachable!("widened"),
-                    }
-                    back.rotate(kernels, 0, &mut row);
-                    keys.store(kernels, head, pos, &row);
-                }
-            }
+        if let (Some(keys), Turn::Rope(back)) = (&mut self.k, turn) {
+            keys.shift(kernels, from, n, end, |_, key| back.rotate(kernels, 0, key));
         }
         if let (Some(keys), Turn::LowRank(freq)) = (&mut self.low_rank, turn) {
-            keys.shift(kernels, from, n, end, freq);
+            let (sin, cos): (Vec<f32>, Vec<f32>) = freq
+                .iter()
+                .map(|&f| (-(n as f64) * f64::from(f)).sin_cos())
+                .map(|(sin, cos)| (sin as f32, cos as f32))
+                .unzip();
+            keys.shift(kernels, from, n, end, |head, key| {
+                let pairs = head * key.len() / 2..(head + 1) * key.len() / 2;
+                kernels.float.rope_norm(key, &cos[pairs.clone()], &sin[pairs]);
+            });
         }
     }
 }
@@ -306,7 +291,7 @@ impl KvCache {
         ty_v: CacheType,
         n_ctx: usize,
     ) -> Result<Self> {
-        let layers = specs.into_iter().map(|s| LayerCache::new(s, ty_k, ty_v, n_ctx));
+        let layers = specs.into_iter().map(|s| LayerCache::new(s, ty_k, ty_v, room(n_ctx)));
         Ok(Self { layers: layers.collect::<Result<_>>()?, n_ctx })
     }
 
@@ -327,7 +312,7 @@ impl KvCache {
 
     /// Bytes one position occupies.
     pub fn bytes_per_token(&self) -> usize {
-        self.n_bytes() / self.n_ctx.max(1)
+        self.n_bytes() / room(self.n_ctx).max(1)
     }
 
     /// Forgets positions `from..from + n` and moves those up to `end` down by `n`, turning their keys back by `n`

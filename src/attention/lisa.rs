@@ -15,7 +15,8 @@ use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS};
 use ggml_ext::lisa::{Activation, Domain};
 
 use super::attend::BLOCK;
-use super::kv_cache::{Block, LayerCache};
+use super::keys::Scores;
+use super::kv_cache::LayerCache;
 use super::{AttentionShape, Holds};
 use crate::compute::Linear;
 
@@ -145,7 +146,7 @@ impl LisaAttention {
     }
 
     /// Adds the low-rank scores of all heads for keys `block` to `scores`, rows by head and token; `q` holds the low-rank
-    /// queries in the same order, scaled.
+    /// queries in the same order, scaled; `wide` is work space.
     ///
     /// # Safety
     /// Nobody writes the low-rank keys before the next barrier.
@@ -159,18 +160,15 @@ impl LisaAttention {
         n_tokens: usize,
         block: Range<usize>,
         scores: &mut [f32],
+        wide: &mut [f32],
     ) {
         let Some(LowRank { rank, .. }) = self.low_rank else { return };
         let (rows, n, keys) = (shape.group() * n_tokens, block.len(), keys.low_rank());
         for c in 0..shape.n_head_kv {
             let q = Rows::new(&q[c * rows * rank..], rows, rank, rank);
-            let into = RowsMut::new(&mut scores[c * rows * n..], rows, n, n);
+            let into = &mut scores[c * rows * n..(c + 1) * rows * n];
             // SAFETY: passed on to the caller.
-            match unsafe { keys.runs(c, block.start) } {
-                Block::F16(k) => kernels.float.values_f16(q, Rows::new(k, rank, n, keys.stride()), into),
-                Block::Q8_0(_) => unreachable!("low-rank keys do not fill blocks"),
-                Block::F32(k) => kernels.float.sgemm_nn_acc(q, Rows::new(k, rank, n, keys.stride()), into),
-            }
+            unsafe { keys.scores(kernels, c, block.clone(), q, Scores::Added, into, wide) };
         }
     }
 }

@@ -2,18 +2,18 @@
 //! Nothing here knows a model family.
 
 mod attend;
+mod keys;
 mod kv_cache;
 mod lisa;
-mod low_rank;
 mod plan;
 mod rope;
 mod route;
 mod weights;
 
 pub use attend::{Attend, AttentionScratch, PartialSums, Queries, ScoreSource};
+pub use keys::Keys;
 pub use kv_cache::{Block, CacheType, KvCache, LayerCache, Turn};
 pub use lisa::{Hidden, LisaAttention, LowRank};
-pub use low_rank::LowRankKeys;
 pub use plan::{Share, SharePlan};
 pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable};
 pub use route::{Holds, Route, Routes};
@@ -65,7 +65,6 @@ impl LayerCacheSpec {
             Some(dim) => Some(self.n_head_kv * ty.ggml().row_bytes(dim)?),
             None => Some(0),
         };
-        let low_rank = self.rank.map_or(0, |r| LowRankKeys::bytes_per_token(ty_k, self.n_head_kv, r));
-        Some(rows(ty_k, self.key_dim)? + low_rank + rows(ty_v, self.value_dim)?)
+        Some(rows(ty_k, self.key_dim)? + rows(ty_k.of_low_rank(), self.rank)? + rows(ty_v, self.value_dim)?)
     }
 }

@@ -28,7 +28,7 @@ mod vector;
 #[cfg(test)]
 mod tests;
 
-pub use elem::BlockQ8_0;
+pub use elem::{BlockQ8_0, KEY_GROUP, KeysQ8_0};
 pub use heads::{HeadNet, UNIT_FLOATS};
 pub use rows::{Rows, RowsMut};
 
@@ -68,7 +68,8 @@ macro_rules! float_kernels {
             rope_neox = rope::rope_neox(x: &mut [f32], cos: &[f32], sin: &[f32]) -> ();
             sgemm_nt = gemm::sgemm_nt(alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) -> ();
             scores_f16 = gemm::scores_f16(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) -> ();
-            scores_q8_0 = gemm::scores_q8_0(alpha: f32, q: Rows<f32>, k: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
+            scores_q8_0 = gemm::scores_q8_0(alpha: f32, q: Rows<f32>, k: &[KeysQ8_0], first: usize, out: RowsMut<f32>) -> ();
+            sgemm_nn = gemm::sgemm_nn(alpha: f32, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
@@ -198,7 +199,8 @@ impl FloatKernels {
         unsafe { (self.rms_norm_in_place)(x, weight, eps) }
     }
 
-    /// `x[i] = e^x[i]`, within 2 units in the last place; underflow is gradual, overflow is infinity.
+    /// `x[i] = e^x[i]`, within 2 units in the last place of `e^y` for a `y` within 1.3 units of `x[i]`; underflow is gradual, overflow is
+    /// infinity.
     pub fn exp(&self, x: &mut [f32]) {
         // SAFETY: see the impl.
         unsafe { (self.exp)(x) }
@@ -320,30 +322,43 @@ impl FloatKernels {
         unsafe { (self.rope_neox)(x, cos, sin) }
     }
 
-    /// `c[i][j] = alpha * a[i] . b[j]` for `a` of m rows, `b` of n rows, `c` of m rows of n: attention scores.
+    /// `c[i][j] = alpha * a[i] . b[j]` for `a` of m rows, `b` of n rows, `c` of m rows of n.
     /// Each sum runs in an order that depends on the rows' length alone.
     pub fn sgemm_nt(&self, alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) {
-        check_nt(&a, &b, &c);
+        assert_eq!(a.len(), b.len(), "row lengths of the factors differ");
+        assert_eq!((a.n_rows(), b.n_rows()), (c.n_rows(), c.len()), "the result is of another shape than the product");
         // SAFETY: see the impl.
         unsafe { (self.sgemm_nt)(alpha, a, b, c) }
     }
 
-    /// [`Self::sgemm_nt`] with `k` in f16, to the same bits as with `k` converted beforehand.
+    /// `out[i] = alpha * sum_j p[i][j] * v[j]` for `p` of m rows of n, `v` of n rows, `out` of m rows no longer than those of `v`: attention
+    /// scores, `v` being transposed keys. The sum runs over j in order.
+    pub fn sgemm_nn(&self, alpha: f32, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
+        check_nn(&p, &v, &out);
+        // SAFETY: see the impl.
+        unsafe { (self.sgemm_nn)(alpha, p, v, out) }
+    }
+
+    /// [`Self::sgemm_nn`] with `k` in f16, to the same bits as with `k` converted beforehand.
     pub fn scores_f16(&self, alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
-        check_nt(&q, &k, &out);
+        check_nn(&q, &k, &out);
         // SAFETY: see the impl.
         unsafe { (self.scores_f16)(alpha, q, k, out) }
     }
 
-    /// [`Self::sgemm_nt`] with `k` in Q8_0, to the same bits as with `k` converted beforehand.
-    pub fn scores_q8_0(&self, alpha: f32, q: Rows<f32>, k: Rows<BlockQ8_0>, out: RowsMut<f32>) {
-        check_nt(&q, &k, &out);
+    /// [`Self::sgemm_nn`] with keys in Q8_0, from key `first` of the group on; each block's scale is applied to its sum.
+    pub fn scores_q8_0(&self, alpha: f32, q: Rows<f32>, k: &[KeysQ8_0], first: usize, out: RowsMut<f32>) {
+        assert_eq!(q.len(), k.len() * KeysQ8_0::LEN, "queries and keys are not of one length");
+        assert!(
+            q.n_rows() == out.n_rows() && first + out.len() <= KEY_GROUP,
+            "the result is of another shape than the product"
+        );
         // SAFETY: see the impl.
-        unsafe { (self.scores_q8_0)(alpha, q, k, out) }
+        unsafe { (self.scores_q8_0)(alpha, q, k, first, out) }
     }
 
-    /// `out[i] += sum_j p[i][j] * v[j]` for `p` of m rows of n, `v` of n rows of d, `out` of m rows of d: attention's
-    /// weighted values. The sum runs over j in order and starts from `out`, so splitting n over several calls changes
+    /// `out[i] += sum_j p[i][j] * v[j]` for `p` of m rows of n, `v` of n rows, `out` of m rows no longer than those of `v`:
+    /// attention's weighted values. The sum runs over j in order and starts from `out`, so splitting n over several calls changes
     /// nothing. A NaN or infinity in `v` comes through even where its weight is 0.
     pub fn sgemm_nn_acc(&self, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
         check_nn(&p, &v, &out);
@@ -384,16 +399,10 @@ fn check_q8_0(n: usize, bytes: usize) {
     assert_eq!(bytes, n / convert::Q8_0_LEN * convert::Q8_0_BYTES, "bytes for {n} elements of Q8_0");
 }
 
-fn check_nt<B: Elem>(a: &Rows<f32>, b: &Rows<B>, c: &RowsMut<f32>) {
-    assert_eq!(a.len(), b.len() * B::LEN, "row lengths of the factors differ");
-    assert_eq!((a.n_rows(), b.n_rows()), (c.n_rows(), c.len()), "the result is of another shape than the product");
-}
-
 fn check_nn<B: Elem>(p: &Rows<f32>, v: &Rows<B>, out: &RowsMut<f32>) {
     assert_eq!(p.len(), v.n_rows(), "row length of p and number of rows of v differ");
-    assert_eq!(
-        (p.n_rows(), v.len() * B::LEN),
-        (out.n_rows(), out.len()),
+    assert!(
+        p.n_rows() == out.n_rows() && out.len() <= v.len() * B::LEN,
         "the result is of another shape than the product"
     );
 }

@@ -3,6 +3,9 @@
 use super::simd::Simd;
 use half::f16;
 
+/// Lanes of the widest tier.
+const MAX_LANES: usize = 16;
+
 /// 32 elements of a Q8_0 row as files and caches hold them: `x[i] = scale * codes[i]`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, packed)]
@@ -12,6 +15,27 @@ pub struct BlockQ8_0 {
     /// The elements in steps.
     pub codes: [i8; 32],
 }
+
+/// Keys that lie together, transposed: the same element of all of them is one run, so that products are vectorised over keys and need
+/// no sums over lanes.
+pub const KEY_GROUP: usize = 64;
+
+/// 32 elements of the keys of a group, in Q8_0: `x[i][key] = scales[key] * codes[i][key]`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct KeysQ8_0 {
+    /// Each key's step.
+    pub scales: [f16; KEY_GROUP],
+    /// The elements in steps.
+    pub codes: [[i8; KEY_GROUP]; 32],
+}
+
+impl KeysQ8_0 {
+    /// Elements of a key.
+    pub const LEN: usize = BlockQ8_0::LEN;
+}
+
+const _: () = assert!(size_of::<KeysQ8_0>() == KEY_GROUP * size_of::<BlockQ8_0>());
 
 /// An item of a row.
 pub(super) trait Elem: Copy {
@@ -72,6 +96,25 @@ impl Elem for f16 {
     unsafe fn partial<V: Simd>(row: *const f16, at: usize, n: usize) -> V {
         // SAFETY: the caller's contract is the same.
         unsafe { V::load_f16_partial(row.add(at), n) }
+    }
+}
+
+impl Elem for i8 {
+    const LEN: usize = 1;
+
+    #[inline(always)]
+    unsafe fn vector<V: Simd>(row: *const i8, at: usize) -> V {
+        // SAFETY: the caller's contract is the same.
+        unsafe { V::load_i8(row.add(at)) }
+    }
+    #[inline(always)]
+    unsafe fn partial<V: Simd>(row: *const i8, at: usize, n: usize) -> V {
+        let mut all = [0; MAX_LANES];
+        // SAFETY: `n` elements are read, into an array that holds a vector.
+        unsafe {
+            std::ptr::copy_nonoverlapping(row.add(at), all.as_mut_ptr(), n);
+            V::load_i8(all.as_ptr())
+        }
     }
 }
 

@@ -1,10 +1,10 @@
-//! The two small matrix products of attention.
+//! The small matrix products of attention.
 //!
-//! Both keep a tile of results in registers and give each result its own chain of multiply-adds in a fixed order. Which
+//! All keep a tile of results in registers and give each result its own chain of multiply-adds in a fixed order. Which
 //! rows share a tile therefore never changes a bit of any of them: one query row or a whole ubatch, on one thread or many,
 //! come out the same.
 
-use super::elem::{BlockQ8_0, Elem};
+use super::elem::{BlockQ8_0, Elem, KEY_GROUP, KeysQ8_0};
 use super::simd::{LINE, Simd};
 use super::{Rows, RowsMut, convert};
 use half::f16;
@@ -17,112 +17,26 @@ const NT_COLS: usize = 4;
 /// before it has found its stride. Measured on Zen 4, generating at depth 4096: a sixth faster than without; 2 and 8 KiB gain little.
 const PREFETCH_BYTES: usize = 4 << 10;
 
-/// Longest row that is converted to f32 once for all tiles of query rows: that of every head dimension in use.
-const MAX_CONVERTED: usize = 256;
-
 /// `c[i][j] = alpha * a[i] . b[j]`.
 #[inline(always)]
 pub(super) unsafe fn sgemm_nt<V: Simd>(alpha: f32, a: Rows<f32>, b: Rows<f32>, c: RowsMut<f32>) {
-    let (n, d) = (b.n_rows(), a.len());
+    let (m, n, d) = (a.n_rows(), b.n_rows(), a.len());
     for j in (0..n).step_by(NT_COLS) {
-        // SAFETY: the pointers are rows below `n` of `b`, the last one repeated where fewer than four are left.
-        unsafe {
-            nt_columns::<V, f32>(d, alpha, &a, four_rows(&b, j), &c, j);
-        }
-    }
-}
-
-/// [`sgemm_nt`] with rows of other items: converted inside the tile when one tile covers all rows of `q`, else once, beforehand.
-///
-/// # Safety
-/// As [`Simd`]'s; the shapes agree.
-#[inline(always)]
-unsafe fn scores<V: Simd, B: Elem>(alpha: f32, q: Rows<f32>, k: Rows<B>, out: RowsMut<f32>) {
-    let (n, d) = (k.n_rows(), q.len());
-    let in_tile = q.n_rows() <= V::NT_ROWS || d > MAX_CONVERTED;
-    let mut converted = [const { MaybeUninit::<f32>::uninit() }; NT_COLS * MAX_CONVERTED];
-    let converted: *mut f32 = converted.as_mut_ptr().cast();
-    for j in (0..n).step_by(NT_COLS) {
-        let rows = four_rows(&k, j);
-        // SAFETY: the pointers are rows below `n` of `k`, the last one repeated where fewer than four are left; of each of the
-        // buffer's four rows, `d <= MAX_CONVERTED` floats are written and then read.
-        unsafe {
-            for row in rows {
-                prefetch::<V, B>(row, 0, d);
-            }
-            if in_tile {
-                nt_columns::<V, B>(d, alpha, &q, rows, &out, j);
-                continue;
-            }
-            let floats = [0, 1, 2, 3].map(|t| converted.wrapping_add(t * MAX_CONVERTED));
-            for (src, dst) in rows.into_iter().zip(floats) {
-                convert::widen::<V, B>(src, dst, d);
-            }
-            nt_columns::<V, f32>(d, alpha, &q, floats.map(|r| r.cast_const()), &out, j);
-        }
-    }
-}
-
-#[inline(always)]
-pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
-    // SAFETY: the caller's contract.
-    unsafe { scores::<V, f16>(alpha, q, k, out) }
-}
-
-#[inline(always)]
-pub(super) unsafe fn scores_q8_0<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<BlockQ8_0>, out: RowsMut<f32>) {
-    // SAFETY: the caller's contract.
-    unsafe { scores::<V, BlockQ8_0>(alpha, q, k, out) }
-}
-
-/// Asks for what lies [`PREFETCH_BYTES`] beyond elements `at..at + n` of a row.
-///
-/// # Safety
-/// As [`Simd`]'s.
-#[inline(always)]
-unsafe fn prefetch<V: Simd, B: Elem>(row: *const B, at: usize, n: usize) {
-    let first = row.cast::<u8>().wrapping_add(PREFETCH_BYTES + at * size_of::<B>() / B::LEN);
-    for i in (0..n * size_of::<B>() / B::LEN).step_by(LINE) {
-        // SAFETY: a hint, which any address may be given.
-        unsafe { V::prefetch(first.wrapping_add(i)) }
-    }
-}
-
-/// Rows `j..j + 4`, the last one repeated where there are fewer.
-#[inline(always)]
-fn four_rows<T>(b: &Rows<T>, j: usize) -> [*const T; NT_COLS] {
-    [0, 1, 2, 3].map(|t| b.row_ptr((j + t).min(b.n_rows() - 1)))
-}
-
-/// Columns `j..j + 4`, as many as there are, of all rows of the result.
-///
-/// # Safety
-/// `b` points at four rows of `d` elements, `a` has rows of `d` and `c` is of `a`'s rows and has column `j`.
-#[inline(always)]
-unsafe fn nt_columns<V: Simd, B: Elem>(
-    d: usize,
-    alpha: f32,
-    a: &Rows<f32>,
-    b: [*const B; NT_COLS],
-    c: &RowsMut<f32>,
-    j: usize,
-) {
-    let (m, n_cols) = (a.n_rows(), NT_COLS.min(c.len() - j));
-    let (a_stride, c_stride) = (a.stride(), c.stride());
-    let mut i = 0;
-    while i < m {
-        let rows = V::NT_ROWS.min(m - i);
-        // SAFETY: rows `i..i + rows` are below `m`, and only the columns that exist are stored.
-        unsafe {
-            let (ap, cp) = (a.row_ptr(i), c.row_ptr(i).add(j));
-            match rows {
-                4 => nt_tile::<V, B, 4>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
-                3 => nt_tile::<V, B, 3>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
-                2 => nt_tile::<V, B, 2>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
-                _ => nt_tile::<V, B, 1>(d, alpha, ap, a_stride, b, cp, c_stride, n_cols),
+        // The last row is repeated where there are fewer than four.
+        let columns = [0, 1, 2, 3].map(|t| b.row_ptr((j + t).min(n - 1)));
+        let n_cols = NT_COLS.min(n - j);
+        for i in (0..m).step_by(V::NT_ROWS) {
+            // SAFETY: rows `i..` of the tile are below `m`, the pointers are rows of `b`, and only the columns that exist are stored.
+            unsafe {
+                let (ap, cp) = (a.row_ptr(i), c.row_ptr(i).add(j));
+                match V::NT_ROWS.min(m - i) {
+                    4 => nt_tile::<V, 4>(d, alpha, ap, a.stride(), columns, cp, c.stride(), n_cols),
+                    3 => nt_tile::<V, 3>(d, alpha, ap, a.stride(), columns, cp, c.stride(), n_cols),
+                    2 => nt_tile::<V, 2>(d, alpha, ap, a.stride(), columns, cp, c.stride(), n_cols),
+                    _ => nt_tile::<V, 1>(d, alpha, ap, a.stride(), columns, cp, c.stride(), n_cols),
+                }
             }
         }
-        i += rows;
     }
 }
 
@@ -132,12 +46,12 @@ unsafe fn nt_columns<V: Simd, B: Elem>(
 /// `a` and `c` point at `M` rows of their strides, the pointers in `b` at `d` elements each, `c`'s rows hold `n_cols`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
+unsafe fn nt_tile<V: Simd, const M: usize>(
     d: usize,
     alpha: f32,
     a: *const f32,
     a_stride: usize,
-    b: [*const B; NT_COLS],
+    b: [*const f32; NT_COLS],
     c: *mut f32,
     c_stride: usize,
     n_cols: usize,
@@ -147,23 +61,12 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
         let mut acc = [[V::splat(0.0); NT_COLS]; M];
         let mut av = [V::splat(0.0); M];
         let mut k = 0;
-        // Two vectors of a block at a time, which share its scale; the sums run in the same order.
-        while B::LEN > 1 && k + 2 * V::LANES <= d {
-            for (j, row) in b.into_iter().enumerate() {
-                let [y, z] = B::vectors::<V, 2>(row, k);
-                for (i, sums) in acc.iter_mut().enumerate() {
-                    let x = a.add(i * a_stride + k);
-                    sums[j] = V::load(x.add(V::LANES)).mul_add(z, V::load(x).mul_add(y, sums[j]));
-                }
-            }
-            k += 2 * V::LANES;
-        }
         while k + V::LANES <= d {
             for (i, x) in av.iter_mut().enumerate() {
                 *x = V::load(a.add(i * a_stride + k));
             }
             for (j, row) in b.into_iter().enumerate() {
-                let y = B::vector::<V>(row, k);
+                let y = V::load(row.add(k));
                 for (sums, x) in acc.iter_mut().zip(av) {
                     sums[j] = x.mul_add(y, sums[j]);
                 }
@@ -175,7 +78,7 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
                 *x = V::load_partial(a.add(i * a_stride + k), d - k);
             }
             for (j, row) in b.into_iter().enumerate() {
-                let y = B::partial::<V>(row, k, d - k);
+                let y = V::load_partial(row.add(k), d - k);
                 for (sums, x) in acc.iter_mut().zip(av) {
                     sums[j] = x.mul_add(y, sums[j]);
                 }
@@ -195,17 +98,121 @@ unsafe fn nt_tile<V: Simd, B: Elem, const M: usize>(
     }
 }
 
-/// `c[i] += sum_k p[i][k] * v[k]`, the sum in the order of `k`. With `AHEAD`, rows that lie one after the other are taken for the
-/// beginning of more of them, which is asked for.
+/// Asks for what lies [`PREFETCH_BYTES`] beyond elements `at..at + n` of a row.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn prefetch<V: Simd, B: Elem>(row: *const B, at: usize, n: usize) {
+    let first = row.cast::<u8>().wrapping_add(PREFETCH_BYTES + at * size_of::<B>() / B::LEN);
+    for i in (0..n * size_of::<B>() / B::LEN).step_by(LINE) {
+        // SAFETY: a hint, which any address may be given.
+        unsafe { V::prefetch(first.wrapping_add(i)) }
+    }
+}
+
+/// What becomes of a tile's sums.
+trait Result: Copy {
+    /// What the sum for `c` starts from.
+    ///
+    /// # Safety
+    /// As [`Simd`]'s; of `c`, `left` lanes are valid if that is less than a vector.
+    unsafe fn start<V: Simd>(self, c: *const f32, left: usize) -> V;
+    /// What is stored for the sum of columns `column..`.
+    ///
+    /// # Safety
+    /// As [`Self::start`].
+    unsafe fn finish<V: Simd>(self, sum: V, c: *const f32, column: usize, left: usize) -> V;
+}
+
+/// The sums are added to what is there.
+#[derive(Clone, Copy)]
+struct Add;
+impl Result for Add {
+    #[inline(always)]
+    unsafe fn start<V: Simd>(self, c: *const f32, left: usize) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { load(c, left) }
+    }
+    #[inline(always)]
+    unsafe fn finish<V: Simd>(self, sum: V, _c: *const f32, _column: usize, _left: usize) -> V {
+        sum
+    }
+}
+
+/// The sums times a factor.
+#[derive(Clone, Copy)]
+struct Scaled(f32);
+impl Result for Scaled {
+    #[inline(always)]
+    unsafe fn start<V: Simd>(self, _c: *const f32, _left: usize) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { V::splat(0.0) }
+    }
+    #[inline(always)]
+    unsafe fn finish<V: Simd>(self, sum: V, _c: *const f32, _column: usize, _left: usize) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { sum.mul(V::splat(self.0)) }
+    }
+}
+
+/// The sums times a factor and one of their column's own, added to what is there except for the first.
+#[derive(Clone, Copy)]
+struct ByColumn {
+    alpha: f32,
+    scales: *const f16,
+    n: usize,
+    is_first: bool,
+}
+impl Result for ByColumn {
+    #[inline(always)]
+    unsafe fn start<V: Simd>(self, _c: *const f32, _left: usize) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { V::splat(0.0) }
+    }
+    #[inline(always)]
+    unsafe fn finish<V: Simd>(self, sum: V, c: *const f32, column: usize, left: usize) -> V {
+        // SAFETY: the caller's contract; there are `n` scales.
+        unsafe {
+            let scales = self.scales.add(column);
+            let rest = self.n - column;
+            let scale = if rest < V::LANES { V::load_f16_partial(scales, rest) } else { V::load_f16(scales) };
+            let scale = scale.mul(V::splat(self.alpha));
+            if self.is_first { sum.mul(scale) } else { sum.mul_add(scale, load(c, left)) }
+        }
+    }
+}
+
+/// A vector, or `left` lanes of it if that is less.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn load<V: Simd>(p: *const f32, left: usize) -> V {
+    // SAFETY: the caller's contract.
+    unsafe { if left < V::LANES { V::load_partial(p, left) } else { V::load(p) } }
+}
+
+/// `c[i] = result(sum_k p[i][k] * v[k])`, the sum in the order of `k`. Rows of `v` may be longer than the result's, and are read as far as
+/// whole vectors need it. With `AHEAD`, rows that lie one after the other are taken for the beginning of more of them, which is asked for.
 ///
 /// # Safety
 /// As [`Simd`]'s; the shapes agree.
 #[inline(always)]
-unsafe fn nn_acc<V: Simd, B: Elem, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>) {
-    let (m, n, d) = (p.n_rows(), v.n_rows(), c.len());
-    if n == 0 {
-        return;
-    }
+unsafe fn nn<V: Simd, B: Elem, R: Result, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>, result: R) {
+    let (m, d) = (p.n_rows(), c.len());
+    let t = NnTile {
+        n: v.n_rows(),
+        p: p.as_ptr(),
+        p_stride: p.stride(),
+        v: v.as_ptr(),
+        v_len: v.len() * B::LEN,
+        v_stride: v.stride(),
+        c: c.as_ptr(),
+        c_stride: c.stride(),
+        ahead: AHEAD && v.stride() == v.len(),
+        result,
+    };
     let mut x = 0;
     // SAFETY: strips start at `x` with `x + width <= d`, row tiles at `i` with `i + rows <= m`, so every row and
     // element a tile names exists in `p`, `v` and `c`.
@@ -218,27 +225,11 @@ unsafe fn nn_acc<V: Simd, B: Elem, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, 
                 // A single row needs a wide strip to have enough independent sums in flight; a wide strip leaves
                 // registers for only a few rows.
                 let rows = if width > V::NN_VECS * V::LANES { 1 } else { V::NN_ROWS.min(m - i) };
-                let t = NnTile {
-                    n,
-                    p: p.row_ptr(i),
-                    p_stride: p.stride(),
-                    v: v.row_ptr(0),
-                    at: x,
-                    v_stride: v.stride(),
-                    c: c.row_ptr(i).add(x),
-                    c_stride: c.stride(),
-                    ahead: AHEAD && i == 0 && v.stride() == v.len(),
-                };
                 match width / V::LANES {
-                    8 => t.run::<V, 1, 8>(),
-                    4 => t.rows::<V, 4>(rows),
-                    2 => t.rows::<V, 2>(rows),
-                    1 => t.rows::<V, 1>(rows),
-                    _ => {
-                        for r in 0..rows {
-                            t.partial::<V>(r, left);
-                        }
-                    }
+                    8 => t.run::<V, 1, 8>(i, x, left),
+                    4 => t.rows::<V, 4>(i, rows, x, left),
+                    2 => t.rows::<V, 2>(i, rows, x, left),
+                    _ => t.rows::<V, 1>(i, rows, x, left),
                 }
                 i += rows;
             }
@@ -254,109 +245,146 @@ fn strip<V: Simd>(m: usize, left: usize) -> usize {
     [8, 4, 2, 1].into_iter().map(|vecs| vecs * V::LANES).find(|&w| w <= left && w <= widest * V::LANES).unwrap_or(0)
 }
 
-/// Where a tile of [`sgemm_nn_acc`] reads and writes.
+/// Where the tiles of [`nn`] read and write.
 #[derive(Clone, Copy)]
-struct NnTile<B> {
+struct NnTile<B, R> {
     n: usize,
     p: *const f32,
     p_stride: usize,
     v: *const B,
+    /// Elements in the rows of `v`.
+    v_len: usize,
     v_stride: usize,
-    /// First element of the strip in rows of `v`.
-    at: usize,
     c: *mut f32,
     c_stride: usize,
     /// Whether to ask for what lies beyond the rows of `v`.
     ahead: bool,
+    result: R,
 }
 
-impl<B: Elem> NnTile<B> {
+impl<B: Elem, R: Result> NnTile<B, R> {
     /// # Safety
-    /// The pointers are valid for `rows` rows and `NV` vectors; see [`Self::run`].
+    /// As [`Self::run`].
     #[inline(always)]
-    unsafe fn rows<V: Simd, const NV: usize>(self, rows: usize) {
+    unsafe fn rows<V: Simd, const NV: usize>(self, i: usize, rows: usize, x: usize, left: usize) {
         // SAFETY: the caller's contract.
         unsafe {
             match rows {
-                6 => self.run::<V, 6, NV>(),
-                5 => self.run::<V, 5, NV>(),
-                4 => self.run::<V, 4, NV>(),
-                3 => self.run::<V, 3, NV>(),
-                2 => self.run::<V, 2, NV>(),
-                _ => self.run::<V, 1, NV>(),
+                6 => self.run::<V, 6, NV>(i, x, left),
+                5 => self.run::<V, 5, NV>(i, x, left),
+                4 => self.run::<V, 4, NV>(i, x, left),
+                3 => self.run::<V, 3, NV>(i, x, left),
+                2 => self.run::<V, 2, NV>(i, x, left),
+                _ => self.run::<V, 1, NV>(i, x, left),
             }
         }
     }
 
-    /// `M` rows of results, `NV` vectors each, in registers.
+    /// Rows `i..i + M` of the results, columns `x..` in `NV` vectors, or in one of which `left` lanes are wanted if that is less.
     ///
     /// # Safety
-    /// `p` and `c` are valid for `M` rows of their strides, `v` for `n` rows; rows of `p` hold `n` elements, rows of `v`
-    /// and `c` hold `NV` vectors.
+    /// `p` and `c` are valid for these rows, `v` for `n` rows; rows of `p` hold `n` elements, rows of `v` and `c` these columns.
     #[inline(always)]
-    unsafe fn run<V: Simd, const M: usize, const NV: usize>(self) {
+    unsafe fn run<V: Simd, const M: usize, const NV: usize>(self, i: usize, x: usize, left: usize) {
         // SAFETY: the offsets are those of the contract.
         unsafe {
+            let (p, c) = (self.p.add(i * self.p_stride), self.c.add(i * self.c_stride + x));
+            let is_partial = NV == 1 && left < V::LANES;
             let mut acc = [[V::splat(0.0); NV]; M];
             for (i, row) in acc.iter_mut().enumerate() {
                 for (j, sum) in row.iter_mut().enumerate() {
-                    *sum = V::load(self.c.add(i * self.c_stride + j * V::LANES));
+                    *sum = self.result.start(c.add(i * self.c_stride + j * V::LANES), left - j * V::LANES);
                 }
             }
-            for k in 0..self.n {
-                let v = self.v.add(k * self.v_stride);
-                if self.ahead {
-                    prefetch::<V, B>(v, self.at, NV * V::LANES);
+            if is_partial && x + V::LANES > self.v_len {
+                for k in 0..self.n {
+                    let y: V = B::partial(self.v.add(k * self.v_stride), x, self.v_len - x);
+                    for (i, row) in acc.iter_mut().enumerate() {
+                        row[0] = V::splat(*p.add(i * self.p_stride + k)).mul_add(y, row[0]);
+                    }
                 }
-                let vv = B::vectors::<V, NV>(v, self.at);
-                for (i, row) in acc.iter_mut().enumerate() {
-                    let p = V::splat(*self.p.add(i * self.p_stride + k));
-                    for (sum, x) in row.iter_mut().zip(vv) {
-                        *sum = p.mul_add(x, *sum);
+            } else {
+                let ahead = self.ahead && i == 0;
+                for k in 0..self.n {
+                    let v = self.v.add(k * self.v_stride);
+                    if ahead {
+                        prefetch::<V, B>(v, x, NV * V::LANES);
+                    }
+                    let y = B::vectors::<V, NV>(v, x);
+                    for (i, row) in acc.iter_mut().enumerate() {
+                        let p = V::splat(*p.add(i * self.p_stride + k));
+                        for (sum, y) in row.iter_mut().zip(y) {
+                            *sum = p.mul_add(y, *sum);
+                        }
                     }
                 }
             }
             for (i, row) in acc.into_iter().enumerate() {
                 for (j, sum) in row.into_iter().enumerate() {
-                    sum.store(self.c.add(i * self.c_stride + j * V::LANES));
+                    let (c, left) = (c.add(i * self.c_stride + j * V::LANES), left - j * V::LANES);
+                    let sum: V = self.result.finish(sum, c, x + j * V::LANES, left);
+                    if is_partial { sum.store_partial(c, left) } else { sum.store(c) }
                 }
             }
         }
     }
+}
 
-    /// One row of fewer than `LANES` results.
-    ///
-    /// # Safety
-    /// As [`Self::run`] for row `i`, with `len` elements in the rows of `v` and `c`.
-    #[inline(always)]
-    unsafe fn partial<V: Simd>(self, i: usize, len: usize) {
-        // SAFETY: the offsets are those of the contract.
-        unsafe {
-            let c = self.c.add(i * self.c_stride);
-            let mut sum = V::load_partial(c, len);
-            for k in 0..self.n {
-                let p = V::splat(*self.p.add(i * self.p_stride + k));
-                sum = p.mul_add(B::partial::<V>(self.v.add(k * self.v_stride), self.at, len), sum);
-            }
-            sum.store_partial(c, len);
-        }
-    }
+#[inline(always)]
+pub(super) unsafe fn sgemm_nn<V: Simd>(alpha: f32, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
+    // SAFETY: the caller's contract.
+    unsafe { nn::<V, f32, _, false>(p, v, out, Scaled(alpha)) }
 }
 
 #[inline(always)]
 pub(super) unsafe fn sgemm_nn_acc<V: Simd>(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
-    unsafe { nn_acc::<V, f32, false>(p, v, out) }
+    unsafe { nn::<V, f32, _, false>(p, v, out, Add) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn scores_f16<V: Simd>(alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
+    // SAFETY: the caller's contract.
+    unsafe { nn::<V, f16, _, true>(q, k, out, Scaled(alpha)) }
+}
+
+/// Query rows from which widening a block of codes once beats converting them in registers for each few rows.
+const WIDEN_ROWS: usize = 8;
+
+#[inline(always)]
+pub(super) unsafe fn scores_q8_0<V: Simd>(alpha: f32, q: Rows<f32>, k: &[KeysQ8_0], first: usize, out: RowsMut<f32>) {
+    const LEN: usize = KeysQ8_0::LEN;
+    const N: usize = KEY_GROUP;
+    let n = N - first;
+    let mut floats = [const { MaybeUninit::<f32>::uninit() }; LEN * N];
+    let floats: *mut f32 = floats.as_mut_ptr().cast();
+    for (b, keys) in k.iter().enumerate() {
+        // SAFETY: the shapes agree: a block's rows are those of 32 elements of the queries. The buffer holds a block, and is read
+        // only after it was filled.
+        unsafe {
+            let scales = (&raw const keys.scales).cast::<f16>().add(first);
+            let result = ByColumn { alpha, scales, n, is_first: b == 0 };
+            let q = Rows::from_raw(q.as_ptr().add(b * LEN), q.n_rows(), LEN, q.stride());
+            let into = RowsMut::from_raw(out.as_ptr(), out.n_rows(), out.len(), out.stride());
+            let codes = (&raw const keys.codes).cast::<i8>();
+            if q.n_rows() < WIDEN_ROWS {
+                nn::<V, i8, _, true>(q, Rows::from_raw(codes.add(first), LEN, n, N), into, result);
+            } else {
+                convert::widen::<V, i8>(codes, floats, LEN * N);
+                nn::<V, f32, _, false>(q, Rows::from_raw(floats.add(first), LEN, n, N), into, result);
+            }
+        }
+    }
 }
 
 #[inline(always)]
 pub(super) unsafe fn values_f16<V: Simd>(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
-    unsafe { nn_acc::<V, f16, true>(p, v, out) }
+    unsafe { nn::<V, f16, _, true>(p, v, out, Add) }
 }
 
 #[inline(always)]
 pub(super) unsafe fn values_q8_0<V: Simd>(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
-    unsafe { nn_acc::<V, BlockQ8_0, true>(p, v, out) }
+    unsafe { nn::<V, BlockQ8_0, _, true>(p, v, out, Add) }
 }

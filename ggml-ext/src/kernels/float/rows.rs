@@ -80,11 +80,30 @@ impl<'a, T> Rows<'a, T> {
         // SAFETY: rows that exist are valid for reads during `'a`.
         unsafe { std::slice::from_raw_parts(self.row_ptr(i), self.len) }
     }
+    /// Start of the first row, if there is one.
+    #[inline(always)]
+    pub(super) fn as_ptr(&self) -> *const T {
+        self.data
+    }
     /// Start of row `i`, which must exist.
     #[inline(always)]
     pub(super) fn row_ptr(&self, i: usize) -> *const T {
         debug_assert!(i < self.n_rows);
         self.data.wrapping_add(i * self.stride)
+    }
+}
+
+impl<'a> Rows<'a, f32> {
+    /// The bytes of the rows.
+    pub fn bytes(&self) -> Rows<'a, u8> {
+        const SIZE: usize = size_of::<f32>();
+        Rows {
+            data: self.data.cast(),
+            n_rows: self.n_rows,
+            len: self.len * SIZE,
+            stride: self.stride * SIZE,
+            borrow: PhantomData,
+        }
     }
 }
 
@@ -117,6 +136,11 @@ impl<'a, T> RowsMut<'a, T> {
     }
     pub(super) fn stride(&self) -> usize {
         self.stride
+    }
+    /// Start of the first row, if there is one.
+    #[inline(always)]
+    pub(super) fn as_ptr(&self) -> *mut T {
+        self.data
     }
     /// Start of row `i`, which must exist.
     #[inline(always)]

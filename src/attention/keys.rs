@@ -1,0 +1,231 @@
+//! Cached keys: those of layers with scores of their own, and the low-rank ones of `lisa` layers. They lie in groups of [`KEY_GROUP`]
+//! positions, transposed: each element of a group's keys is one run. Scores are then vectorised over keys, where products with rows
+//! would end in a sum over the lanes of a vector for each (query, key), at usual head sizes as much work as the product.
+
+use std::ops::Range;
+
+use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::{KEY_GROUP, KeysQ8_0, Rows, RowsMut};
+use half::f16;
+
+use super::CacheType;
+use super::kv_cache::{as_f16, as_f32, reserve};
+use crate::compute::SharedBuf;
+use crate::{Error, Result};
+
+/// Query rows from which widening a group once beats converting it in registers for each few rows.
+const WIDEN_ROWS: usize = 8;
+
+/// What becomes of products of queries and keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Scores {
+    /// They are the scores, times this.
+    Scaled(f32),
+    /// They are added to the scores that are there.
+    Added,
+}
+
+/// The keys of all key/value heads of one layer.
+pub struct Keys {
+    ty: CacheType,
+    n_head: usize,
+    /// Elements per key.
+    dim: usize,
+    n_groups: usize,
+    bytes: SharedBuf<u8>,
+}
+
+impl Keys {
+    /// Room for `n_ctx` positions, in whole groups.
+    ///
+    /// # Errors
+    /// [`Error::Params`] when there is not so much memory, or keys do not divide into the type's blocks.
+    pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, n_ctx: usize) -> Result<Self> {
+        let row_bytes = ty.ggml().row_bytes(dim).ok_or_else(|| {
+            Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
+        })?;
+        let n_groups = n_ctx.div_ceil(KEY_GROUP);
+        let bytes = reserve(n_head.checked_mul(row_bytes).and_then(|n| n.checked_mul(KEY_GROUP)), n_groups)?;
+        Ok(Self { ty, n_head, dim, n_groups, bytes })
+    }
+
+    pub(super) fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn group_bytes(&self) -> usize {
+        self.ty.ggml().row_bytes(self.dim).expect("checked when the cache was made") * KEY_GROUP
+    }
+
+    /// Bytes of the groups that hold `positions` of `head`.
+    fn groups(&self, head: usize, positions: Range<usize>) -> Range<usize> {
+        let (first, end) = (positions.start / KEY_GROUP, positions.end.div_ceil(KEY_GROUP));
+        debug_assert!(head < self.n_head && end <= self.n_groups);
+        let len = self.group_bytes();
+        (head * self.n_groups + first) * len..(head * self.n_groups + end) * len
+    }
+
+    /// The address of a group, as numbers of `T`.
+    fn group<T>(&self, head: usize, pos: usize) -> *mut T {
+        let bytes = self.groups(head, pos..pos + 1);
+        assert!(bytes.end <= self.bytes.len());
+        self.bytes.as_ptr().wrapping_add(bytes.start).cast()
+    }
+
+    /// Stores the key of `head` at `pos`, rotated.
+    ///
+    /// # Safety
+    /// No other member touches this head and position before the next barrier.
+    pub unsafe fn store(&self, kernels: &Kernels, head: usize, pos: usize, x: &[f32]) {
+        const CHUNK: usize = 64;
+        assert_eq!(x.len(), self.dim);
+        let column = pos % KEY_GROUP;
+        // SAFETY: element `i < dim` of column `column < KEY_GROUP` lies in the group, and is this member's alone.
+        unsafe {
+            match self.ty {
+                CacheType::F32 => {
+                    let group = self.group::<f32>(head, pos);
+                    x.iter().enumerate().for_each(|(i, &x)| *group.add(i * KEY_GROUP + column) = x);
+                }
+                CacheType::F16 => {
+                    let group = self.group::<f16>(head, pos);
+                    let mut halves = [f16::ZERO; CHUNK];
+                    for (c, x) in x.chunks(CHUNK).enumerate() {
+                        kernels.float.f32_to_f16(x, &mut halves[..x.len()]);
+                        for (i, &half) in halves[..x.len()].iter().enumerate() {
+                            *group.add((c * CHUNK + i) * KEY_GROUP + column) = half;
+                        }
+                    }
+                }
+                CacheType::Q8_0 => {
+                    let group = self.group::<KeysQ8_0>(head, pos);
+                    for (b, x) in x.chunks_exact(KeysQ8_0::LEN).enumerate() {
+                        let mut block = [0; 2 + KeysQ8_0::LEN];
+                        kernels.float.quantize_q8_0_row(x, &mut block);
+                        let ([low, high], codes) = ([block[0], block[1]], &block[2..]);
+                        let keys = group.add(b);
+                        (&raw mut (*keys).scales[column]).write(f16::from_le_bytes([low, high]));
+                        for (i, &code) in codes.iter().enumerate() {
+                            (&raw mut (*keys).codes[i][column]).write(code as i8);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the key of `head` at `pos`.
+    ///
+    /// # Safety
+    /// Nobody writes it before the next barrier.
+    unsafe fn load(&self, head: usize, pos: usize, into: &mut [f32]) {
+        let column = pos % KEY_GROUP;
+        for (i, x) in into.iter_mut().enumerate() {
+            // SAFETY: as in `store`.
+            *x = unsafe {
+                match self.ty {
+                    CacheType::F32 => *self.group::<f32>(head, pos).add(i * KEY_GROUP + column),
+                    CacheType::F16 => (*self.group::<f16>(head, pos).add(i * KEY_GROUP + column)).to_f32(),
+                    CacheType::Q8_0 => {
+                        let keys = self.group::<KeysQ8_0>(head, pos).add(i / KeysQ8_0::LEN);
+                        let code = *(&raw const (*keys).codes[i % KeysQ8_0::LEN][column]);
+                        f32::from(code) * (*(&raw const (*keys).scales[column])).to_f32()
+                    }
+                }
+            };
+        }
+    }
+
+    /// Multiplies `queries` with the keys of `head` at `positions` into `scores`: a row per query, a score per position. `wide` is work
+    /// space for a group in f32.
+    ///
+    /// # Safety
+    /// Nobody writes the groups of these positions before the next barrier.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) unsafe fn scores(
+        &self,
+        kernels: &Kernels,
+        head: usize,
+        positions: Range<usize>,
+        queries: Rows<f32>,
+        kind: Scores,
+        scores: &mut [f32],
+        wide: &mut [f32],
+    ) {
+        let (float, m, n) = (&kernels.float, queries.n_rows(), positions.len());
+        let mut start = positions.start;
+        while start < positions.end {
+            let end = positions.end.min((start / KEY_GROUP + 1) * KEY_GROUP);
+            let first = start % KEY_GROUP;
+            let into = RowsMut::new(&mut scores[start - positions.start..], m, end - start, n);
+            // SAFETY: passed on to the caller.
+            let group = unsafe { self.bytes.get(self.groups(head, start..end)) };
+            let products = |x, into| match kind {
+                Scores::Scaled(alpha) => float.sgemm_nn(alpha, queries, transposed(x, self.dim, first), into),
+                Scores::Added => float.sgemm_nn_acc(queries, transposed(x, self.dim, first), into),
+            };
+            match (self.ty, kind) {
+                (CacheType::F32, _) => products(as_f32(group), into),
+                (CacheType::F16, _) if m >= WIDEN_ROWS => {
+                    let wide = &mut wide[..self.dim * KEY_GROUP];
+                    float.f16_to_f32(as_f16(group), wide);
+                    products(wide, into);
+                }
+                (CacheType::F16, Scores::Scaled(alpha)) => {
+                    float.scores_f16(alpha, queries, transposed(as_f16(group), self.dim, first), into)
+                }
+                (CacheType::F16, Scores::Added) => {
+                    float.values_f16(queries, transposed(as_f16(group), self.dim, first), into)
+                }
+                (CacheType::Q8_0, Scores::Scaled(alpha)) => {
+                    float.scores_q8_0(alpha, queries, as_keys_q8_0(group), first, into)
+                }
+                (CacheType::Q8_0, Scores::Added) => unreachable!("low-rank keys do not fill blocks"),
+            }
+            start = end;
+        }
+    }
+
+    /// The bytes of the groups that hold `positions`, a row per head, for a kernel to fetch ahead.
+    ///
+    /// # Safety
+    /// Nobody writes them before the next barrier.
+    pub(super) unsafe fn group_rows(&self, positions: Range<usize>) -> Rows<'_, u8> {
+        let (first, stride) = (self.groups(0, positions), self.n_groups * self.group_bytes());
+        assert!(first.end + (self.n_head - 1) * stride <= self.bytes.len());
+        // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
+        unsafe { Rows::from_raw(self.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
+    }
+
+    /// Moves positions `from + n..end` down by `n`, turning each key, `turn(head, key)`.
+    pub(super) fn shift(
+        &mut self,
+        kernels: &Kernels,
+        from: usize,
+        n: usize,
+        end: usize,
+        turn: impl Fn(usize, &mut [f32]),
+    ) {
+        let mut key = vec![0f32; self.dim];
+        for (head, pos) in (0..self.n_head).flat_map(|h| (from..end - n).map(move |p| (h, p))) {
+            // SAFETY: `&mut self`: no team is at work.
+            unsafe {
+                self.load(head, pos + n, &mut key);
+                turn(head, &mut key);
+                self.store(kernels, head, pos, &key);
+            }
+        }
+    }
+}
+
+/// A group as a product's right factor, from key `first` on: a row per element.
+fn transposed<T>(group: &[T], dim: usize, first: usize) -> Rows<'_, T> {
+    Rows::new(&group[first..], dim, KEY_GROUP - first, KEY_GROUP)
+}
+
+fn as_keys_q8_0(bytes: &[u8]) -> &[KeysQ8_0] {
+    // SAFETY: any bits are codes and scales; groups start at multiples of their size in a 64-byte aligned buffer.
+    let (head, x, tail) = unsafe { bytes.align_to() };
+    assert!(head.is_empty() && tail.is_empty());
+    x
+}
