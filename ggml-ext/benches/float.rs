@@ -4,7 +4,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{BlockQ8_0, HeadNet, Rows, RowsMut, UNIT_FLOATS};
+use ggml_ext::kernels::float::{BlockQ8_0, HeadNet, KEY_GROUP, KeysQ8_0, Rows, RowsMut, UNIT_FLOATS};
 use ggml_ext::lisa::Activation;
 use half::f16;
 use std::hint::black_box;
@@ -26,6 +26,8 @@ fn products(c: &mut Criterion) {
             k.quantize_q8_0_row(&keys, &mut bytes);
             // SAFETY: any bytes are blocks, at any address.
             let (_, blocks, _) = unsafe { bytes.align_to::<BlockQ8_0>() };
+            let block = KeysQ8_0 { scales: [f16::ONE; KEY_GROUP], codes: [[3; KEY_GROUP]; KeysQ8_0::LEN] };
+            let groups = vec![block; d / KeysQ8_0::LEN];
             let (mut scores, mut out) = (vec![0.0; m * n], vec![0.0; m * d]);
             let shape = format!("{m}x{n}x{d}");
             group.bench_function(BenchmarkId::new("sgemm_nt", &shape), |b| {
@@ -34,21 +36,27 @@ fn products(c: &mut Criterion) {
                     k.sgemm_nt(0.125, Rows::new(black_box(&q), m, d, d), Rows::new(black_box(&keys), n, d, d), c);
                 })
             });
+            // Group by group of transposed keys, as they lie in the cache.
             group.bench_function(BenchmarkId::new("scores_f16", &shape), |b| {
                 b.iter(|| {
-                    let c = RowsMut::new(black_box(&mut scores), m, n, n);
-                    k.scores_f16(0.125, Rows::new(black_box(&q), m, d, d), Rows::new(black_box(&halves), n, d, d), c);
+                    for j in (0..n).step_by(KEY_GROUP) {
+                        let c = RowsMut::new(&mut black_box(&mut scores)[j..], m, KEY_GROUP, n);
+                        let keys = &black_box(&halves)[j * d..];
+                        k.scores_f16(
+                            0.125,
+                            Rows::new(black_box(&q), m, d, d),
+                            Rows::new(keys, d, KEY_GROUP, KEY_GROUP),
+                            c,
+                        );
+                    }
                 })
             });
             group.bench_function(BenchmarkId::new("scores_q8_0", &shape), |b| {
                 b.iter(|| {
-                    let c = RowsMut::new(black_box(&mut scores), m, n, n);
-                    k.scores_q8_0(
-                        0.125,
-                        Rows::new(black_box(&q), m, d, d),
-                        Rows::new(black_box(blocks), n, d / 32, d / 32),
-                        c,
-                    );
+                    for j in (0..n).step_by(KEY_GROUP) {
+                        let c = RowsMut::new(&mut black_box(&mut scores)[j..], m, KEY_GROUP, n);
+                        k.scores_q8_0(0.125, Rows::new(black_box(&q), m, d, d), black_box(&groups), 0, c);
+                    }
                 })
             });
             group.bench_function(BenchmarkId::new("sgemm_nn_acc", &shape), |b| {
@@ -81,6 +89,8 @@ fn products(c: &mut Criterion) {
 /// The network over the heads by which a layer takes over attention: elements are its multiply-adds for all keys.
 fn heads(c: &mut Criterion) {
     const KEYS: usize = 4096;
+    /// As attention keeps them: an odd number of cache lines.
+    const STRIDE: usize = KEYS + 16;
     for kernels in Kernels::available() {
         let mut group = c.benchmark_group(format!("heads/{}", kernels.tier));
         for (n_head, n_hidden) in [(9, 0), (9, 9), (9, 18), (32, 0), (32, 32)] {
@@ -96,13 +106,13 @@ fn heads(c: &mut Criterion) {
                 activation: Activation::Silu,
                 ahead: [none, none],
             };
-            let (x, mut out) = (ramp(n_head * KEYS), vec![0.0; n_head * KEYS]);
+            let (x, mut out) = (ramp(n_head * STRIDE), vec![0.0; n_head * STRIDE]);
             let mut units = vec![0.0; n_hidden * UNIT_FLOATS];
             group.throughput(Throughput::Elements((KEYS * n_head * (n_head + 2 * n_hidden)) as u64));
             group.bench_function(format!("{n_head} heads, {n_hidden} units"), |b| {
                 b.iter(|| {
-                    let out = RowsMut::new(black_box(&mut out), n_head, KEYS, KEYS);
-                    kernels.float.align_heads(&net, Rows::new(black_box(&x), n_head, KEYS, KEYS), &mut units, out);
+                    let out = RowsMut::new(black_box(&mut out), n_head, KEYS, STRIDE);
+                    kernels.float.align_heads(&net, Rows::new(black_box(&x), n_head, KEYS, STRIDE), &mut units, out);
                 })
             });
         }

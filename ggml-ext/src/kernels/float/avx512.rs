@@ -134,6 +134,14 @@ impl Simd for V {
         // SAFETY: see the impl.
         V(unsafe { _mm512_scalef_ps(self.0, n.0) })
     }
+    #[inline(always)]
+    unsafe fn nearest_and_rest(self) -> (Self, Self) {
+        // SAFETY: see the impl.
+        unsafe {
+            let rest = _mm512_reduce_ps::<NEAREST>(self.0);
+            (V(_mm512_sub_ps(self.0, rest)), V(rest))
+        }
+    }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {

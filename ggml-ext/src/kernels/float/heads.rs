@@ -29,12 +29,10 @@ pub struct HeadNet<'a> {
     pub ahead: [Rows<'a, u8>; 2],
 }
 
-/// Vectors in a strip.
-const VECS: usize = 2;
-/// Most results computed together: with [`VECS`] vectors each they fit into 16 registers.
+/// Most results computed together: with [`Simd::NN_VECS`] vectors each they fit into the registers.
 const TILE: usize = 6;
-/// Floats of work space for each hidden unit: a strip of the widest vectors.
-pub const UNIT_FLOATS: usize = VECS * 16;
+/// Floats of work space for each hidden unit: the widest strip.
+pub const UNIT_FLOATS: usize = 4 * 16;
 
 /// Runs the block with the constant `$r` equal to `$rows`, 1 to [`TILE`].
 macro_rules! each_size {
@@ -86,15 +84,19 @@ pub(super) unsafe fn align_heads<V: Simd>(net: &HeadNet, x: Rows<f32>, units: &m
 unsafe fn align<V: Simd, A: Unary>(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>, act: &A) {
     let (n, units) = (out.len(), units.as_mut_ptr());
     let n_tiles = net.bias.len().div_ceil(TILE) + out.n_rows().div_ceil(TILE);
-    let mut ahead = Ahead::new(net.ahead, n_tiles * n.div_ceil(VECS * V::LANES));
+    let width = V::NN_VECS * V::LANES;
+    let mut ahead = Ahead::new(net.ahead, n_tiles * n.div_ceil(width));
     let mut at = 0;
     // SAFETY: strips start at `at` and end at or before `n`.
     unsafe {
-        while at + VECS * V::LANES <= n {
-            strip::<V, A, VECS, false>(net, &x, units, &out, act, &mut ahead, at, 0);
-            at += VECS * V::LANES;
+        while at + width <= n {
+            match V::NN_VECS {
+                4 => strip::<V, A, 4, false>(net, &x, units, &out, act, &mut ahead, at, 0),
+                _ => strip::<V, A, 2, false>(net, &x, units, &out, act, &mut ahead, at, 0),
+            }
+            at += width;
         }
-        if at + V::LANES <= n {
+        while at + V::LANES <= n {
             strip::<V, A, 1, false>(net, &x, units, &out, act, &mut ahead, at, 0);
             at += V::LANES;
         }

@@ -19,9 +19,9 @@ pub(super) trait Simd: Copy {
     const LANES: usize;
     /// Rows of the tile of [`super::gemm::sgemm_nt`], which has four columns: `4 * NT_ROWS` sums stay in registers.
     const NT_ROWS: usize;
-    /// Rows of the tile of [`super::gemm::sgemm_nn_acc`].
+    /// Rows of the tile of [`super::gemm::nn`].
     const NN_ROWS: usize;
-    /// Vectors in a row of the tile of [`super::gemm::sgemm_nn_acc`] when it is `NN_ROWS` high.
+    /// Vectors in a row of the tile of [`super::gemm::nn`] when it is `NN_ROWS` high.
     const NN_VECS: usize;
 
     unsafe fn splat(x: f32) -> Self;
@@ -56,8 +56,21 @@ pub(super) trait Simd: Copy {
     unsafe fn abs(self) -> Self;
     /// `self < limit ? a : b`, lane by lane.
     unsafe fn if_less(self, limit: Self, a: Self, b: Self) -> Self;
-    /// `self * 2^n` for whole `n` in `-256..=256`, rounded as if once: gradual underflow, overflow to infinity.
+    /// `self * 2^n` for `n` from [`Self::nearest_and_rest`], rounded as if once: gradual underflow, overflow to infinity.
     unsafe fn scale2(self, n: Self) -> Self;
+    /// The nearest integer and what is left, -1/2 to 1/2; the integer at most 250 off 0 where a tier cannot scale further. Of infinity the
+    /// rest is 0; a NaN comes through.
+    #[inline(always)]
+    unsafe fn nearest_and_rest(self) -> (Self, Self) {
+        /// Adding it leaves the nearest integer in the low bits of the sum; subtracting it again gives it as a float.
+        const ROUND: f32 = 12_582_912.0;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let x = Self::splat(250.0).min(Self::splat(-250.0).max(self));
+            let n = x.add(Self::splat(ROUND)).sub(Self::splat(ROUND));
+            (n, x.sub(n))
+        }
+    }
 
     /// Sum of the lanes, always in the same order.
     unsafe fn sum(self) -> f32;
