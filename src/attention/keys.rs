@@ -128,8 +128,8 @@ impl Keys {
                     CacheType::F16 => (*self.group::<f16>(head, pos).add(i * KEY_GROUP + column)).to_f32(),
                     CacheType::Q8_0 => {
                         let keys = self.group::<KeysQ8_0>(head, pos).add(i / KeysQ8_0::LEN);
-                        let code = *(&raw const (*keys).codes[i % KeysQ8_0::LEN][column]);
-                        f32::from(code) * (*(&raw const (*keys).scales[column])).to_f32()
+                        let code = (*keys).codes[i % KeysQ8_0::LEN][column];
+                        f32::from(code) * (*keys).scales[column].to_f32()
                     }
                 }
             };

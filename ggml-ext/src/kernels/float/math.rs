@@ -13,6 +13,7 @@ use super::vector::{self, Binary, Unary};
 /// As [`Simd`]'s.
 #[inline(always)]
 unsafe fn exp2<V: Simd>(x: V) -> V {
+    #[expect(clippy::approx_constant, reason = "the first is near ln 2, and better than it")]
     const C: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_34, 0.009_671_513, 0.001_326_471_5];
     // SAFETY: the caller's contract.
     unsafe {
