@@ -49,7 +49,9 @@ fn groups<P: Format>(p: &Product) -> impl Iterator<Item = Group> {
     })
 }
 
-/// The sums of a row group's products with the tokens of a span.
+/// The sums of a row group's products with the tokens of a span. A token's are one cache line of 16 floats: accesses that straddle two
+/// lines cost twice.
+#[repr(align(64))]
 struct Sums([MaybeUninit<[f32; ROWS]>; SPAN]);
 
 impl Sums {
@@ -99,7 +101,7 @@ pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product, scratch: &mut Matmul
                 let tokens = start..last.min(start + SPAN);
                 // SAFETY: the tokens exist, and only theirs of the bits are set; the rest is passed on.
                 unsafe {
-                    second_digits::<I, P>(p, &group, tokens.clone(), fine, &mut sums);
+                    second_digits::<I, P>(p, &group, tokens.clone(), fine, span == 0, &mut sums);
                     tiles::<I, P>(p, &group, tokens.clone(), &mut sums);
                     write::<I>(p, &group, tokens, &mut sums);
                 }
@@ -200,7 +202,8 @@ unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
 }
 
 /// Begins the sums of a span of tokens with the products of a group and their second digits. Bit `i` of `fine[b]` tells
-/// whether block `b` of the `i`th token has any. (Minima meet the second digits in the sums of the first.)
+/// whether block `b` of the `i`th token has any. (Minima meet the second digits in the sums of the first.) With `ahead`, asks for the weights
+/// of the next group meanwhile.
 ///
 /// # Safety
 /// As [`matmul`]; the group and the tokens exist, and only their bits are set.
@@ -210,6 +213,7 @@ unsafe fn second_digits<I: Isa, P: Format>(
     group: &Group,
     tokens: Range<usize>,
     fine: &[u64],
+    ahead: bool,
     sums: &mut Sums,
 ) {
     let zero = zero::<I, P>();
@@ -220,18 +224,26 @@ unsafe fn second_digits<I: Isa, P: Format>(
         for i in 0..tokens.len() {
             I::store(I::zero(), sums.of(i));
         }
+        let second = p.x.second(tokens.start);
         for (b, &which) in fine.iter().enumerate() {
+            let lines = group.lines.add(b * P::LINES_BYTES);
+            let fields = group.fields.add(b / per_field * P::FIELDS_BYTES);
+            if ahead {
+                prefetch::<I>(lines.wrapping_add(group.n_bytes), P::LINES_BYTES);
+                if b % per_field == 0 {
+                    prefetch::<I>(fields.wrapping_add(group.n_bytes), P::FIELDS_BYTES);
+                }
+            }
             if which == 0 {
                 continue;
             }
-            let fields = group.fields.add(b / per_field * P::FIELDS_BYTES);
-            let codes = P::codes::<I>(group.lines.add(b * P::LINES_BYTES));
+            let codes = P::codes::<I>(lines);
             let s = P::scales::<I>(P::head::<I>(fields), fields.add(2 * P::WORDS * ROWS), b % per_field);
-            let mut which = which;
+            let (x, stride, mut which) = (second.add(b), p.x.stride(), which);
             while which != 0 {
                 let i = which.trailing_zeros() as usize;
                 which &= which - 1;
-                let (x, sum) = (p.x.second(tokens.start + i).add(b), sums.of(i));
+                let (x, sum) = (x.add(i * stride), sums.of(i));
                 I::store(add_products::<I, P>(&codes, &s, zero, x, I::load(sum)), sum);
             }
         }
