@@ -146,7 +146,7 @@ pub enum ActivationType {
     /// int8, with second digits for the blocks that need them: within a mean KL divergence of some 3e-4 of floats.
     #[default]
     Int8Fine,
-    /// One int8 digit, as in llama.cpp, some 3e-3 from floats: a seventh to a fifth faster on prompts.
+    /// One int8 digit, as in llama.cpp, some 3e-3 from floats: about a third faster on prompts.
     Int8,
 }
 
