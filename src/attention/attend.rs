@@ -33,8 +33,8 @@ const SHORT_RUNS: usize = 16;
 const SPLIT_MAX_TOKENS: usize = 4;
 /// Eighths of a block's values that are fetched while a `lisa` layer aligns one token's heads.
 const READ_AHEAD: usize = 6;
-/// Query rows from which widening a block of keys once beats converting them in registers for each few rows.
-const WIDEN_ROWS: usize = 8;
+/// Query rows from which widening a block of keys or values once beats converting them in registers for each few rows.
+pub(super) const WIDEN_ROWS: usize = 8;
 
 /// Where a layer's scores come from.
 #[derive(Clone, Copy)]

@@ -9,12 +9,10 @@ use ggml_ext::kernels::float::{KEY_GROUP, KeysQ8_0, Rows, RowsMut};
 use half::f16;
 
 use super::CacheType;
+use super::attend::WIDEN_ROWS;
 use super::kv_cache::{as_f16, as_f32, reserve};
+use crate::Result;
 use crate::compute::SharedBuf;
-use crate::{Error, Result};
-
-/// Query rows from which widening a group once beats converting it in registers for each few rows.
-const WIDEN_ROWS: usize = 8;
 
 /// What becomes of products of queries and keys.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +29,7 @@ pub struct Keys {
     n_head: usize,
     /// Elements per key.
     dim: usize,
+    group_bytes: usize,
     n_groups: usize,
     bytes: SharedBuf<u8>,
 }
@@ -41,27 +40,20 @@ impl Keys {
     /// # Errors
     /// [`Error::Params`] when there is not so much memory, or keys do not divide into the type's blocks.
     pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, n_ctx: usize) -> Result<Self> {
-        let row_bytes = ty.ggml().row_bytes(dim).ok_or_else(|| {
-            Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
-        })?;
-        let n_groups = n_ctx.div_ceil(KEY_GROUP);
-        let bytes = reserve(n_head.checked_mul(row_bytes).and_then(|n| n.checked_mul(KEY_GROUP)), n_groups)?;
-        Ok(Self { ty, n_head, dim, n_groups, bytes })
+        let (group_bytes, n_groups) = (ty.row_bytes(dim)?.saturating_mul(KEY_GROUP), n_ctx.div_ceil(KEY_GROUP));
+        let bytes = reserve(n_head.checked_mul(group_bytes), n_groups)?;
+        Ok(Self { ty, n_head, dim, group_bytes, n_groups, bytes })
     }
 
     pub(super) fn n_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    fn group_bytes(&self) -> usize {
-        self.ty.ggml().row_bytes(self.dim).expect("checked when the cache was made") * KEY_GROUP
-    }
-
     /// Bytes of the groups that hold `positions` of `head`.
     fn groups(&self, head: usize, positions: Range<usize>) -> Range<usize> {
         let (first, end) = (positions.start / KEY_GROUP, positions.end.div_ceil(KEY_GROUP));
         debug_assert!(head < self.n_head && end <= self.n_groups);
-        let len = self.group_bytes();
+        let len = self.group_bytes;
         (head * self.n_groups + first) * len..(head * self.n_groups + end) * len
     }
 
@@ -160,9 +152,10 @@ impl Keys {
             let into = RowsMut::new(&mut scores[start - positions.start..], m, end - start, n);
             // SAFETY: passed on to the caller.
             let group = unsafe { self.bytes.get(self.groups(head, start..end)) };
+            let (rest, some) = (first..KEY_GROUP, first..first + end - start);
             let products = |x, into| match kind {
-                Scores::Scaled(alpha) => float.sgemm_nn(alpha, queries, transposed(x, self.dim, first), into),
-                Scores::Added => float.sgemm_nn_acc(queries, transposed(x, self.dim, first), into),
+                Scores::Scaled(alpha) => float.sgemm_nn(alpha, queries, transposed(x, self.dim, rest.clone()), into),
+                Scores::Added => float.sgemm_nn_acc(queries, transposed(x, self.dim, some.clone()), into),
             };
             match (self.ty, kind) {
                 (CacheType::F32, _) => products(as_f32(group), into),
@@ -172,10 +165,10 @@ impl Keys {
                     products(wide, into);
                 }
                 (CacheType::F16, Scores::Scaled(alpha)) => {
-                    float.scores_f16(alpha, queries, transposed(as_f16(group), self.dim, first), into)
+                    float.scores_f16(alpha, queries, transposed(as_f16(group), self.dim, rest), into)
                 }
                 (CacheType::F16, Scores::Added) => {
-                    float.values_f16(queries, transposed(as_f16(group), self.dim, first), into)
+                    float.values_f16(queries, transposed(as_f16(group), self.dim, some), into)
                 }
                 (CacheType::Q8_0, Scores::Scaled(alpha)) => {
                     float.scores_q8_0(alpha, queries, as_keys_q8_0(group), first, into)
@@ -191,7 +184,7 @@ impl Keys {
     /// # Safety
     /// Nobody writes them before the next barrier.
     pub(super) unsafe fn group_rows(&self, positions: Range<usize>) -> Rows<'_, u8> {
-        let (first, stride) = (self.groups(0, positions), self.n_groups * self.group_bytes());
+        let (first, stride) = (self.groups(0, positions), self.n_groups * self.group_bytes);
         assert!(first.end + (self.n_head - 1) * stride <= self.bytes.len());
         // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
         unsafe { Rows::from_raw(self.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
@@ -218,9 +211,9 @@ impl Keys {
     }
 }
 
-/// A group as a product's right factor, from key `first` on: a row per element.
-fn transposed<T>(group: &[T], dim: usize, first: usize) -> Rows<'_, T> {
-    Rows::new(&group[first..], dim, KEY_GROUP - first, KEY_GROUP)
+/// Keys of a group as a product's right factor: a row per element.
+fn transposed<T>(group: &[T], dim: usize, keys: Range<usize>) -> Rows<'_, T> {
+    Rows::new(&group[keys.start..], dim, keys.len(), KEY_GROUP)
 }
 
 fn as_keys_q8_0(bytes: &[u8]) -> &[KeysQ8_0] {

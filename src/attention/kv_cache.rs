@@ -36,6 +36,16 @@ impl CacheType {
         }
     }
 
+    /// Bytes of a key or value of `dim` elements.
+    ///
+    /// # Errors
+    /// [`Error::Params`] when these do not divide into the type's blocks.
+    pub(super) fn row_bytes(self, dim: usize) -> Result<usize> {
+        self.ggml().row_bytes(dim).ok_or_else(|| {
+            Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
+        })
+    }
+
     /// What low-rank keys have where others have this: their few values do not fill a block.
     pub fn of_low_rank(self) -> Self {
         if self == Self::Q8_0 { Self::F16 } else { self }
@@ -86,9 +96,7 @@ pub enum Block<'a> {
 
 impl Values {
     fn new(ty: CacheType, n_head: usize, dim: usize, n_ctx: usize) -> Result<Self> {
-        let row_bytes = ty.ggml().row_bytes(dim).ok_or_else(|| {
-            Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
-        })?;
+        let row_bytes = ty.row_bytes(dim)?;
         let bytes = reserve(n_head.checked_mul(row_bytes), n_ctx)?;
         Ok(Self { ty, dim, row_bytes, n_ctx, bytes })
     }

@@ -143,7 +143,7 @@ impl<T> Drop for SharedBuf<T> {
 pub enum ActivationType {
     /// Floats: slower, for studies and tests.
     F32,
-    /// int8, with second digits for the blocks that need them: within a mean KL divergence of some 3e-4 of floats.
+    /// int8, with second digits for the blocks that need them: within a mean KL divergence of some 2e-4 of floats.
     #[default]
     Int8Fine,
     /// One int8 digit, as in llama.cpp, some 3e-3 from floats: about a third faster on prompts.

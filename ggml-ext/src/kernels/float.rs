@@ -334,14 +334,14 @@ impl FloatKernels {
     /// `out[i] = alpha * sum_j p[i][j] * v[j]` for `p` of m rows of n, `v` of n rows, `out` of m rows no longer than those of `v`: attention
     /// scores, `v` being transposed keys. The sum runs over j in order.
     pub fn sgemm_nn(&self, alpha: f32, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
-        check_nn(&p, &v, &out);
+        check_scores(&p, &v, &out);
         // SAFETY: see the impl.
         unsafe { (self.sgemm_nn)(alpha, p, v, out) }
     }
 
     /// [`Self::sgemm_nn`] with `k` in f16, to the same bits as with `k` converted beforehand.
     pub fn scores_f16(&self, alpha: f32, q: Rows<f32>, k: Rows<f16>, out: RowsMut<f32>) {
-        check_nn(&q, &k, &out);
+        check_scores(&q, &k, &out);
         // SAFETY: see the impl.
         unsafe { (self.scores_f16)(alpha, q, k, out) }
     }
@@ -357,8 +357,8 @@ impl FloatKernels {
         unsafe { (self.scores_q8_0)(alpha, q, k, first, out) }
     }
 
-    /// `out[i] += sum_j p[i][j] * v[j]` for `p` of m rows of n, `v` of n rows, `out` of m rows no longer than those of `v`:
-    /// attention's weighted values. The sum runs over j in order and starts from `out`, so splitting n over several calls changes
+    /// `out[i] += sum_j p[i][j] * v[j]` for `p` of m rows of n, `v` of n rows of d, `out` of m rows of d: attention's
+    /// weighted values. The sum runs over j in order and starts from `out`, so splitting n over several calls changes
     /// nothing. A NaN or infinity in `v` comes through even where its weight is 0.
     pub fn sgemm_nn_acc(&self, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) {
         check_nn(&p, &v, &out);
@@ -400,6 +400,12 @@ fn check_q8_0(n: usize, bytes: usize) {
 }
 
 fn check_nn<B: Elem>(p: &Rows<f32>, v: &Rows<B>, out: &RowsMut<f32>) {
+    check_scores(p, v, out);
+    assert_eq!(v.len() * B::LEN, out.len(), "the result is of another shape than the product");
+}
+
+/// As [`check_nn`], but the rows of `v` may be longer than the result's.
+fn check_scores<B: Elem>(p: &Rows<f32>, v: &Rows<B>, out: &RowsMut<f32>) {
     assert_eq!(p.len(), v.n_rows(), "row length of p and number of rows of v differ");
     assert!(
         p.n_rows() == out.n_rows() && out.len() <= v.len() * B::LEN,

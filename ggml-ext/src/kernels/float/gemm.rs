@@ -112,12 +112,16 @@ unsafe fn prefetch<V: Simd, B: Elem>(row: *const B, at: usize, n: usize) {
 }
 
 /// What becomes of a tile's sums.
-trait Result: Copy {
-    /// What the sum for `c` starts from.
+trait Finish: Copy {
+    /// What the sum for `c` starts from: zero, unless the sum is to be added to what is there.
     ///
     /// # Safety
     /// As [`Simd`]'s; of `c`, `left` lanes are valid if that is less than a vector.
-    unsafe fn start<V: Simd>(self, c: *const f32, left: usize) -> V;
+    #[inline(always)]
+    unsafe fn start<V: Simd>(self, _c: *const f32, _left: usize) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { V::splat(0.0) }
+    }
     /// What is stored for the sum of columns `column..`.
     ///
     /// # Safety
@@ -128,7 +132,7 @@ trait Result: Copy {
 /// The sums are added to what is there.
 #[derive(Clone, Copy)]
 struct Add;
-impl Result for Add {
+impl Finish for Add {
     #[inline(always)]
     unsafe fn start<V: Simd>(self, c: *const f32, left: usize) -> V {
         // SAFETY: the caller's contract.
@@ -143,12 +147,7 @@ impl Result for Add {
 /// The sums times a factor.
 #[derive(Clone, Copy)]
 struct Scaled(f32);
-impl Result for Scaled {
-    #[inline(always)]
-    unsafe fn start<V: Simd>(self, _c: *const f32, _left: usize) -> V {
-        // SAFETY: the caller's contract.
-        unsafe { V::splat(0.0) }
-    }
+impl Finish for Scaled {
     #[inline(always)]
     unsafe fn finish<V: Simd>(self, sum: V, _c: *const f32, _column: usize, _left: usize) -> V {
         // SAFETY: the caller's contract.
@@ -164,12 +163,7 @@ struct ByColumn {
     n: usize,
     is_first: bool,
 }
-impl Result for ByColumn {
-    #[inline(always)]
-    unsafe fn start<V: Simd>(self, _c: *const f32, _left: usize) -> V {
-        // SAFETY: the caller's contract.
-        unsafe { V::splat(0.0) }
-    }
+impl Finish for ByColumn {
     #[inline(always)]
     unsafe fn finish<V: Simd>(self, sum: V, c: *const f32, column: usize, left: usize) -> V {
         // SAFETY: the caller's contract; there are `n` scales.
@@ -199,7 +193,7 @@ unsafe fn load<V: Simd>(p: *const f32, left: usize) -> V {
 /// # Safety
 /// As [`Simd`]'s; the shapes agree.
 #[inline(always)]
-unsafe fn nn<V: Simd, B: Elem, R: Result, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>, result: R) {
+unsafe fn nn<V: Simd, B: Elem, R: Finish, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>, result: R) {
     let (m, d) = (p.n_rows(), c.len());
     let t = NnTile {
         n: v.n_rows(),
@@ -262,7 +256,7 @@ struct NnTile<B, R> {
     result: R,
 }
 
-impl<B: Elem, R: Result> NnTile<B, R> {
+impl<B: Elem, R: Finish> NnTile<B, R> {
     /// # Safety
     /// As [`Self::run`].
     #[inline(always)]

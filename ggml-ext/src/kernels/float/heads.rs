@@ -84,6 +84,7 @@ pub(super) unsafe fn align_heads<V: Simd>(net: &HeadNet, x: Rows<f32>, units: &m
 unsafe fn align<V: Simd, A: Unary>(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>, act: &A) {
     let (n, units) = (out.len(), units.as_mut_ptr());
     let n_tiles = net.bias.len().div_ceil(TILE) + out.n_rows().div_ceil(TILE);
+    const { assert!(V::NN_VECS == 4 || V::NN_VECS == 2) };
     let width = V::NN_VECS * V::LANES;
     let mut ahead = Ahead::new(net.ahead, n_tiles * n.div_ceil(width));
     let mut at = 0;
