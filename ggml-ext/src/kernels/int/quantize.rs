@@ -33,18 +33,52 @@ pub(super) unsafe fn row<I: Isa>(x: &[f32], fine_step: f32, [first, second]: [&m
             n_fine += usize::from(first.scale > largest_step);
         }
         fine[0] = n_fine as u32;
-        for &b in &fine[1..=n_fine] {
-            let (first, second) = (&mut first[b as usize], &mut second[b as usize]);
-            let x = x[b as usize * BLOCK..].as_ptr();
-            let codes = first.codes.as_ptr().cast::<u8>();
-            let step = I::splat(&raw const first.scale);
-            let rest = |x, codes| I::fma(I::negate(step), I::load_i8(codes), I::load(x));
-            block::<I>([rest(x, codes), rest(x.add(16), codes.add(16))], second);
-            first.fine = 1;
-            first.sum += second.sum;
-            first.half = [first.half[0] + second.half[0], first.half[1] + second.half[1]];
+        let (fours, rest) = fine[1..=n_fine].as_chunks::<4>();
+        for which in fours {
+            let (mut left, mut four) = ([0.0; 4 * BLOCK], [Q8Block::ZERO; 4]);
+            for (&b, left) in which.iter().zip(left.as_chunks_mut().0) {
+                rest_of::<I>(x, first, b as usize, left);
+            }
+            I::quantize_four(left.as_ptr(), &mut four);
+            for (&b, block) in which.iter().zip(four) {
+                add_second(&mut first[b as usize], &mut second[b as usize], block);
+            }
+        }
+        for &b in rest {
+            let (mut left, mut one) = ([0.0; BLOCK], Q8Block::ZERO);
+            rest_of::<I>(x, first, b as usize, &mut left);
+            block::<I>([I::load(left.as_ptr()), I::load(left[16..].as_ptr())], &mut one);
+            add_second(&mut first[b as usize], &mut second[b as usize], one);
         }
     }
+}
+
+/// What the first digits of block `b` leave over.
+///
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn rest_of<I: Isa>(x: &[f32], first: &[Q8Block], b: usize, left: &mut [f32; BLOCK]) {
+    let (x, block) = (&x[b * BLOCK..][..BLOCK], &first[b]);
+    // SAFETY: all have 32 elements.
+    unsafe {
+        let step = I::negate(I::splat(&raw const block.scale));
+        let mut i = 0;
+        while i < BLOCK {
+            let code = I::load_i8(block.codes.as_ptr().add(i).cast());
+            I::store(I::fma(step, code, I::load(x.as_ptr().add(i))), left.as_mut_ptr().add(i));
+            i += 16;
+        }
+    }
+}
+
+/// Gives a block its second digits.
+#[inline(always)]
+fn add_second(first: &mut Q8Block, second: &mut Q8Block, digits: Q8Block) {
+    *second = digits;
+    first.fine = 1;
+    first.sum += digits.sum;
+    first.half = [first.half[0] + digits.half[0], first.half[1] + digits.half[1]];
 }
 
 /// Quantises one block.
