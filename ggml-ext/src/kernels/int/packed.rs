@@ -76,8 +76,8 @@ pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product, scratch: &mut Matmul
         for group in groups::<P>(p) {
             // SAFETY: token 0 exists; the rest is passed on.
             unsafe {
-                tile::<I, P, 1, true>(p, &group, 0, sums.of(0));
-                write::<I>(p, &group, 0..1, &mut sums);
+                tile::<I, P, 1, true>(p, &group, 0, sums.of(0), group.out(p, 0, 0, &mut sums));
+                write_last(p, &group, 0..1, &mut sums);
             }
         }
         return;
@@ -103,9 +103,27 @@ pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product, scratch: &mut Matmul
                 unsafe {
                     second_digits::<I, P>(p, &group, tokens.clone(), fine, span == 0, &mut sums);
                     tiles::<I, P>(p, &group, tokens.clone(), &mut sums);
-                    write::<I>(p, &group, tokens, &mut sums);
+                    write_last(p, &group, tokens, &mut sums);
                 }
             }
+        }
+    }
+}
+
+impl Group {
+    /// How many of its rows the product has.
+    #[inline(always)]
+    fn n_rows(&self, p: &Product) -> usize {
+        ROWS.min(p.rows.end - self.first_row)
+    }
+
+    /// Where the results of token `t` go, and how far from there those of the next token: to where the product wants them or, where it does
+    /// not want all rows, to the sums of a span that starts at token `start`.
+    #[inline(always)]
+    fn out(&self, p: &Product, start: usize, t: usize, sums: &mut Sums) -> (*mut f32, usize) {
+        match self.n_rows(p) {
+            ROWS => (p.out.wrapping_add(t * p.out_stride + self.first_row), p.out_stride),
+            _ => (sums.of(t - start), ROWS),
         }
     }
 }
@@ -121,35 +139,36 @@ unsafe fn tiles<I: Isa, P: Format>(p: &Product, group: &Group, tokens: Range<usi
     // SAFETY: tokens t..t + T exist; the rest is passed on.
     unsafe {
         while I::TOKENS >= 8 && end - t >= 8 {
-            tile::<I, P, 8, false>(p, group, t, sums.of(t - start));
+            tile::<I, P, 8, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
             t += 8;
         }
         while end - t >= 4 {
-            tile::<I, P, 4, false>(p, group, t, sums.of(t - start));
+            tile::<I, P, 4, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
             t += 4;
         }
         while end - t >= 2 {
-            tile::<I, P, 2, false>(p, group, t, sums.of(t - start));
+            tile::<I, P, 2, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
             t += 2;
         }
         if t < end {
-            tile::<I, P, 1, false>(p, group, t, sums.of(t - start));
+            tile::<I, P, 1, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
         }
     }
 }
 
-/// The product of a group with the first digits of tokens `t..t + T`, added to `T` times [`ROWS`] sums; or, if `BOTH`, with
-/// their first and second digits, to begin the sums. The latter passes over the weights once but has a branch per block that
+/// The product of a group with the first digits of tokens `t..t + T`, plus `T` times [`ROWS`] sums; or, if `BOTH`, with
+/// their first and second digits. It goes where `out` says: an address, and how far the next token's is. The latter passes over the weights once but has a branch per block that
 /// cannot be predicted: good where memory is waited for, bad where arithmetic is.
 ///
 /// # Safety
-/// As [`matmul`]; the group and the tokens exist, and so do the sums.
+/// As [`matmul`]; the group and the tokens exist, and so do the sums and the places to write to.
 #[inline(always)]
 unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
     p: &Product,
     group: &Group,
     t: usize,
-    sums: *mut f32,
+    sums: *const f32,
+    (out, out_stride): (*mut f32, usize),
 ) {
     let n_blocks = p.w.cols / P::LEN;
     let (mut lines, mut fields) = (group.lines, group.fields);
@@ -195,7 +214,7 @@ unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
         let mut j = 0;
         while j < T {
             let sums = sums.add(j * ROWS);
-            I::store(I::add(if BOTH { acc_second[j] } else { I::load(sums) }, acc[j]), sums);
+            I::store(I::add(if BOTH { acc_second[j] } else { I::load(sums) }, acc[j]), out.add(j * out_stride));
             j += 1;
         }
     }
@@ -221,8 +240,8 @@ unsafe fn second_digits<I: Isa, P: Format>(
     // SAFETY: a group has a set of lines for each block of activations and a set of fields for each of the type's; the sums
     // of a token are written before they are read.
     unsafe {
-        for i in 0..tokens.len() {
-            I::store(I::zero(), sums.of(i));
+        for sum in &mut sums.0[..tokens.len()] {
+            I::store(I::zero(), sum.as_mut_ptr().cast());
         }
         let second = p.x.second(tokens.start);
         for (b, &which) in fine.iter().enumerate() {
@@ -250,22 +269,20 @@ unsafe fn second_digits<I: Isa, P: Format>(
     }
 }
 
-/// Moves the sums of a span of tokens to where the product wants them.
+/// Moves the sums of a span of tokens to where the product wants them, if it does not want all rows of the group.
 ///
 /// # Safety
 /// As [`matmul`]; the sums of these tokens have been written.
 #[inline(always)]
-unsafe fn write<I: Isa>(p: &Product, group: &Group, tokens: Range<usize>, sums: &mut Sums) {
-    let n_rows = ROWS.min(p.rows.end - group.first_row);
+unsafe fn write_last(p: &Product, group: &Group, tokens: Range<usize>, sums: &mut Sums) {
+    let n_rows = group.n_rows(p);
+    if n_rows == ROWS {
+        return;
+    }
     for (i, t) in tokens.enumerate() {
         // SAFETY: the caller of the product vouches for these elements of the output.
         unsafe {
-            let out = p.out.add(t * p.out_stride + group.first_row);
-            if n_rows == ROWS {
-                I::store(I::load(sums.of(i)), out);
-            } else {
-                std::ptr::copy_nonoverlapping(sums.of(i), out, n_rows);
-            }
+            std::ptr::copy_nonoverlapping(sums.of(i), p.out.add(t * p.out_stride + group.first_row), n_rows);
         }
     }
 }
