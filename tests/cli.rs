@@ -232,6 +232,36 @@ fn escapes_and_affixes() {
 }
 
 #[test]
+fn metadata_can_be_overridden() {
+    let logits = |more: &[&str]| ok(&[&["logits", "--ids", "[1, 403, 407, 261, 378]", "--top", "2"], more].concat()).0;
+    let plain = logits(&[]);
+    let base = logits(&["--rope-freq-base", "300"]);
+    assert_ne!(base, plain);
+    assert_eq!(base, logits(&["--override-kv", "llama.rope.freq_base=float:300"]));
+    // The last word has --override-kv.
+    assert_eq!(base, logits(&["--rope-freq-base", "9", "--override-kv", "llama.rope.freq_base=float:300"]));
+    assert_eq!(plain, logits(&["--override-kv", "llama.rope.freq_base=float:10000,general.name=str:x"]));
+
+    let stretched = logits(&["--rope-scale", "4"]);
+    assert_ne!(stretched, plain);
+    assert_eq!(stretched, logits(&["--rope-freq-scale", "0.25"]));
+    assert_eq!(plain, logits(&["--rope-scale", "4", "--rope-scaling", "none"]));
+    let yarn = ["--rope-scale", "4", "--rope-scaling", "yarn", "--yarn-orig-ctx", "64"];
+    let yarned = logits(&yarn);
+    assert_ne!(yarned, stretched);
+    for (flag, value) in [("--yarn-ext-factor", "0.5"), ("--yarn-beta-slow", "4"), ("--yarn-beta-fast", "0.5")] {
+        assert_ne!(yarned, logits(&[&yarn[..], &[flag, value]].concat()), "{flag}");
+    }
+    assert_ne!(stretched, logits(&["--rope-scale", "4", "--yarn-attn-factor", "1.5"]));
+
+    let wrong = error(&["-p", "x", "--override-kv", "llama.block_count=str:five"], 1);
+    assert!(wrong.contains("llama.block_count") && wrong.contains("string"), "{wrong}");
+    for (flag, value) in [("--override-kv", "a=u8:1"), ("--rope-freq-base", "0"), ("--rope-scaling", "cubic")] {
+        assert!(error(&["-p", "x", flag, value], 2).contains(value), "{flag}");
+    }
+}
+
+#[test]
 fn mistakes_on_the_command_line_exit_with_2() {
     for (args, named) in [
         (&["--tempp", "1"][..], "--temp"),

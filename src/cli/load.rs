@@ -45,7 +45,8 @@ pub fn model(args: &ModelArgs, compute: &ComputeArgs, log: Log) -> Result<Arc<Mo
 /// [`model`], packed by `n_threads`.
 pub fn model_by_threads(args: &ModelArgs, n_threads: usize, log: Log) -> Result<Arc<Model>, CliError> {
     const STEPS: f32 = 1000.0;
-    let file = file(args.model.as_deref())?;
+    let mut file = file(args.model.as_deref())?;
+    file.set_overrides(args.overrides.all())?;
     let sidecar = args.lisa.as_deref().map(sidecar).transpose()?;
     let plan = args.share.as_deref().map(share_plan).transpose()?;
     let model = {

@@ -142,7 +142,7 @@ pub struct Config {
     pub rope_base: f32,
     /// RoPE's stretching.
     pub rope_scaling: RopeScaling,
-    /// RoPE's magnitude (`rope.scaling.attn_factor`).
+    /// RoPE's magnitude (`rope.scaling.attn_factor`, and `rope.scaling.yarn_attn_factor`).
     pub rope_magnitude: f32,
     /// Context before stretching, where the file gives it.
     pub n_ctx_orig: usize,
@@ -209,6 +209,7 @@ impl Config {
             return Err(keys.error("attention.layer_norm_rms_epsilon", format_args!("{norm_eps} is negative")));
         }
         let n_ctx_orig = keys.count("rope.scaling.original_context_length")?.filter(|&n| n > 0).unwrap_or(n_ctx_train);
+        let rope_scaling = rope_scaling(keys, n_ctx_orig)?;
         Ok(Self {
             arch: keys.arch().into(),
             n_layer,
@@ -222,11 +223,19 @@ impl Config {
             norm_eps,
             n_ctx_train,
             rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
-            rope_scaling: rope_scaling(keys, n_ctx_orig)?,
-            rope_magnitude: keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            rope_magnitude: rope_magnitude(keys, &rope_scaling)?,
+            rope_scaling,
             n_ctx_orig,
         })
     }
+}
+
+/// The factor on rotated values that the file gives. YaRN's own replaces one of its two wherever it extrapolates, as in llama.cpp.
+fn rope_magnitude(keys: &Keys, scaling: &RopeScaling) -> Result<f32> {
+    let factor = keys.positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
+    let of_yarn = keys.positive("rope.scaling.yarn_attn_factor")?.unwrap_or(1.0);
+    let replaced = matches!(scaling, RopeScaling::Yarn { ext_factor, .. } if *ext_factor != 0.0);
+    Ok(if replaced { factor } else { factor * of_yarn })
 }
 
 fn rope_scaling(keys: &Keys, n_ctx_orig: usize) -> Result<RopeScaling> {

@@ -8,6 +8,7 @@ use ggml_ext::gguf::Gguf;
 use ggml_ext::gguf::split::{self, PartName, SplitTensors};
 
 use super::config::{gguf_error, model_error};
+use super::overrides::Override;
 use crate::compute::FileBytes;
 use crate::{Error, Result};
 
@@ -23,6 +24,8 @@ pub struct ModelFile {
     pub name: String,
     /// The bytes of each part.
     pub parts: Vec<Arc<FileBytes>>,
+    /// What the metadata say instead of what is in the file; keys are whole.
+    overrides: Vec<Override>,
 }
 
 impl ModelFile {
@@ -41,23 +44,42 @@ impl ModelFile {
                 parts.push(Arc::new(map(&sibling)?));
             }
         }
-        Ok(Self { name, parts })
+        Ok(Self { name, parts, overrides: Vec::new() })
     }
 
     /// The embedded default model.
     pub fn embedded() -> Self {
-        Self { name: "<embedded model>".into(), parts: vec![Arc::new(FileBytes::Static(EMBEDDED))] }
+        Self::of_part("<embedded model>", FileBytes::Static(EMBEDDED))
     }
 
     /// The sidecar of the embedded model, with which some of its layers share attention.
     pub fn embedded_sidecar() -> Self {
-        let parts = vec![Arc::new(FileBytes::Static(EMBEDDED_SIDECAR))];
-        Self { name: "<embedded sidecar>".into(), parts }
+        Self::of_part("<embedded sidecar>", FileBytes::Static(EMBEDDED_SIDECAR))
     }
 
     /// A model held in memory, called `name` in messages.
     pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Self {
-        Self { name: name.into(), parts: vec![Arc::new(FileBytes::Owned(bytes))] }
+        Self::of_part(name, FileBytes::Owned(bytes))
+    }
+
+    fn of_part(name: &str, bytes: FileBytes) -> Self {
+        Self { name: name.into(), parts: vec![Arc::new(bytes)], overrides: Vec::new() }
+    }
+
+    /// Puts other metadata in place of the file's, from the next [`ModelFile::parse`] on.
+    ///
+    /// # Errors
+    /// As [`ModelFile::parse`].
+    pub fn set_overrides(&mut self, overrides: Vec<Override>) -> Result<()> {
+        if overrides.is_empty() {
+            return Ok(());
+        }
+        let parts = self.parse()?;
+        let arch = parts[0].str("general.architecture").map_err(|e| gguf_error(&self.name, e))?.unwrap_or_default();
+        let whole =
+            |o: Override| if o.key.starts_with('.') { Override { key: format!("{arch}{}", o.key), ..o } } else { o };
+        self.overrides = overrides.into_iter().map(whole).collect();
+        Ok(())
     }
 
     /// Parses every part; the first holds the metadata.
@@ -66,7 +88,10 @@ impl ModelFile {
     /// [`Error::Gguf`] for a malformed part, [`Error::Model`] for parts that do not belong together.
     pub fn parse(&self) -> Result<Vec<Gguf<'_>>> {
         let parts = self.parts.iter().map(|p| Gguf::parse(p)).collect::<std::result::Result<Vec<_>, _>>();
-        let parts = parts.map_err(|e| gguf_error(&self.name, e))?;
+        let mut parts = parts.map_err(|e| gguf_error(&self.name, e))?;
+        if let Some(first) = parts.first_mut() {
+            self.overrides.iter().for_each(|o| first.set(&o.key, o.value.as_metadata()));
+        }
         SplitTensors::new(&parts).map_err(|e| model_error(&self.name, e))?;
         Ok(parts)
     }

@@ -11,6 +11,7 @@ mod file;
 mod forward;
 mod gemma3;
 mod llama;
+mod overrides;
 mod phi3;
 mod qwen;
 mod sharing;
@@ -25,6 +26,7 @@ pub use config::Config;
 pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer, QueryKey, Scores};
 pub use file::ModelFile;
 pub use forward::{Buffers, Mode, Tokens, forward, head, pass_tokens};
+pub use overrides::{Override, OverrideValue};
 pub use sharing::SharingSource;
 
 use builder::{Builder, Sharing};

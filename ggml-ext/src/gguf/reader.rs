@@ -98,6 +98,18 @@ impl<'a> Gguf<'a> {
         self.metadata.iter().map(|(key, value)| (*key, value))
     }
 
+    /// Gives a key another value, or the file a key it does not have. What parsing has already relied on, such as the alignment of the
+    /// data, stays as it is.
+    pub fn set(&mut self, key: &'a str, value: Value<'a>) {
+        match self.by_key.get(key) {
+            Some(&i) => self.metadata[i].1 = value,
+            None => {
+                self.by_key.insert(key, self.metadata.len());
+                self.metadata.push((key, value));
+            }
+        }
+    }
+
     /// The value of a key.
     pub fn get(&self, key: &str) -> Option<&Value<'a>> {
         self.by_key.get(key).map(|&i| &self.metadata[i].1)

@@ -4,7 +4,7 @@ mod grid;
 mod output;
 mod record;
 
-use super::args::{ActivationArgs, CacheTypeArg, ModelArgs};
+use super::args::{ActivationArgs, CacheTypeArg, ModelArgs, OverrideArgs};
 use super::error::CliError;
 use super::load;
 use super::memory;
@@ -119,6 +119,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
             mmap: false,
             no_mmap: args.no_mmap,
             mlock: false,
+            overrides: OverrideArgs::default(),
         };
         let most_threads = params.iter().map(|p| p.n_threads).max().unwrap_or(1);
         let model = load::model_by_threads(&model_args, most_threads, log)?;

@@ -1,7 +1,7 @@
 //! `perplexity --kl-divergence`: how far the predictions are from a baseline's.
 
 use super::{PerplexityArgs, n_windows, text, window_start};
-use crate::cli::args::ModelArgs;
+use crate::cli::args::{ModelArgs, OverrideArgs};
 use crate::cli::error::CliError;
 use crate::cli::load;
 use crate::cli::progress::Log;
@@ -51,6 +51,7 @@ pub fn lockstep(args: &PerplexityArgs, base: &Path, log: Log) -> Result<(), CliE
         mmap: args.model.mmap,
         no_mmap: args.model.no_mmap,
         mlock: args.model.mlock,
+        overrides: OverrideArgs::default(),
     };
     let base_model = load::model(&base_args, &args.compute, log)?;
     let tokenizer = model.tokenizer();
