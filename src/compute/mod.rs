@@ -6,6 +6,7 @@ mod matrix;
 mod ops;
 mod pool;
 mod profile;
+mod shares;
 mod slab;
 
 pub use buffer::{ActivationType, Activations, Operand, SharedBuf};

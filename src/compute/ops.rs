@@ -4,7 +4,9 @@
 use std::ops::Range;
 
 use ggml_ext::kernels::{Kernels, MatmulScratch};
+use ggml_ext::pack::ROWS;
 
+use super::shares::Shares;
 use super::{Activations, Linear, Matrix, Operand, SharedBuf, Worker};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
@@ -134,21 +136,23 @@ impl Ops<'_> {
     /// [`Ops::linear`] for the jobs that are there.
     pub fn linear_some(&mut self, x: &Activations, rows: Range<usize>, jobs: &[Option<Job>]) {
         let jobs = || jobs.iter().flatten();
-        let total: usize = jobs().map(|(l, _)| l.weight.rows()).sum();
-        let chunk = chunk_rows(total, self.worker.n);
-        let n_chunks: usize = jobs().map(|(l, _)| l.weight.rows().div_ceil(chunk)).sum();
+        let n_groups = |linear: &Linear| linear.weight.rows().div_ceil(ROWS);
+        let shares = Shares::new(jobs().map(|(l, _)| n_groups(l)).sum(), self.worker.n);
         let worker = self.worker;
         if let Some(observer) = self.observer {
             self.show(observer, x, rows.clone(), jobs().map(|(l, _)| *l));
         }
-        worker.for_each_chunk(n_chunks, |mut c| {
+        worker.for_each_chunk(shares.n_chunks(), |c| {
+            let chunk = shares.chunk(c);
+            let mut first = 0;
             for (linear, out) in jobs() {
-                let n = linear.weight.rows().div_ceil(chunk);
-                if c < n {
-                    let part = c * chunk..((c + 1) * chunk).min(linear.weight.rows());
-                    return self.product(x, rows.clone(), linear, part, out);
+                let end = first + n_groups(linear);
+                let groups = chunk.start.max(first)..chunk.end.min(end);
+                if !groups.is_empty() {
+                    let part = (groups.start - first) * ROWS..((groups.end - first) * ROWS).min(linear.weight.rows());
+                    self.product(x, rows.clone(), linear, part, out);
                 }
-                c -= n;
+                first = end;
             }
         });
         worker.barrier();
@@ -198,11 +202,4 @@ impl Ops<'_> {
             }
         }
     }
-}
-
-/// Rows a member takes at a time: some chunks per member so that a slow one does not hold up the others, in whole row
-/// groups of the packed layout.
-fn chunk_rows(total: usize, n_workers: usize) -> usize {
-    let target = if n_workers == 1 { total } else { total / (n_workers * 6) };
-    target.clamp(32, 512).next_multiple_of(ggml_ext::pack::ROWS)
 }

@@ -12,12 +12,12 @@ use super::q8::{BLOCK, Q8Block};
 pub(super) unsafe fn row<I: Isa>(x: &[f32], fine_step: f32, [first, second]: [&mut [Q8Block]; 2], fine: &mut [u32]) {
     // SAFETY: 32 elements are read and 32 codes written, 16 at a time.
     unsafe {
-        let mut squares = I::zero();
-        for x in x.chunks_exact(16) {
-            let x = I::load(x.as_ptr());
-            squares = I::fma(x, x, squares);
+        let mut squares = [I::zero(); 2];
+        for x in x.chunks_exact(BLOCK) {
+            let (first, last) = (I::load(x.as_ptr()), I::load(x.as_ptr().add(16)));
+            squares = [I::fma(first, first, squares[0]), I::fma(last, last, squares[1])];
         }
-        let largest_step = fine_step * (I::sum(squares) / x.len() as f32).sqrt();
+        let largest_step = fine_step * (I::sum(I::add(squares[0], squares[1])) / x.len() as f32).sqrt();
         let mut n_fine = 0;
         let (fours, rest) = first.as_chunks_mut::<4>();
         let (x_fours, x_rest) = x.split_at(fours.len() * 4 * BLOCK);
