@@ -156,3 +156,13 @@ fn strings_of_any_length_in_one_array() {
         assert_eq!(values, strings);
     }
 }
+
+#[test]
+fn values_can_be_set() {
+    let bytes = Raw::new().u32("n", 7).string("s", "x").build();
+    let mut g = Gguf::parse(&bytes).unwrap();
+    g.set("n", Value::F32(0.5));
+    g.set("new", Value::Bool(true));
+    assert_eq!((g.f32("n"), g.str("s"), g.bool("new")), (Ok(Some(0.5)), Ok(Some("x")), Ok(Some(true))));
+    assert_eq!(g.metadata().map(|(key, _)| key).collect::<Vec<_>>(), ["n", "s", "new"]);
+}

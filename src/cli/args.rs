@@ -1,10 +1,10 @@
 //! Flags shared by subcommands, with llama.cpp's names and defaults, and their translation into validated settings.
 
 use super::error::CliError;
+use super::overrides::OverrideArgs;
 use clap::{Args, ValueEnum};
 use lisa_cpp::attention::CacheType;
 use lisa_cpp::compute::{ActivationType, default_threads};
-use lisa_cpp::model::{Override, OverrideValue};
 use lisa_cpp::runtime::SessionParams;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -34,77 +34,6 @@ pub struct ModelArgs {
     pub mlock: bool,
     #[command(flatten)]
     pub overrides: OverrideArgs,
-}
-
-/// What the model's metadata say instead of what is in the file.
-#[derive(Args, Debug, Default)]
-pub struct OverrideArgs {
-    /// Give the model's metadata other values; types: int, float, bool, str
-    #[arg(long, value_name = "KEY=TYPE:VALUE", value_delimiter = ',')]
-    override_kv: Vec<Override>,
-    /// How RoPE is stretched to longer contexts [default: as the model says, else linear]
-    #[arg(long, value_name = "METHOD", value_enum, hide_short_help = true)]
-    rope_scaling: Option<RopeScalingArg>,
-    /// Stretch contexts by a factor of N
-    #[arg(long, value_name = "N", value_parser = positive, hide_short_help = true)]
-    rope_scale: Option<f64>,
-    /// RoPE's base frequency [default: the model's]
-    #[arg(long, value_name = "N", value_parser = positive, hide_short_help = true)]
-    rope_freq_base: Option<f64>,
-    /// Stretch contexts by a factor of 1/N
-    #[arg(long, value_name = "N", value_parser = positive, conflicts_with = "rope_scale", hide_short_help = true)]
-    rope_freq_scale: Option<f64>,
-    /// YaRN: the context the model was made for [default: the model's]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    yarn_orig_ctx: Option<u32>,
-    /// YaRN: mix of extrapolation, 0: interpolation alone [default: 1]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    yarn_ext_factor: Option<f64>,
-    /// YaRN: factor of the magnitude, where nothing is extrapolated (--yarn-ext-factor 0) [default: 1]
-    #[arg(long, value_name = "N", value_parser = positive, hide_short_help = true)]
-    yarn_attn_factor: Option<f64>,
-    /// YaRN: rotations within the original context up to which a dimension is interpolated [default: 1]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    yarn_beta_slow: Option<f64>,
-    /// YaRN: rotations from which on a dimension is left as it is [default: 32]
-    #[arg(long, value_name = "N", hide_short_help = true)]
-    yarn_beta_fast: Option<f64>,
-}
-
-/// A way of stretching RoPE on the command line.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum RopeScalingArg {
-    None,
-    Linear,
-    Yarn,
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    match text.parse() {
-        Ok(v) if v > 0.0 && f64::is_finite(v) => Ok(v),
-        _ => Err("expected a positive number".into()),
-    }
-}
-
-impl OverrideArgs {
-    /// All of them, those of `--override-kv` last, so that they win.
-    pub fn all(&self) -> Vec<Override> {
-        let scaling = self.rope_scaling.and_then(|s| Some(s.to_possible_value()?.get_name().to_owned()));
-        let float = |key: &str, v: Option<f64>| Some((key.to_owned(), OverrideValue::Float(v?)));
-        let rope = [
-            scaling.map(|s| (".rope.scaling.type".to_owned(), OverrideValue::Str(s))),
-            float(".rope.scaling.factor", self.rope_scale.or(self.rope_freq_scale.map(f64::recip))),
-            float(".rope.freq_base", self.rope_freq_base),
-            self.yarn_orig_ctx
-                .map(|n| (".rope.scaling.original_context_length".to_owned(), OverrideValue::Int(n.into()))),
-            float(".rope.scaling.yarn_ext_factor", self.yarn_ext_factor),
-            float(".rope.scaling.yarn_attn_factor", self.yarn_attn_factor),
-            float(".rope.scaling.yarn_beta_slow", self.yarn_beta_slow),
-            float(".rope.scaling.yarn_beta_fast", self.yarn_beta_fast),
-        ];
-        let rope = rope.into_iter().flatten().map(|(key, value)| Override { key, value });
-        rope.chain(self.override_kv.iter().cloned()).collect()
-    }
 }
 
 /// Threads and arithmetic.

@@ -102,26 +102,8 @@ const FLAGS: &[(&str, &[&str])] = &[
         &["--lora", "--lora-scaled", "--control-vector", "--control-vector-scaled", "--control-vector-layer-range"],
     ),
     (
-        "positions are rotated as the file says, and nothing overrides that",
-        &[
-            "--rope-scaling",
-            "--rope-scale",
-            "--rope-freq-base",
-            "--rope-freq-scale",
-            "--yarn-orig-ctx",
-            "--yarn-ext-factor",
-            "--yarn-attn-factor",
-            "--yarn-beta-slow",
-            "--yarn-beta-fast",
-            "-gan",
-            "--grp-attn-n",
-            "-gaw",
-            "--grp-attn-w",
-        ],
-    ),
-    (
-        "metadata is taken as the file has it; quantize --override-kv writes a file with other values",
-        &["--override-kv"],
+        "groups of positions are not supported; --rope-scaling and --rope-scale stretch the context",
+        &["-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"],
     ),
     ("the state of a prompt cannot be kept in a file", &["--prompt-cache", "--prompt-cache-all", "--prompt-cache-ro"]),
     (

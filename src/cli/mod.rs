@@ -25,6 +25,7 @@ mod logits;
 mod memory;
 mod merge;
 mod output;
+mod overrides;
 mod perplexity;
 mod progress;
 mod quantize;

@@ -10,8 +10,8 @@ use ggml_ext::GgmlType;
 use ggml_ext::gguf::split::PartName;
 use lisa_cpp::compute::{Pool, default_threads};
 use lisa_cpp::imatrix::{Imatrix, Importance};
-use lisa_cpp::model::ModelFile;
-use lisa_cpp::quantize::{self, Options, Plan, Recipe, Setting, Shard, Step};
+use lisa_cpp::model::{ModelFile, Override, OverrideValue};
+use lisa_cpp::quantize::{self, Options, Plan, Recipe, Shard, Step};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -58,7 +58,7 @@ pub struct QuantizeArgs {
     tensor_type_file: Option<PathBuf>,
     /// Replace or add metadata; TYPE is int, float, bool or str (can be given several times)
     #[arg(long, value_name = "KEY=TYPE:VALUE")]
-    override_kv: Vec<String>,
+    override_kv: Vec<Override>,
     /// Write as many files as the input has
     #[arg(long)]
     keep_split: bool,
@@ -98,7 +98,7 @@ struct Positional {
 }
 
 /// What the output's metadata say about an importance matrix.
-type Settings = Vec<(String, Setting)>;
+type Settings = Vec<Override>;
 
 impl QuantizeArgs {
     fn positional(&self) -> Result<Positional, CliError> {
@@ -166,28 +166,14 @@ impl QuantizeArgs {
             return Ok(None);
         }
         let key = |name: &str| format!("quantize.imatrix.{name}");
-        let mut settings = vec![(key("file"), Setting::Str(path.display().to_string()))];
-        settings.extend(matrix.datasets.first().map(|text| (key("dataset"), Setting::Str(text.clone()))));
-        settings.push((key("entries_count"), Setting::Int(importance.len() as i64)));
-        settings.push((key("chunks_count"), Setting::Int(n_chunks.min(u32::MAX.into()) as i64)));
+        let int = |name: &str, v: i64| Override::new(key(name), OverrideValue::Int(v));
+        let str = |name: &str, v: String| Override::new(key(name), OverrideValue::Str(v));
+        let mut settings = vec![str("file", path.display().to_string())];
+        settings.extend(matrix.datasets.first().map(|text| str("dataset", text.clone())));
+        settings.push(int("entries_count", importance.len() as i64));
+        settings.push(int("chunks_count", n_chunks.min(u32::MAX.into()) as i64));
         Ok(Some((importance, settings)))
     }
-}
-
-/// `KEY=TYPE:VALUE`.
-fn setting(text: &str) -> Result<(String, Setting), CliError> {
-    let fault = |what: &str| CliError::usage(format!("--override-kv {text}: {what}"));
-    let parts = text.split_once('=').and_then(|(key, rest)| Some((key, rest.split_once(':')?)));
-    let (key, (ty, value)) =
-        parts.filter(|(key, _)| !key.is_empty()).ok_or_else(|| fault("expected KEY=TYPE:VALUE"))?;
-    let value = match ty {
-        "int" => value.parse().ok().map(Setting::Int),
-        "float" => value.parse().ok().map(Setting::Float),
-        "bool" => value.parse().ok().map(Setting::Bool),
-        "str" => Some(Setting::Str(value.into())),
-        _ => return Err(fault("the type must be int, float, bool or str")),
-    };
-    Ok((key.into(), value.ok_or_else(|| fault(&format!("'{ty}' has no value of this form")))?))
 }
 
 /// Runs the command.
@@ -196,14 +182,13 @@ pub fn run(args: &QuantizeArgs) -> Result<(), CliError> {
     let Positional { input, output, recipe, n_threads } = args.positional()?;
     let tensor_types = args.tensor_types()?;
     let mut settings = Vec::new();
-    let overrides = args.override_kv.iter().map(|text| setting(text)).collect::<Result<Vec<_>, _>>()?;
     let file = ModelFile::open(&input)?;
     let parts = file.parse()?;
     let importance = args.importance(log)?.map(|(importance, keys)| {
         settings.extend(keys);
         importance
     });
-    settings.extend(overrides);
+    settings.extend(args.override_kv.iter().cloned());
     let options = Options {
         recipe,
         pure: args.pure,

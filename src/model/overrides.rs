@@ -1,4 +1,5 @@
-//! Metadata that a user puts in place of a file's, for one run: llama.cpp's `--override-kv`, and its flags about RoPE.
+//! Metadata that a user puts in place of a file's, for one run or in a new file: llama.cpp's `--override-kv`, and its flags about
+//! RoPE.
 
 use std::str::FromStr;
 
@@ -16,10 +17,10 @@ pub struct Override {
 /// A value of one of the four types that can be given.
 #[derive(Debug, Clone, PartialEq)]
 pub enum OverrideValue {
-    /// Any integer.
+    /// A whole number, in metadata u32, or i32 if it is negative.
     Int(i64),
-    /// Any number.
-    Float(f64),
+    /// A number, in metadata f32.
+    Float(f32),
     /// True or false.
     Bool(bool),
     /// Text.
@@ -27,14 +28,22 @@ pub enum OverrideValue {
 }
 
 impl OverrideValue {
-    /// As the metadata of a file would have it.
-    pub(super) fn as_metadata(&self) -> Value<'_> {
-        match self {
-            Self::Int(v) => Value::I64(*v),
-            Self::Float(v) => Value::F64(*v),
-            Self::Bool(v) => Value::Bool(*v),
-            Self::Str(v) => Value::String(v),
+    /// As the metadata of a file have it.
+    pub fn as_metadata(&self) -> Value<'_> {
+        match *self {
+            Self::Int(v) if v < 0 => i32::try_from(v).map_or(Value::I64(v), Value::I32),
+            Self::Int(v) => u32::try_from(v).map_or(Value::I64(v), Value::U32),
+            Self::Float(v) => Value::F32(v),
+            Self::Bool(v) => Value::Bool(v),
+            Self::Str(ref v) => Value::String(v),
         }
+    }
+}
+
+impl Override {
+    /// `key` is to be `value`.
+    pub fn new(key: impl Into<String>, value: OverrideValue) -> Self {
+        Self { key: key.into(), value }
     }
 }
 
@@ -54,7 +63,7 @@ impl FromStr for Override {
             "str" => OverrideValue::Str(value.into()),
             _ => return Err(format!("unknown type '{ty}', expected int, float, bool or str")),
         };
-        Ok(Self { key: key.into(), value })
+        Ok(Self::new(key, value))
     }
 }
 
@@ -65,7 +74,7 @@ mod tests {
     #[test]
     fn every_type_is_read() {
         let read = |text: &str| text.parse::<Override>().unwrap();
-        let want = |key: &str, value| Override { key: key.into(), value };
+        let want = |key: &str, value| Override::new(key, value);
         assert_eq!(read("a.b=int:-7"), want("a.b", OverrideValue::Int(-7)));
         assert_eq!(read("a=float:1e-5"), want("a", OverrideValue::Float(1e-5)));
         assert_eq!(read("a=bool:false"), want("a", OverrideValue::Bool(false)));

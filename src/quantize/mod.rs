@@ -10,4 +10,4 @@ mod write;
 
 pub use plan::{Options, Plan, Step};
 pub use recipe::Recipe;
-pub use write::{QuantizeError, Setting, Shard, write};
+pub use write::{QuantizeError, Shard, write};

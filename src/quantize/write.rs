@@ -10,6 +10,7 @@ use ggml_ext::gguf::{Gguf, GgufWriter, Value, WriteError, split};
 use super::{Plan, Step};
 use crate::compute::Pool;
 use crate::imatrix::Importance;
+use crate::model::Override;
 
 /// Why a model could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -26,31 +27,6 @@ pub enum QuantizeError {
     /// The output refused.
     #[error(transparent)]
     Write(#[from] WriteError),
-}
-
-/// A metadata value that replaces or adds to the input's.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Setting {
-    /// A whole number, stored as u32, or as i32 if it is negative.
-    Int(i64),
-    /// A number, stored as f32.
-    Float(f32),
-    /// True or false.
-    Bool(bool),
-    /// A text.
-    Str(String),
-}
-
-impl Setting {
-    fn value(&self) -> Value<'_> {
-        match *self {
-            Setting::Int(v) if v < 0 => i32::try_from(v).map_or(Value::I64(v), Value::I32),
-            Setting::Int(v) => u32::try_from(v).map_or(Value::I64(v), Value::U32),
-            Setting::Float(v) => Value::F32(v),
-            Setting::Bool(v) => Value::Bool(v),
-            Setting::Str(ref v) => Value::String(v),
-        }
-    }
 }
 
 /// The version of the block formats, `general.quantization_version`.
@@ -77,7 +53,7 @@ pub fn write<W: Write>(
     parts: &[Gguf],
     plan: &Plan,
     importance: Option<&Importance>,
-    settings: &[(String, Setting)],
+    settings: &[Override],
     shard: Option<Shard>,
     pool: &mut Pool,
     out: W,
@@ -110,16 +86,16 @@ pub fn write<W: Write>(
 fn write_metadata<W: Write>(
     head: &Gguf,
     plan: &Plan,
-    settings: &[(String, Setting)],
+    settings: &[Override],
     w: &mut GgufWriter<W>,
 ) -> Result<(), WriteError> {
     let mut all: Vec<(&str, Value)> = Vec::new();
     all.push(("general.quantization_version", Value::U32(QUANTIZATION_VERSION)));
     all.extend(plan.recipe.map(|r| ("general.file_type", Value::U32(r.id()))));
     // Of a key given twice the later counts.
-    for (key, setting) in settings {
+    for Override { key, value } in settings {
         all.retain(|(k, _)| k != key);
-        all.push((key, setting.value()));
+        all.push((key, value.as_metadata()));
     }
     for (key, value) in head.metadata().filter(|(key, _)| !key.starts_with("split.")) {
         match all.iter().position(|(k, _)| *k == key) {

@@ -4,10 +4,11 @@ mod grid;
 mod output;
 mod record;
 
-use super::args::{ActivationArgs, CacheTypeArg, ModelArgs, OverrideArgs};
+use super::args::{ActivationArgs, CacheTypeArg, ModelArgs};
 use super::error::CliError;
 use super::load;
 use super::memory;
+use super::overrides::OverrideArgs;
 use super::progress::Log;
 use clap::Args;
 use grid::{numbers, pairs};

@@ -1,9 +1,10 @@
 //! `perplexity --kl-divergence`: how far the predictions are from a baseline's.
 
 use super::{PerplexityArgs, n_windows, text, window_start};
-use crate::cli::args::{ModelArgs, OverrideArgs};
+use crate::cli::args::ModelArgs;
 use crate::cli::error::CliError;
 use crate::cli::load;
+use crate::cli::overrides::OverrideArgs;
 use crate::cli::progress::Log;
 use crate::cli::timings::Timings;
 use lisa_cpp::eval::divergence::{BaseReader, DivergenceStats};
