@@ -10,7 +10,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where the model comes from and how it is held in memory.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
     /// GGUF file (of a split model: its first part). Default: the story model embedded in the program

@@ -97,9 +97,6 @@ struct Positional {
     n_threads: usize,
 }
 
-/// What the output's metadata say about an importance matrix.
-type Settings = Vec<Override>;
-
 impl QuantizeArgs {
     fn positional(&self) -> Result<Positional, CliError> {
         let recipe = |text: &str| match text.eq_ignore_ascii_case("COPY") {
@@ -146,7 +143,8 @@ impl QuantizeArgs {
         all.iter().map(parse).collect()
     }
 
-    fn importance(&self, log: Log) -> Result<Option<(Importance, Settings)>, CliError> {
+    /// The importance matrix, and what the output's metadata say about it.
+    fn importance(&self, log: Log) -> Result<Option<(Importance, Vec<Override>)>, CliError> {
         let Some(path) = &self.imatrix else { return Ok(None) };
         let matrix = Imatrix::read(path)?;
         let is_in = |parts: &[String], name: &str| parts.iter().any(|part| name.contains(part.as_str()));

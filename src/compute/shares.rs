@@ -52,7 +52,7 @@ impl Shares {
         let (round, member) = (i / self.n_members, i % self.n_members);
         let left = all >> round;
         let parts = self.n_members * (all - left) + member * (left / 2).max(1);
-        parts.min(self.n_members * all) * self.n_units / (self.n_members * all)
+        parts * self.n_units / (self.n_members * all)
     }
 }
 

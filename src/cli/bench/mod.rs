@@ -8,7 +8,6 @@ use super::args::{ActivationArgs, CacheTypeArg, ModelArgs};
 use super::error::CliError;
 use super::load;
 use super::memory;
-use super::overrides::OverrideArgs;
 use super::progress::Log;
 use clap::Args;
 use grid::{numbers, pairs};
@@ -117,10 +116,8 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
             model: path.clone(),
             lisa: args.lisa.clone(),
             share: args.share.clone(),
-            mmap: false,
             no_mmap: args.no_mmap,
-            mlock: false,
-            overrides: OverrideArgs::default(),
+            ..ModelArgs::default()
         };
         let most_threads = params.iter().map(|p| p.n_threads).max().unwrap_or(1);
         let model = load::model_by_threads(&model_args, most_threads, log)?;

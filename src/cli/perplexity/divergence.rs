@@ -4,7 +4,6 @@ use super::{PerplexityArgs, n_windows, text, window_start};
 use crate::cli::args::ModelArgs;
 use crate::cli::error::CliError;
 use crate::cli::load;
-use crate::cli::overrides::OverrideArgs;
 use crate::cli::progress::Log;
 use crate::cli::timings::Timings;
 use lisa_cpp::eval::divergence::{BaseReader, DivergenceStats};
@@ -47,12 +46,10 @@ pub fn lockstep(args: &PerplexityArgs, base: &Path, log: Log) -> Result<(), CliE
     let model = load::model(&args.model, &args.compute, log)?;
     let base_args = ModelArgs {
         model: Some(base.into()),
-        lisa: None,
-        share: None,
         mmap: args.model.mmap,
         no_mmap: args.model.no_mmap,
         mlock: args.model.mlock,
-        overrides: OverrideArgs::default(),
+        ..ModelArgs::default()
     };
     let base_model = load::model(&base_args, &args.compute, log)?;
     let tokenizer = model.tokenizer();

@@ -57,7 +57,7 @@ struct Sums([MaybeUninit<[f32; ROWS]>; SPAN]);
 impl Sums {
     #[inline(always)]
     fn of(&mut self, i: usize) -> *mut f32 {
-        self.0[i].as_mut_ptr().cast()
+        self.0[i..].as_mut_ptr().cast()
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product, scratch: &mut Matmul
         for group in groups::<P>(p) {
             // SAFETY: token 0 exists; the rest is passed on.
             unsafe {
-                tile::<I, P, 1, true>(p, &group, 0, sums.of(0), group.out(p, 0, 0, &mut sums));
+                tile::<I, P, 1, true>(p, &group, 0, sums.of(0));
                 write_last(p, &group, 0..1, &mut sums);
             }
         }
@@ -117,13 +117,13 @@ impl Group {
         ROWS.min(p.rows.end - self.first_row)
     }
 
-    /// Where the results of token `t` go, and how far from there those of the next token: to where the product wants them or, where it does
-    /// not want all rows, to the sums of a span that starts at token `start`.
+    /// Where the results of token `t` go, and how far from there those of the next token: to where the product wants them or,
+    /// where it does not want all rows, to the token's `sums`.
     #[inline(always)]
-    fn out(&self, p: &Product, start: usize, t: usize, sums: &mut Sums) -> (*mut f32, usize) {
+    fn out(&self, p: &Product, t: usize, sums: *mut f32) -> (*mut f32, usize) {
         match self.n_rows(p) {
             ROWS => (p.out.wrapping_add(t * p.out_stride + self.first_row), p.out_stride),
-            _ => (sums.of(t - start), ROWS),
+            _ => (sums, ROWS),
         }
     }
 }
@@ -139,36 +139,35 @@ unsafe fn tiles<I: Isa, P: Format>(p: &Product, group: &Group, tokens: Range<usi
     // SAFETY: tokens t..t + T exist; the rest is passed on.
     unsafe {
         while I::TOKENS >= 8 && end - t >= 8 {
-            tile::<I, P, 8, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
+            tile::<I, P, 8, false>(p, group, t, sums.of(t - start));
             t += 8;
         }
         while end - t >= 4 {
-            tile::<I, P, 4, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
+            tile::<I, P, 4, false>(p, group, t, sums.of(t - start));
             t += 4;
         }
         while end - t >= 2 {
-            tile::<I, P, 2, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
+            tile::<I, P, 2, false>(p, group, t, sums.of(t - start));
             t += 2;
         }
         if t < end {
-            tile::<I, P, 1, false>(p, group, t, sums.of(t - start), group.out(p, start, t, sums));
+            tile::<I, P, 1, false>(p, group, t, sums.of(t - start));
         }
     }
 }
 
-/// The product of a group with the first digits of tokens `t..t + T`, plus `T` times [`ROWS`] sums; or, if `BOTH`, with
-/// their first and second digits. It goes where `out` says: an address, and how far the next token's is. The latter passes over the weights once but has a branch per block that
-/// cannot be predicted: good where memory is waited for, bad where arithmetic is.
+/// The product of a group with the first digits of tokens `t..t + T`, plus `T` times [`ROWS`] sums; or, if `BOTH`, with their
+/// first and second digits. It goes where [`Group::out`] says. The latter passes over the weights once but has a branch per
+/// block that cannot be predicted: good where memory is waited for, bad where arithmetic is.
 ///
 /// # Safety
-/// As [`matmul`]; the group and the tokens exist, and so do the sums and the places to write to.
+/// As [`matmul`]; the group and the tokens exist, and so do the sums.
 #[inline(always)]
 unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
     p: &Product,
     group: &Group,
     t: usize,
-    sums: *const f32,
-    (out, out_stride): (*mut f32, usize),
+    sums: *mut f32,
 ) {
     let n_blocks = p.w.cols / P::LEN;
     let (mut lines, mut fields) = (group.lines, group.fields);
@@ -211,6 +210,7 @@ unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
             }
             fields = fields.add(P::FIELDS_BYTES);
         }
+        let (out, out_stride) = group.out(p, t, sums);
         let mut j = 0;
         while j < T {
             let sums = sums.add(j * ROWS);
