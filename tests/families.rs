@@ -52,3 +52,10 @@ families! {
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key
 }
+
+#[test]
+fn windows_are_all_that_is_seen() {
+    for name in ["gemma3", "gemma3_pattern"] {
+        reference::windows_are_all_that_is_seen(&load(name));
+    }
+}

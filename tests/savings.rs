@@ -27,7 +27,7 @@ fn cost(file: &ModelFile, lisa: Option<&ModelFile>, share: Option<&SharePlan>, t
     let sidecar = lisa.map(|f| f.parse().unwrap());
     let geometry = Geometry::read(&parts[0]).unwrap();
     let sidecar = sidecar.as_ref().map(|s| &s[0]);
-    PlanCost::new(&parts, sidecar, &source.plan, source.meta.as_ref(), &geometry, (ty, ty)).unwrap()
+    PlanCost::new(&parts, sidecar, &source.plan, source.meta.as_ref(), &geometry, &[], (ty, ty)).unwrap()
 }
 
 fn cache_per_token(model: &Arc<Model>, ty: CacheType) -> u64 {

@@ -105,6 +105,13 @@ cases! {
     qwen2 qwen3 gemma3 gemma3_capped gemma3_wide phi3 phi3_partial
 }
 
+#[test]
+fn windows_are_all_that_is_seen() {
+    for name in ["gemma3", "gemma3_capped"] {
+        reference::windows_are_all_that_is_seen(&load(name));
+    }
+}
+
 /// A plan of the command line is the same as the sidecar that says the same.
 #[test]
 fn command_line_plans_are_sidecars_without_modules() {

@@ -30,17 +30,18 @@ pub struct Keys {
     /// Elements per key.
     dim: usize,
     group_bytes: usize,
+    /// Groups there is room for; later ones take the places of earlier ones.
     n_groups: usize,
     bytes: SharedBuf<u8>,
 }
 
 impl Keys {
-    /// Room for `n_ctx` positions, in whole groups.
+    /// Room for `n_positions`, in whole groups.
     ///
     /// # Errors
     /// [`Error::Params`] when there is not so much memory, or keys do not divide into the type's blocks.
-    pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, n_ctx: usize) -> Result<Self> {
-        let (group_bytes, n_groups) = (ty.row_bytes(dim)?.saturating_mul(KEY_GROUP), n_ctx.div_ceil(KEY_GROUP));
+    pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, n_positions: usize) -> Result<Self> {
+        let (group_bytes, n_groups) = (ty.row_bytes(dim)?.saturating_mul(KEY_GROUP), n_positions.div_ceil(KEY_GROUP));
         let bytes = reserve(n_head.checked_mul(group_bytes), n_groups)?;
         Ok(Self { ty, n_head, dim, group_bytes, n_groups, bytes })
     }
@@ -49,12 +50,13 @@ impl Keys {
         self.bytes.len()
     }
 
-    /// Bytes of the groups that hold `positions` of `head`.
+    /// Bytes of the groups that hold `positions` of `head`, which are of one block.
     fn groups(&self, head: usize, positions: Range<usize>) -> Range<usize> {
         let (first, end) = (positions.start / KEY_GROUP, positions.end.div_ceil(KEY_GROUP));
-        debug_assert!(head < self.n_head && end <= self.n_groups);
-        let len = self.group_bytes;
-        (head * self.n_groups + first) * len..(head * self.n_groups + end) * len
+        let (place, n) = (first % self.n_groups, end - first);
+        assert!(head < self.n_head && place + n <= self.n_groups);
+        let start = (head * self.n_groups + place) * self.group_bytes;
+        start..start + n * self.group_bytes
     }
 
     /// The address of a group, as numbers of `T`.
@@ -190,22 +192,19 @@ impl Keys {
         unsafe { Rows::from_raw(self.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
     }
 
-    /// Moves positions `from + n..end` down by `n`, turning each key, `turn(head, key)`.
-    pub(super) fn shift(
-        &mut self,
-        kernels: &Kernels,
-        from: usize,
-        n: usize,
-        end: usize,
-        turn: impl Fn(usize, &mut [f32]),
-    ) {
-        let mut key = vec![0f32; self.dim];
-        for (head, pos) in (0..self.n_head).flat_map(|h| (from..end - n).map(move |p| (h, p))) {
+    /// Moves positions `moved` down by `n`, turning each key, `turn(head, key)`.
+    pub(super) fn shift(&mut self, kernels: &Kernels, moved: Range<usize>, n: usize, turn: impl Fn(usize, &mut [f32])) {
+        let mut keys = vec![0f32; moved.len() * self.dim];
+        for head in 0..self.n_head {
             // SAFETY: `&mut self`: no team is at work.
             unsafe {
-                self.load(head, pos + n, &mut key);
-                turn(head, &mut key);
-                self.store(kernels, head, pos, &key);
+                for (pos, key) in moved.clone().zip(keys.chunks_exact_mut(self.dim)) {
+                    self.load(head, pos, key);
+                    turn(head, key);
+                }
+                for (pos, key) in moved.clone().zip(keys.chunks_exact(self.dim)) {
+                    self.store(kernels, head, pos - n, key);
+                }
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The cache of keys and values. Each layer stores what its kind of attention needs: `full` layers keys and values,
 //! `shared` layers values alone, `lisa` layers values and low-rank keys, `kv` layers nothing. For each key/value head there
 //! is one row of values per position; rows of a head are contiguous, so that a query's pass over a head is a linear read. Keys are
-//! laid out by [`Keys`]. The cache's memory is reserved whole but becomes resident only as positions fill.
+//! laid out by [`Keys`]. The cache's memory is reserved whole but becomes resident only as positions fill. Layers with a sliding window
+//! keep the last positions alone ([`Ring`]).
 
 use std::ops::Range;
 
@@ -10,6 +11,7 @@ use ggml_ext::kernels::Kernels;
 use ggml_ext::kernels::float::{BlockQ8_0, KEY_GROUP, Rows as RawRows};
 
 use super::keys::Keys;
+use super::ring::Ring;
 use super::{LayerCacheSpec, RopeTable};
 use crate::compute::SharedBuf;
 use crate::{Error, Result};
@@ -80,7 +82,8 @@ struct Values {
     /// Values per row.
     dim: usize,
     row_bytes: usize,
-    n_ctx: usize,
+    /// Positions there is room for; later ones take the places of earlier ones.
+    n_positions: usize,
     bytes: SharedBuf<u8>,
 }
 
@@ -95,15 +98,18 @@ pub enum Block<'a> {
 }
 
 impl Values {
-    fn new(ty: CacheType, n_head: usize, dim: usize, n_ctx: usize) -> Result<Self> {
+    fn new(ty: CacheType, n_head: usize, dim: usize, n_positions: usize) -> Result<Self> {
         let row_bytes = ty.row_bytes(dim)?;
-        let bytes = reserve(n_head.checked_mul(row_bytes), n_ctx)?;
-        Ok(Self { ty, dim, row_bytes, n_ctx, bytes })
+        let bytes = reserve(n_head.checked_mul(row_bytes), n_positions)?;
+        Ok(Self { ty, dim, row_bytes, n_positions, bytes })
     }
 
+    /// Where positions `pos` of `head` lie, which are of one block.
     fn range(&self, head: usize, pos: Range<usize>) -> Range<usize> {
-        debug_assert!(pos.end <= self.n_ctx);
-        (head * self.n_ctx + pos.start) * self.row_bytes..(head * self.n_ctx + pos.end) * self.row_bytes
+        let place = pos.start % self.n_positions;
+        assert!(place + pos.len() <= self.n_positions);
+        let first = (head * self.n_positions + place) * self.row_bytes;
+        first..first + pos.len() * self.row_bytes
     }
 
     /// # Safety
@@ -148,6 +154,22 @@ impl Values {
         }
     }
 
+    /// Moves the rows of `moved` down by `n`.
+    fn shift(&mut self, n_head: usize, moved: Range<usize>, n: usize) {
+        let mut rows = Vec::new();
+        for head in 0..n_head {
+            rows.clear();
+            for pos in moved.clone() {
+                let row = self.range(head, pos..pos + 1);
+                rows.extend_from_slice(&self.bytes.as_mut_slice()[row]);
+            }
+            for (pos, row) in moved.clone().zip(rows.chunks_exact(self.row_bytes)) {
+                let place = self.range(head, pos - n..pos - n + 1);
+                self.bytes.as_mut_slice()[place].copy_from_slice(row);
+            }
+        }
+    }
+
     fn n_bytes(&self) -> usize {
         self.bytes.len()
     }
@@ -168,20 +190,22 @@ pub(super) fn reserve(bytes_per_token: Option<usize>, n_ctx: usize) -> Result<Sh
 /// What one layer keeps.
 pub struct LayerCache {
     n_head: usize,
+    n_positions: usize,
     k: Option<Keys>,
     low_rank: Option<Keys>,
     v: Option<Values>,
 }
 
 impl LayerCache {
-    fn new(spec: LayerCacheSpec, ty_k: CacheType, ty_v: CacheType, n_ctx: usize) -> Result<Self> {
+    fn new(spec: LayerCacheSpec, ty_k: CacheType, ty_v: CacheType, n_positions: usize) -> Result<Self> {
         let n_head = spec.n_head_kv;
-        let keys = |ty, dim: Option<usize>| dim.map(|d| Keys::new(ty, n_head, d, n_ctx)).transpose();
+        let keys = |ty, dim: Option<usize>| dim.map(|d| Keys::new(ty, n_head, d, n_positions)).transpose();
         Ok(Self {
             n_head,
+            n_positions,
             k: keys(ty_k, spec.key_dim)?,
             low_rank: keys(ty_k.of_low_rank(), spec.rank)?,
-            v: spec.value_dim.map(|d| Values::new(ty_v, n_head, d, n_ctx)).transpose()?,
+            v: spec.value_dim.map(|d| Values::new(ty_v, n_head, d, n_positions)).transpose()?,
         })
     }
 
@@ -236,7 +260,7 @@ impl LayerCache {
     /// Nobody writes them before the next barrier.
     pub unsafe fn v_bytes(&self, pos: Range<usize>) -> RawRows<'_, u8> {
         let v = self.values();
-        let (first, stride) = (v.range(0, pos), v.n_ctx * v.row_bytes);
+        let (first, stride) = (v.range(0, pos), v.n_positions * v.row_bytes);
         assert!(first.end + (self.n_head - 1) * stride <= v.bytes.len());
         // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
         unsafe { RawRows::from_raw(v.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
@@ -249,14 +273,13 @@ impl LayerCache {
 
     /// See [`KvCache::shift`].
     fn shift(&mut self, kernels: &Kernels, from: usize, n: usize, end: usize, turn: &Turn) {
+        // Of a ring, what stays in it.
+        let moved = (from + n).max(end.saturating_sub(self.n_positions))..end;
         if let Some(values) = &mut self.v {
-            for head in 0..self.n_head {
-                let (src, dst) = (values.range(head, from + n..end), values.range(head, from..from + 1).start);
-                values.bytes.as_mut_slice().copy_within(src, dst);
-            }
+            values.shift(self.n_head, moved.clone(), n);
         }
         if let (Some(keys), Turn::Rope(back)) = (&mut self.k, turn) {
-            keys.shift(kernels, from, n, end, |_, key| back.rotate(kernels, 0, key));
+            keys.shift(kernels, moved.clone(), n, |_, key| back.rotate(kernels, 0, key));
         }
         if let (Some(keys), Turn::LowRank(freq)) = (&mut self.low_rank, turn) {
             let (sin, cos): (Vec<f32>, Vec<f32>) = freq
@@ -264,7 +287,7 @@ impl LayerCache {
                 .map(|&f| (-(n as f64) * f64::from(f)).sin_cos())
                 .map(|(sin, cos)| (sin as f32, cos as f32))
                 .unzip();
-            keys.shift(kernels, from, n, end, |head, key| {
+            keys.shift(kernels, moved, n, |head, key| {
                 let pairs = head * key.len() / 2..(head + 1) * key.len() / 2;
                 kernels.float.rope_norm(key, &cos[pairs.clone()], &sin[pairs]);
             });
@@ -282,28 +305,62 @@ pub enum Turn<'a> {
     None,
 }
 
+/// How large caches are.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheParams {
+    /// Element type of keys.
+    pub ty_k: CacheType,
+    /// Element type of values.
+    pub ty_v: CacheType,
+    /// Positions of the context.
+    pub n_ctx: usize,
+    /// Positions that layers with a sliding window keep beyond it, at least a step's tokens; `None`: all there are.
+    pub spare: Option<usize>,
+}
+
+impl CacheParams {
+    /// What a layer with such a window keeps, if not the whole context.
+    fn ring(&self, window: Option<usize>) -> Option<Ring> {
+        Ring::new(window?, self.spare?, self.n_ctx)
+    }
+
+    /// Positions that a layer with such a window has room for.
+    pub fn n_positions(&self, window: Option<usize>) -> usize {
+        self.ring(window).map_or(room(self.n_ctx), |r| r.n_positions)
+    }
+
+    /// Bytes that caches for the layers `specs` take; `None` where heads do not divide into the types' blocks.
+    pub fn n_bytes(&self, specs: impl IntoIterator<Item = LayerCacheSpec>) -> Option<usize> {
+        let layer = |s: LayerCacheSpec| {
+            Some(s.bytes_per_token(self.ty_k, self.ty_v)?.saturating_mul(self.n_positions(s.window)))
+        };
+        specs.into_iter().try_fold(0, |sum: usize, s| Some(sum.saturating_add(layer(s)?)))
+    }
+}
+
 /// The caches of all layers.
 pub struct KvCache {
     layers: Vec<LayerCache>,
+    /// One for each length of window.
+    rings: Vec<Ring>,
     n_ctx: usize,
 }
 
 impl KvCache {
-    /// Caches for the layers `specs`, with room for `n_ctx` positions.
+    /// Empty caches for the layers `specs`.
     ///
     /// # Errors
     /// [`Error::Params`] when there is not so much memory, or heads do not divide into the type's blocks.
-    pub fn new(
-        specs: impl IntoIterator<Item = LayerCacheSpec>,
-        ty_k: CacheType,
-        ty_v: CacheType,
-        n_ctx: usize,
-    ) -> Result<Self> {
-        let layers = specs.into_iter().map(|s| LayerCache::new(s, ty_k, ty_v, room(n_ctx)));
-        Ok(Self { layers: layers.collect::<Result<_>>()?, n_ctx })
+    pub fn new(specs: impl IntoIterator<Item = LayerCacheSpec>, p: CacheParams) -> Result<Self> {
+        let (mut layers, mut rings) = (Vec::new(), Vec::new());
+        for spec in specs {
+            layers.push(LayerCache::new(spec, p.ty_k, p.ty_v, p.n_positions(spec.window))?);
+            rings.extend(p.ring(spec.window).filter(|r| !rings.contains(r)));
+        }
+        Ok(Self { layers, rings, n_ctx: p.n_ctx })
     }
 
-    /// Positions the cache holds.
+    /// Positions the context has.
     pub fn n_ctx(&self) -> usize {
         self.n_ctx
     }
@@ -318,13 +375,34 @@ impl KvCache {
         self.layers.iter().map(LayerCache::n_bytes).sum()
     }
 
-    /// Bytes one position occupies.
+    /// Bytes one position occupies, as long as it is within all layers' windows.
     pub fn bytes_per_token(&self) -> usize {
-        self.n_bytes() / room(self.n_ctx).max(1)
+        self.bytes_at(1)
+    }
+
+    /// Bytes occupied when the context has `n` tokens.
+    pub fn bytes_at(&self, n: usize) -> usize {
+        let layer = |l: &LayerCache| l.n_bytes() / l.n_positions.max(1) * n.min(l.n_positions);
+        self.layers.iter().map(layer).sum()
+    }
+
+    /// Positions up to `end` have been written.
+    pub fn filled(&mut self, end: usize) {
+        self.rings.iter_mut().for_each(|r| r.filled(end));
+    }
+
+    /// Forgets positions from `end` on. Whether the sequence can go on from there: not where a layer has overwritten what the next token sees.
+    pub fn cut(&mut self, end: usize) -> bool {
+        self.rings.iter_mut().for_each(|r| r.cut(end));
+        self.serves(end)
+    }
+
+    fn serves(&self, end: usize) -> bool {
+        self.rings.iter().all(|r| r.serves(end))
     }
 
     /// Forgets positions `from..from + n` and moves those up to `end` down by `n`, turning their keys back by `n`
-    /// positions as `turn(layer)` says.
+    /// positions as `turn(layer)` says. Whether the sequence can go on, as for [`KvCache::cut`].
     pub fn shift<'t>(
         &mut self,
         kernels: &Kernels,
@@ -332,10 +410,15 @@ impl KvCache {
         n: usize,
         end: usize,
         turn: &dyn Fn(usize) -> Turn<'t>,
-    ) {
+    ) -> bool {
+        self.rings.iter_mut().for_each(|r| r.moved(from, n, end));
+        if !self.serves(end - n) {
+            return false;
+        }
         for (i, layer) in self.layers.iter_mut().enumerate() {
             layer.shift(kernels, from, n, end, &turn(i));
         }
+        true
     }
 }
 

@@ -6,13 +6,14 @@ mod keys;
 mod kv_cache;
 mod lisa;
 mod plan;
+mod ring;
 mod rope;
 mod route;
 mod weights;
 
 pub use attend::{Attend, AttentionScratch, PartialSums, Queries, ScoreSource};
 pub use keys::Keys;
-pub use kv_cache::{Block, CacheType, KvCache, LayerCache, Turn};
+pub use kv_cache::{Block, CacheParams, CacheType, KvCache, LayerCache, Turn};
 pub use lisa::{Hidden, LisaAttention, LowRank};
 pub use plan::{Share, SharePlan};
 pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable};
@@ -56,15 +57,18 @@ pub struct LayerCacheSpec {
     pub rank: Option<usize>,
     /// Length of a value head; `None` where the layer has no values.
     pub value_dim: Option<usize>,
+    /// Positions it attends to, see [`AttentionShape::window`].
+    pub window: Option<usize>,
 }
 
 impl LayerCacheSpec {
     /// Bytes per position in a cache of these types; `None` where heads do not divide into the type's blocks.
     pub fn bytes_per_token(&self, ty_k: CacheType, ty_v: CacheType) -> Option<usize> {
         let rows = |ty: CacheType, dim: Option<usize>| match dim {
-            Some(dim) => Some(self.n_head_kv * ty.ggml().row_bytes(dim)?),
+            Some(dim) => Some(self.n_head_kv.saturating_mul(ty.ggml().row_bytes(dim)?)),
             None => Some(0),
         };
-        Some(rows(ty_k, self.key_dim)? + rows(ty_k.of_low_rank(), self.rank)? + rows(ty_v, self.value_dim)?)
+        let all = [rows(ty_k, self.key_dim)?, rows(ty_k.of_low_rank(), self.rank)?, rows(ty_v, self.value_dim)?];
+        Some(all.into_iter().fold(0, usize::saturating_add))
     }
 }

@@ -58,6 +58,9 @@ pub struct ComputeArgs {
     /// Element type of the cached values [-ctv] [default: f16; f32 with --exact]
     #[arg(long, value_name = "TYPE", value_enum)]
     pub cache_type_v: Option<CacheTypeArg>,
+    /// Cache the whole context in layers with a sliding window too, instead of the window and a little more: nothing is ever read again
+    #[arg(long, hide_short_help = true)]
+    pub swa_full: bool,
     #[command(flatten)]
     pub activations: ActivationArgs,
 }
@@ -145,6 +148,7 @@ impl ComputeArgs {
             n_threads_batch,
             cache_type_k: self.cache_type_k.unwrap_or(cache_type).into(),
             cache_type_v: self.cache_type_v.unwrap_or(cache_type).into(),
+            window_spare: SessionParams::default().window_spare.filter(|_| !self.swa_full),
             activations,
         })
     }

@@ -183,7 +183,7 @@ impl ChatSession<'_> {
             )));
         }
         if step.keep < self.engine.held().len() {
-            self.engine.truncate(step.keep);
+            self.engine.truncate(step.keep)?;
             self.new_sampler()?;
         }
         let stoppable = self.engine.stoppable();
@@ -232,7 +232,7 @@ impl ChatSession<'_> {
             Command::Reset => {
                 let system = self.chat.system.as_deref().map(ChatMessage::system);
                 self.conversation.replace(system.into_iter().collect());
-                self.engine.truncate(0);
+                self.engine.clear();
                 self.n_samplers = 0;
                 self.engine.set_sampler(self.sampler(self.seed)?);
                 self.say("Starting over.");

@@ -83,8 +83,6 @@ pub struct Engine {
     pub limits: Limits,
     session: Session,
     sampler: Sampler,
-    /// The tokens the session holds, by position.
-    held: Vec<u32>,
     /// Length of the prompt the context began with.
     n_first: usize,
 }
@@ -104,7 +102,7 @@ impl Engine {
         log: Log,
         limits: Limits,
     ) -> Self {
-        Engine { model, timings, log, limits, session, sampler, held: Vec::new(), n_first: 0 }
+        Engine { model, timings, log, limits, session, sampler, n_first: 0 }
     }
 
     /// The model's vocabulary.
@@ -119,19 +117,23 @@ impl Engine {
 
     /// The tokens the session holds.
     pub fn held(&self) -> &[u32] {
-        &self.held
+        self.session.ids()
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.session.clear();
     }
 
     /// Forgets all but the first `n` tokens.
-    pub fn truncate(&mut self, n: usize) {
-        self.session.truncate(n);
-        self.held.truncate(n);
+    pub fn truncate(&mut self, n: usize) -> Result<(), CliError> {
+        Ok(self.session.truncate(n)?)
     }
 
     /// Replaces the sampler; the new one is told the tokens the session holds.
     pub fn set_sampler(&mut self, sampler: Sampler) {
         self.sampler = sampler;
-        for &id in &self.held {
+        for &id in self.session.ids() {
             self.sampler.accept(id);
         }
     }
@@ -143,7 +145,7 @@ impl Engine {
 
     /// An error unless `n` more tokens fit, or shifting makes room for them.
     fn check_room(&self, n: usize) -> Result<(), CliError> {
-        let (n_prompt, n_ctx) = (self.held.len() + n, self.n_ctx());
+        let (n_prompt, n_ctx) = (self.held().len() + n, self.n_ctx());
         if n_prompt <= n_ctx || self.limits.context_shift {
             return Ok(());
         }
@@ -162,18 +164,18 @@ impl Engine {
             return Err(CliError::run("the prompt has no tokens and the model has no start token to begin with"));
         }
         self.check_room(ids.len())?;
-        if self.held.is_empty() {
+        if self.held().is_empty() {
             self.n_first = ids.len();
         }
         let mut rest = ids;
         let next = loop {
-            let mut room = self.n_ctx() - self.held.len();
+            let mut room = self.n_ctx() - self.held().len();
             if rest.len() >= room && self.limits.context_shift {
                 // Leave a place for the first token of the answer.
                 if room <= 1 {
                     let n = self.shift()?;
                     self.log.line(format_args!("note: the context is full: forgot {n} of its older tokens"));
-                    room = self.n_ctx() - self.held.len();
+                    room = self.n_ctx() - self.held().len();
                 }
                 room -= 1;
             }
@@ -191,17 +193,9 @@ impl Engine {
         let log = if ids.len() >= LONG_PROMPT { self.log } else { Log::new(false) };
         let mut progress = Progress::new(log, "processing the prompt", ids.len() as u64);
         let start = Instant::now();
-        let logits = match self.session.prefill(ids, &mut |done| progress.set(done as u64)) {
-            Ok(logits) => logits,
-            Err(e) => {
-                let came = self.session.n_past().saturating_sub(self.held.len()).min(ids.len());
-                self.held.extend_from_slice(&ids[..came]);
-                return Err(e.into());
-            }
-        };
+        let logits = self.session.prefill(ids, &mut |done| progress.set(done as u64))?;
         self.timings.prompt += start.elapsed();
         self.timings.n_prompt += ids.len();
-        self.held.extend_from_slice(ids);
         let start = Instant::now();
         for &id in ids {
             self.sampler.accept(id);
@@ -214,8 +208,8 @@ impl Engine {
     /// Makes room: keeps the start, forgets the older half of the rest. Tells how many tokens that was.
     fn shift(&mut self) -> Result<usize, CliError> {
         let bos = usize::from(self.tokenizer().add_bos());
-        let n_keep = self.limits.n_keep.saturating_add(bos).min(self.n_first).min(self.held.len());
-        let n_discard = (self.held.len() - n_keep) / 2;
+        let n_keep = self.limits.n_keep.saturating_add(bos).min(self.n_first).min(self.held().len());
+        let n_discard = (self.held().len() - n_keep) / 2;
         if n_discard == 0 {
             return Err(CliError::run(format!(
                 "--keep: {n_keep} of the context's {} tokens are kept, none can be forgotten",
@@ -223,7 +217,6 @@ impl Engine {
             )));
         }
         self.session.shift(n_keep, n_discard)?;
-        self.held.drain(n_keep..n_keep + n_discard);
         Ok(n_discard)
     }
 
@@ -266,11 +259,15 @@ impl Engine {
             if self.limits.n_predict.is_some_and(|n| answer.tokens.len() >= n) {
                 break Stop::Limit;
             }
-            if self.held.len() >= self.n_ctx() {
+            if self.held().len() >= self.n_ctx() {
                 if !self.limits.context_shift {
                     break Stop::ContextFull;
                 }
-                self.shift()?;
+                match self.shift() {
+                    Ok(_) => {}
+                    Err(_) if stoppable.stopped() => break Stop::Interrupted,
+                    Err(e) => return Err(e),
+                }
             }
             let start = Instant::now();
             let logits = match self.session.decode(id) {
@@ -280,7 +277,6 @@ impl Engine {
             };
             self.timings.eval += start.elapsed();
             self.timings.n_eval += 1;
-            self.held.push(id);
             answer.pending = None;
             let start = Instant::now();
             next = self.sampler.sample(logits)?;

@@ -54,7 +54,6 @@ const FLAGS: &[(&str, &[&str])] = &[
     ("nothing is run before the prompt: leave it out", &["--warmup", "--no-warmup"]),
     ("chat templates are always read as Jinja: leave it out", &["--jinja"]),
     ("chat templates are always read as Jinja; --in-prefix and --in-suffix do without one", &["--no-jinja"]),
-    ("the cache of every layer holds the whole context: leave it out", &["--swa-full"]),
     ("the file is mapped unless --no-mmap is given; --mlock keeps it in memory", &["-lm", "--load-mode", "-mmp"]),
     (
         "threads are placed by the operating system: taskset or numactl bind them",

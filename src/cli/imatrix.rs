@@ -196,7 +196,7 @@ fn pass(
     if let Some(bos) = bos {
         inputs[0] = bos;
     }
-    session.truncate(0);
+    session.clear();
     if args.no_ppl && !args.process_output {
         session.prefill(&inputs, &mut |_| ())?;
         return Ok(());

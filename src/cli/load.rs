@@ -6,7 +6,7 @@ use super::memory;
 use super::progress::{Log, Progress};
 use lisa_cpp::attention::SharePlan;
 use lisa_cpp::model::{Model, ModelFile, ModelParams};
-use lisa_cpp::runtime::Session;
+use lisa_cpp::runtime::{Session, SessionParams};
 use lisa_cpp::tokenizer::Tokenizer;
 use std::path::Path;
 use std::sync::Arc;
@@ -100,15 +100,14 @@ pub fn session(model: &Arc<Model>, compute: &ComputeArgs, wanted: Option<u32>, l
         Some(0) => n_ctx_train,
         Some(n) => n as usize,
         None => {
-            let (k, v) = (params.cache_type_k, params.cache_type_v);
-            let per_token: usize = model.decoder().caches().filter_map(|c| c.bytes_per_token(k, v)).sum();
-            let per_token = per_token as u64;
-            let n_ctx = affordable_context(n_ctx_train, per_token, memory::available());
+            let bytes =
+                |n_ctx| Session::cache_bytes(model, &SessionParams { n_ctx, ..params.clone() }).unwrap_or(0) as u64;
+            let n_ctx = affordable_context(n_ctx_train, bytes, memory::available());
             if n_ctx < n_ctx_train {
                 log.line(format_args!(
                     "note: context of {n_ctx} tokens instead of the model's {n_ctx_train}, whose cache would take {}; -c 0 \
                      takes it all",
-                    memory::human(n_ctx_train as u64 * per_token)
+                    memory::human(bytes(n_ctx_train))
                 ));
             }
             n_ctx
@@ -139,11 +138,20 @@ pub fn session(model: &Arc<Model>, compute: &ComputeArgs, wanted: Option<u32>, l
 const MIN_CONTEXT: usize = 4096;
 
 /// The largest context up to `n_ctx_train`, in steps of 256, whose cache takes at most half of the `available` bytes.
-fn affordable_context(n_ctx_train: usize, bytes_per_token: u64, available: Option<u64>) -> usize {
+fn affordable_context(n_ctx_train: usize, bytes: impl Fn(usize) -> u64, available: Option<u64>) -> usize {
+    const STEP: usize = 256;
     // Where the system does not tell what is free, assume a small machine.
     let budget = available.unwrap_or(4 << 30) / 2;
-    let fits = usize::try_from(budget / bytes_per_token.max(1)).unwrap_or(usize::MAX) / 256 * 256;
-    n_ctx_train.min(fits.max(MIN_CONTEXT))
+    if bytes(n_ctx_train) <= budget {
+        return n_ctx_train;
+    }
+    // More steps of context take more bytes.
+    let (mut fits, mut over) = (0, n_ctx_train / STEP + 1);
+    while over - fits > 1 {
+        let middle = fits.midpoint(over);
+        *(if bytes(middle * STEP) <= budget { &mut fits } else { &mut over }) = middle;
+    }
+    n_ctx_train.min((fits * STEP).max(MIN_CONTEXT))
 }
 
 #[cfg(test)]
@@ -153,10 +161,14 @@ mod tests {
     #[test]
     fn contexts_that_fit() {
         let gib = 1u64 << 30;
-        assert_eq!(affordable_context(2048, 1 << 10, Some(gib)), 2048);
-        assert_eq!(affordable_context(131_072, 1 << 15, Some(2 * gib)), 32_768);
-        assert_eq!(affordable_context(131_072, 1 << 15, Some(0)), MIN_CONTEXT);
-        assert_eq!(affordable_context(512, 1 << 30, None), 512);
-        assert_eq!(affordable_context(131_072, 100_000, Some(gib)) % 256, 0);
+        let each = |bytes: u64| move |n: usize| n as u64 * bytes;
+        assert_eq!(affordable_context(2048, each(1 << 10), Some(gib)), 2048);
+        assert_eq!(affordable_context(131_072, each(1 << 15), Some(2 * gib)), 32_768);
+        assert_eq!(affordable_context(131_072, each(1 << 15), Some(0)), MIN_CONTEXT);
+        assert_eq!(affordable_context(512, each(1 << 30), None), 512);
+        assert_eq!(affordable_context(131_072, each(100_000), Some(gib)) % 256, 0);
+        // Most layers keep a window alone.
+        let windows = |n: usize| (n as u64 + 9 * n.min(1024) as u64) << 10;
+        assert_eq!(affordable_context(131_072, windows, Some(gib / 16)), 32_768 - 9 * 1024);
     }
 }

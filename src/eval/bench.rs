@@ -116,7 +116,7 @@ impl Bench {
     }
 
     fn once(&mut self, test: Test) -> Result<Duration> {
-        self.session.truncate(test.n_depth);
+        self.session.truncate(test.n_depth)?;
         let (prompt, generated) = self.ids[test.n_depth..test.n_depth + test.n_tokens()].split_at(test.n_prompt);
         let start = Instant::now();
         if !prompt.is_empty() {

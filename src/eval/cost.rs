@@ -40,6 +40,8 @@ pub struct LayerCost {
     pub weights: BeforeAfter,
     /// Bytes it caches per position.
     pub cache_per_token: BeforeAfter,
+    /// Positions it attends to; `None`: all.
+    pub window: Option<usize>,
 }
 
 /// A model's cost under a plan.
@@ -55,7 +57,7 @@ pub struct PlanCost {
 
 impl PlanCost {
     /// The cost of the model `parts` under `plan`, with a cache of these types. `sidecar` holds the modules unless the model is merged; `meta` are
-    /// the metadata that the plan comes from, if not from the command line. In a merged model the tensors that are not there any more are
+    /// the metadata that the plan comes from, if not from the command line; `windows` are those of the layers, none where there are fewer. In a merged model the tensors that are not there any more are
     /// counted with as many bits as `attn_v` has.
     ///
     /// `None` where the cache's blocks do not divide the heads.
@@ -65,6 +67,7 @@ impl PlanCost {
         plan: &SharePlan,
         meta: Option<&LisaMeta>,
         geometry: &Geometry,
+        windows: &[Option<usize>],
         (ty_k, ty_v): (CacheType, CacheType),
     ) -> Option<Self> {
         let files = parts.iter().chain(sidecar);
@@ -89,6 +92,7 @@ impl PlanCost {
                 n_hidden: tensors.get(Part::AlignUp.tensor(i).as_str()).map_or(0, |t| t.shape[0] as usize),
                 weights,
                 cache_per_token,
+                window: windows.get(i).copied().flatten(),
             });
         }
         let untied = tensors.contains_key("output.weight");
@@ -100,11 +104,19 @@ impl PlanCost {
 
     /// Bytes that the generation of one token reads when `depth` positions are cached.
     pub fn read_per_token(&self, depth: u64) -> BeforeAfter {
-        let read = |w: u64, c: u64| w.saturating_add(c.saturating_mul(depth));
-        BeforeAfter {
-            before: read(self.weights.before, self.cache_per_token.before),
-            after: read(self.weights.after, self.cache_per_token.after),
+        let mut read = self.cached(|window| window.map_or(depth, |w| depth.min(w as u64)));
+        read.add(self.weights);
+        read
+    }
+
+    /// Bytes of the cache when a layer with such a window holds `n_positions(window)`.
+    pub fn cached(&self, n_positions: impl Fn(Option<usize>) -> u64) -> BeforeAfter {
+        let mut all = BeforeAfter::default();
+        for l in &self.layers {
+            let (BeforeAfter { before, after }, n) = (l.cache_per_token, n_positions(l.window));
+            all.add(BeforeAfter { before: before.saturating_mul(n), after: after.saturating_mul(n) });
         }
+        all
     }
 
     /// How many times faster generation is predicted to be at `depth`, as far as it is bound by reading memory.
@@ -121,6 +133,7 @@ fn cached(kind: Kind, rank: usize, heads: &Heads) -> LayerCacheSpec {
         key_dim: (kind == Kind::Full).then_some(heads.key_length),
         rank: (rank > 0).then_some(rank),
         value_dim: (kind != Kind::Kv).then_some(heads.value_length),
+        window: None,
     }
 }
 
@@ -208,17 +221,21 @@ mod tests {
 
         let bytes = file(&all);
         let base = [Gguf::parse(&bytes).unwrap()];
-        let cost = PlanCost::new(&base, None, &plan, None, &geometry, types).unwrap();
+        let cost = PlanCost::new(&base, None, &plan, None, &geometry, &[], types).unwrap();
         assert_eq!(cost.weights, BeforeAfter { before: (10 + 2 * 192) * row, after: (10 + 192 + 96) * row });
         assert_eq!(cost.cache_per_token, BeforeAfter { before: 256, after: 192 });
         assert_eq!(cost.read_per_token(100).after, 298 * row + 19_200);
         assert!((cost.speedup(0) - 394.0 / 298.0).abs() < 1e-9);
 
+        let windows = [None, Some(30)];
+        let windowed = PlanCost::new(&base, None, &plan, None, &geometry, &windows, types).unwrap();
+        assert_eq!(windowed.read_per_token(100).after, 298 * row + 128 * 100 + 64 * 30);
+
         // Merged, the same figures come from what is left.
         let merged: Vec<_> = all.iter().filter(|t| t.0 != b[0] && t.0 != b[1]).copied().collect();
         let bytes = file(&merged);
         let merged = [Gguf::parse(&bytes).unwrap()];
-        let again = PlanCost::new(&merged, None, &plan, None, &geometry, types).unwrap();
+        let again = PlanCost::new(&merged, None, &plan, None, &geometry, &[], types).unwrap();
         assert_eq!((again.weights, again.cache_per_token), (cost.weights, cost.cache_per_token));
     }
 }

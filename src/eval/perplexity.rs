@@ -126,7 +126,7 @@ pub fn score_window(
     each: &mut dyn FnMut(&[f32], u32) -> Result<()>,
 ) -> Result<()> {
     let inputs = window_inputs(session, window, first, bos)?;
-    session.truncate(0);
+    session.clear();
     session.prefill(&inputs[..first], &mut |_| ())?;
     let nexts = &window[first + 1..];
     let mut result = Ok(());

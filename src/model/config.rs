@@ -149,7 +149,7 @@ pub struct Config {
 }
 
 /// Bounds far above any model and far below overflow.
-const MAX_LAYERS: usize = 1 << 12;
+pub(super) const MAX_LAYERS: usize = 1 << 12;
 const MAX_WIDTH: usize = 1 << 22;
 /// Longest head: several times any model's.
 const MAX_HEAD_DIM: usize = 1024;

@@ -93,7 +93,8 @@ impl Attention {
             Scores::Queries { .. } | Scores::Shared => (None, None),
             Scores::Lisa(lisa) => (None, lisa.low_rank.as_ref().map(|l| l.rank)),
         };
-        LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim: self.v.as_ref().map(|_| s.head_dim_v) }
+        let value_dim = self.v.as_ref().map(|_| s.head_dim_v);
+        LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim, window: s.window }
     }
 }
 

@@ -1,15 +1,16 @@
 //! Gemma 3: norms before and after each half of a layer, GeGLU, scaled embeddings, and layers that alternate between a
 //! sliding window and the whole context, each with a rotary embedding of its own.
 
-use super::Family;
 use super::builder::Builder;
+use super::config::Keys;
 use super::decoder::{ContextRope, Decoder};
+use super::{Family, Windows};
 use crate::Result;
 use crate::attention::{AttentionShape, Rope, RopeScaling, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "gemma3", build };
+pub const FAMILY: Family = Family { arch: "gemma3", build, windows };
 
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;
@@ -17,18 +18,18 @@ const LOCAL: usize = 1;
 /// The 27B model, told by its depth, scales scores by the nominal head size instead of the real one.
 const N_LAYER_27B: usize = 62;
 
+fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
+    const PATTERN: &str = "attention.sliding_window_pattern";
+    let window = keys.count("attention.sliding_window")?.filter(|&n| n > 0);
+    let is_local = keys.flags(PATTERN, n_layer)?;
+    // Every `pattern`-th layer sees the whole context (none where it is 0).
+    let pattern = if is_local.is_none() { keys.count(PATTERN)?.unwrap_or(6) } else { 0 };
+    let is_local = |i: usize| is_local.as_ref().map_or(pattern == 0 || !(i + 1).is_multiple_of(pattern), |all| all[i]);
+    Ok((0..n_layer).map(|i| window.filter(|_| is_local(i))).collect())
+}
+
 fn build(b: &mut Builder) -> Result<Decoder> {
     let (c, keys) = (b.config, b.keys);
-    let window = keys.count("attention.sliding_window")?.filter(|&n| n > 0);
-    const PATTERN: &str = "attention.sliding_window_pattern";
-    let locals = match keys.flags(PATTERN, c.n_layer)? {
-        Some(locals) => locals,
-        None => {
-            // Every `pattern`-th layer sees the whole context (none where it is 0).
-            let pattern = keys.count(PATTERN)?.unwrap_or(6);
-            (1..=c.n_layer).map(|i| pattern == 0 || i % pattern != 0).collect()
-        }
-    };
     let scale = if c.n_layer == N_LAYER_27B { (c.n_embd / c.n_head) as f32 } else { c.head_dim_k as f32 };
     let global = AttentionShape {
         scale: keys.positive("attention.scale")?.unwrap_or(1.0 / scale.sqrt()),
@@ -41,9 +42,8 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         ContextRope::always(Rope::new(RopeStyle::Neox, c.n_rot, local_base, &RopeScaling::None, None, 1.0)),
     ];
     let mut layers = Vec::with_capacity(c.n_layer);
-    for (i, is_local) in locals.into_iter().take(c.n_layer).enumerate() {
-        let is_local = is_local && window.is_some();
-        let (shape, rope) = if is_local { (AttentionShape { window, ..global }, LOCAL) } else { (global, GLOBAL) };
+    for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {
+        let (shape, rope) = (AttentionShape { window, ..global }, if window.is_some() { LOCAL } else { GLOBAL });
         let attn = b.attention(i, shape, rope, true)?;
         let ffn = b.feed_forward(i, Act::Gelu)?;
         let mut layer = b.layer(i, attn, ffn)?;

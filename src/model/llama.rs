@@ -1,15 +1,15 @@
 //! Llama 1 to 3, Mistral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
 //! grouped-query attention.
 
-use super::Family;
 use super::builder::Builder;
 use super::decoder::{ContextRope, Decoder};
+use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "llama", build };
+pub const FAMILY: Family = Family { arch: "llama", build, windows: no_windows };
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;

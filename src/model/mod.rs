@@ -20,6 +20,7 @@ mod weights;
 use std::path::Path;
 
 use ggml_ext::GgmlType;
+use ggml_ext::gguf::Gguf;
 use ggml_ext::kernels::Kernels;
 
 pub use config::Config;
@@ -30,9 +31,11 @@ pub use overrides::{Override, OverrideValue};
 pub use sharing::SharingSource;
 
 use builder::{Builder, Sharing};
-use config::{Keys, gguf_error, model_error};
+use config::{Keys, MAX_LAYERS, gguf_error, model_error};
 use weights::{Loader, Part};
 
+#[cfg(doc)]
+use crate::attention::AttentionShape;
 use crate::attention::SharePlan;
 use crate::compute::{Hold, Pool, default_threads};
 use crate::tokenizer::Tokenizer;
@@ -44,6 +47,27 @@ pub struct Family {
     pub arch: &'static str,
     /// Builds the decoder from the file's keys and tensors.
     build: fn(&mut Builder) -> Result<Decoder>,
+    /// How many positions each of so many layers attends to, see [`AttentionShape::window`].
+    windows: fn(&Keys, usize) -> Result<Windows>,
+}
+
+/// One for each layer.
+type Windows = Vec<Option<usize>>;
+
+/// [`Family::windows`] where there are none.
+fn no_windows(_: &Keys, n_layer: usize) -> Result<Windows> {
+    Ok(vec![None; n_layer])
+}
+
+/// How many positions each layer of a file attends to, see [`AttentionShape::window`]; those of unknown families, to all.
+///
+/// # Errors
+/// Names `file` and the key that is missing or wrong.
+pub fn windows(file: &str, gguf: &Gguf) -> Result<Vec<Option<usize>>> {
+    let keys = Keys::new(gguf, file)?;
+    let n_layer = keys.required("block_count", MAX_LAYERS)?;
+    let family = FAMILIES.iter().find(|f| f.arch == keys.arch());
+    family.map_or(no_windows as fn(&_, _) -> _, |f| f.windows)(&keys, n_layer)
 }
 
 /// Every supported family.

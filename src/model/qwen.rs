@@ -1,16 +1,16 @@
 //! Qwen2 and Qwen2.5 (biases on Q, K and V) and Qwen3 (norms on every query and key head instead).
 
-use super::Family;
 use super::builder::Builder;
 use super::decoder::{ContextRope, Decoder};
+use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::Act;
 
 /// The registry row of Qwen2.
-pub const QWEN2: Family = Family { arch: "qwen2", build: |b| build(b, false) };
+pub const QWEN2: Family = Family { arch: "qwen2", build: |b| build(b, false), windows: no_windows };
 /// The registry row of Qwen3.
-pub const QWEN3: Family = Family { arch: "qwen3", build: |b| build(b, true) };
+pub const QWEN3: Family = Family { arch: "qwen3", build: |b| build(b, true), windows: no_windows };
 
 fn build(b: &mut Builder, head_norms: bool) -> Result<Decoder> {
     b.ignore_window()?;

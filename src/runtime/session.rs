@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::attention::{CacheType, KvCache, LisaAttention, Turn};
+use crate::attention::{CacheParams, CacheType, KvCache, LisaAttention, Turn};
 use crate::compute::{ActivationType, Observer, Pool, Profile, default_threads};
 use crate::model::{Buffers, Mode, Model, Scores, Tokens, forward, head, pass_tokens, thread_error};
 use crate::{Error, Result};
@@ -25,6 +25,9 @@ pub struct SessionParams {
     pub cache_type_k: CacheType,
     /// Element type of cached values.
     pub cache_type_v: CacheType,
+    /// Positions that layers with a sliding window keep beyond it, so that [`Session::truncate`] can go back as far at no cost;
+    /// `None`: the whole context. The results are the same.
+    pub window_spare: Option<usize>,
     /// The form in which activations meet quantised weights.
     pub activations: ActivationType,
 }
@@ -39,6 +42,7 @@ impl Default for SessionParams {
             n_threads_batch: 0,
             cache_type_k: CacheType::F16,
             cache_type_v: CacheType::F16,
+            window_spare: Some(512),
             activations: ActivationType::default(),
         }
     }
@@ -56,7 +60,8 @@ pub struct Session {
     buffers: Buffers,
     mode: Mode,
     n_ubatch: usize,
-    n_past: usize,
+    /// The tokens of the context.
+    ids: Vec<u32>,
     abort: Arc<AtomicBool>,
 }
 
@@ -79,16 +84,23 @@ impl Session {
         let decoder = model.decoder();
         let n_ubatch = n_ubatch.min(pass_tokens(decoder.n_ff(), n_batch_threads));
         Ok(Self {
-            cache: KvCache::new(decoder.caches(), p.cache_type_k, p.cache_type_v, n_ctx)?,
+            cache: KvCache::new(decoder.caches(), cache_params(&p, n_ctx, n_ubatch))?,
             buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.activations),
             mode: Mode { kernels: model.kernels(), observer: None, profile: None },
             pool,
             pool_batch: pool_batch.map_err(thread_error)?,
             n_ubatch,
-            n_past: 0,
+            ids: Vec::new(),
             abort: Arc::default(),
             model,
         })
+    }
+
+    /// Bytes that the cache of a session with these parameters takes when the context is full; `None` where heads do not divide into the
+    /// blocks of the cache's types.
+    pub fn cache_bytes(model: &Model, p: &SessionParams) -> Option<usize> {
+        let n_ctx = if p.n_ctx == 0 { model.n_ctx_train() } else { p.n_ctx };
+        cache_params(p, n_ctx, p.n_ubatch).n_bytes(model.decoder().caches())
     }
 
     /// The model.
@@ -98,7 +110,12 @@ impl Session {
 
     /// Tokens in the context.
     pub fn n_past(&self) -> usize {
-        self.n_past
+        self.ids.len()
+    }
+
+    /// The tokens in the context.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
     }
 
     /// Tokens the context holds.
@@ -189,32 +206,56 @@ impl Session {
         Ok(())
     }
 
-    /// Forgets all but the first `n` tokens.
-    pub fn truncate(&mut self, n: usize) {
-        self.n_past = self.n_past.min(n);
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.ids.clear();
+        self.cache.cut(0);
     }
 
-    /// Forgets the `n_discard` tokens after the first `n_keep` and moves the rest down.
+    /// Forgets all but the first `n` tokens. These are read again where a layer with a sliding window has overwritten what it sees of them.
     ///
     /// # Errors
-    /// [`Error::Params`] when there are not that many tokens.
-    pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
-        if n_keep.checked_add(n_discard).is_none_or(|n| n > self.n_past) {
-            let n = self.n_past;
-            return Err(Error::Params(format!("cannot discard {n_discard} tokens after {n_keep}: there are {n}")));
+    /// [`Error::Interrupted`] while reading (what was read stands).
+    pub fn truncate(&mut self, n: usize) -> Result<()> {
+        if n >= self.ids.len() {
+            return Ok(());
         }
-        if n_discard > 0 {
-            let (decoder, n_ctx) = (self.model.decoder(), self.cache.n_ctx());
-            let turn = |layer: usize| {
-                let attn = &decoder.layers[layer].attn;
-                match &attn.scores {
-                    Scores::Own { .. } => Turn::Rope(decoder.ropes[attn.rope].for_context(n_ctx).backwards(n_discard)),
-                    Scores::Lisa(LisaAttention { low_rank: Some(l), .. }) => Turn::LowRank(&l.freq),
-                    _ => Turn::None,
-                }
-            };
-            self.cache.shift(self.mode.kernels, n_keep, n_discard, self.n_past, &turn);
-            self.n_past -= n_discard;
+        self.ids.truncate(n);
+        if self.cache.cut(n) { Ok(()) } else { self.read_again() }
+    }
+
+    /// Forgets the `n_discard` tokens after the first `n_keep` and moves the rest down. The rest is read again where a layer with a sliding
+    /// window has overwritten what it sees of the first `n_keep`.
+    ///
+    /// # Errors
+    /// [`Error::Params`] when there are not that many tokens; [`Error::Interrupted`] while reading (what was read stands).
+    pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<()> {
+        let n_past = self.n_past();
+        if n_keep.checked_add(n_discard).is_none_or(|n| n > n_past) {
+            return Err(Error::Params(format!("cannot discard {n_discard} tokens after {n_keep}: there are {n_past}")));
+        }
+        if n_discard == 0 {
+            return Ok(());
+        }
+        let (decoder, n_ctx) = (self.model.decoder(), self.cache.n_ctx());
+        let turn = |layer: usize| {
+            let attn = &decoder.layers[layer].attn;
+            match &attn.scores {
+                Scores::Own { .. } => Turn::Rope(decoder.ropes[attn.rope].for_context(n_ctx).backwards(n_discard)),
+                Scores::Lisa(LisaAttention { low_rank: Some(l), .. }) => Turn::LowRank(&l.freq),
+                _ => Turn::None,
+            }
+        };
+        self.ids.drain(n_keep..n_keep + n_discard);
+        if self.cache.shift(self.mode.kernels, n_keep, n_discard, n_past, &turn) { Ok(()) } else { self.read_again() }
+    }
+
+    /// Fills the cache from the tokens of the context.
+    fn read_again(&mut self) -> Result<()> {
+        let ids = std::mem::take(&mut self.ids);
+        self.cache.cut(0);
+        while self.n_past() < ids.len() {
+            self.pass(self.next_batch(&ids[self.n_past()..]), 0, 0)?;
         }
         Ok(())
     }
@@ -227,7 +268,7 @@ impl Session {
         if let Some(id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
             return Err(Error::Params(format!("token id {id} is outside the vocabulary of {n_vocab}")));
         }
-        let n_prompt = self.n_past + ids.len();
+        let n_prompt = self.n_past() + ids.len();
         if n_prompt > self.n_ctx() {
             return Err(Error::ContextFull { n_prompt, n_ctx: self.n_ctx() });
         }
@@ -236,7 +277,7 @@ impl Session {
 
     /// The tokens of the next pass, so that all passes over `ids` are about equally long.
     fn next_batch<'i>(&self, ids: &'i [u32]) -> &'i [u32] {
-        let most = self.n_ubatch.min(self.buffers.max_tokens(self.n_past));
+        let most = self.n_ubatch.min(self.buffers.max_tokens(self.n_past()));
         let n_passes = ids.len().div_ceil(most);
         &ids[..ids.len().div_ceil(n_passes).next_multiple_of(EVEN).min(most).min(ids.len())]
     }
@@ -249,7 +290,7 @@ impl Session {
         let (model, mode, buffers, cache) = (self.model.decoder(), &self.mode, &self.buffers, &self.cache);
         // Who looks on sees every operand.
         let n_wanted = if mode.observer.is_some() { ids.len() } else { n_wanted };
-        let tokens = Tokens { ids, pos: self.n_past, n_wanted };
+        let tokens = Tokens { ids, pos: self.n_past(), n_wanted };
         let pool = match &mut self.pool_batch {
             Some(pool) if ids.len() > 1 => pool,
             _ => &mut self.pool,
@@ -260,7 +301,14 @@ impl Session {
                 head(model, w, mode, buffers, n_wanted - n_logits..n_wanted);
             }
         });
-        self.n_past += ids.len();
+        self.ids.extend_from_slice(ids);
+        self.cache.filled(self.ids.len());
         Ok(())
     }
+}
+
+/// The cache for a context of `n_ctx` tokens and passes of up to `n_pass`.
+fn cache_params(p: &SessionParams, n_ctx: usize, n_pass: usize) -> CacheParams {
+    let spare = p.window_spare.map(|n| n.max(n_pass));
+    CacheParams { ty_k: p.cache_type_k, ty_v: p.cache_type_v, n_ctx, spare }
 }

@@ -107,6 +107,8 @@ impl Subject {
             n_threads_batch: n_threads,
             cache_type_k: cache,
             cache_type_v: cache,
+            // So that windows are overwritten as soon as can be.
+            window_spare: Some(0),
             activations: ActivationType::F32,
         };
         Session::new(self.model.clone(), params).unwrap_or_else(|e| panic!("{}: {e}", self.name))
@@ -232,9 +234,52 @@ pub fn truncation_forgets(subject: &Subject) {
     let mut rows = collect(&mut session, &run.ids[..n_keep]);
     let astray: Vec<u32> = run.ids.iter().rev().copied().take(run.ids.len() - n_keep).collect();
     collect(&mut session, &astray);
-    session.truncate(n_keep);
+    session.truncate(n_keep).expect("truncation");
     assert_eq!(session.n_past(), n_keep);
     rows.extend(collect(&mut session, &run.ids[n_keep..]));
     let error = run.error(&rows);
     assert!(error <= TOLERANCE, "{name}: logits differ by {error:.1e} of their spread");
+}
+
+/// Layers with a sliding window that keep little more than it say what those say that keep the whole context: however long the text,
+/// after going back, and after a context shift.
+#[allow(dead_code)]
+pub fn windows_are_all_that_is_seen(subject: &Subject) {
+    let name = subject.name;
+    let run = &subject.reference.runs[0];
+    let session = |window_spare| {
+        let params = SessionParams { n_ctx: 1024, n_ubatch: 16, n_threads: 2, window_spare, ..Default::default() };
+        Session::new(subject.model.clone(), params).expect("session")
+    };
+    let (mut whole, mut ring) = (session(None), session(Some(0)));
+    let bytes = |s: &Session| s.cache().bytes_at(1000);
+    assert!(bytes(&ring) < bytes(&whole), "{name}: {} bytes", bytes(&ring));
+    assert_eq!(ring.cache().bytes_per_token(), whole.cache().bytes_per_token());
+    let ids =
+        |n: usize, step: usize| (0..n).map(move |i| run.ids[(i * step + i / 7) % run.ids.len()]).collect::<Vec<_>>();
+
+    let mut same = |what: &str, change: &dyn Fn(&mut Session), next: &[u32]| {
+        let [a, b] = [&mut whole, &mut ring].map(|s| {
+            change(s);
+            collect(s, next)
+        });
+        assert!(a == b, "{name}: {what}");
+        assert_eq!(whole.ids(), ring.ids());
+    };
+    same("a long text", &|_| (), &ids(600, 1));
+    same("back by a few tokens", &|s| s.truncate(590).expect("truncation"), &ids(20, 5));
+    same("back beyond what is held", &|s| s.truncate(100).expect("truncation"), &ids(500, 3));
+    same("a context shift", &|s| s.shift(3, 200).expect("shift"), &ids(200, 5));
+    same("one token at a time", &|_| (), &ids(1, 1));
+    same("from the start", &|s| s.clear(), &ids(400, 2));
+
+    // Of what is kept nothing is left: as if the rest had followed it at once.
+    ring.shift(200, 196).expect("shift");
+    let expected = [ids(200, 2), ids(400, 2)[396..].to_vec(), ids(5, 1)].concat();
+    let rows = collect(&mut ring, &ids(5, 1));
+    assert_eq!(ring.ids(), expected);
+    whole.clear();
+    let (read, next) = expected.split_at(204);
+    collect(&mut whole, read);
+    assert!(rows == collect(&mut whole, next), "{name}: a shift beyond what is held");
 }

@@ -149,12 +149,13 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                         r.int8_macs_per_second / 1e9
                     );
                 }
+                let cache = bench.session().cache();
                 let record = Record {
                     path: path.as_deref(),
                     model: &model,
                     use_mmap: !args.no_mmap,
                     params,
-                    kv_bytes_per_token: bench.session().cache().bytes_per_token(),
+                    kv_bytes: &|n| cache.bytes_at(n),
                     measurement: &measurement,
                     start,
                     peak_memory,
@@ -222,6 +223,7 @@ fn all_params(args: &BenchArgs) -> Result<Vec<SessionParams>, CliError> {
                             cache_type_k: k.into(),
                             cache_type_v: v.into(),
                             activations: args.activations.ty(),
+                            ..SessionParams::default()
                         });
                     }
                 }

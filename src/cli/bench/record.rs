@@ -16,7 +16,8 @@ pub struct Record<'a> {
     pub model: &'a Model,
     pub use_mmap: bool,
     pub params: &'a SessionParams,
-    pub kv_bytes_per_token: usize,
+    /// Bytes the cache holds of a context of so many tokens.
+    pub kv_bytes: &'a dyn Fn(usize) -> usize,
     pub measurement: &'a Measurement,
     pub start: DateTime<Utc>,
     /// Bytes resident at most, where the system tells.
@@ -42,7 +43,7 @@ impl Record<'_> {
     /// Bytes the cache holds when the test is done.
     pub fn kv_bytes(&self) -> usize {
         let test = &self.measurement.test;
-        self.kv_bytes_per_token * (test.n_depth + test.n_tokens())
+        (self.kv_bytes)(test.n_depth + test.n_tokens())
     }
 
     /// The part of the roofline that the mean reaches: of the read bandwidth if tokens are generated, of the int8 peak for
@@ -53,7 +54,7 @@ impl Record<'_> {
         match (test.n_prompt, test.n_gen) {
             (_, 0) => Some(rate * self.model.decoder().macs_per_token() as f64 / roofline.int8_macs_per_second),
             (0, n) => {
-                let cached = self.kv_bytes_per_token * (test.n_depth + n / 2);
+                let cached = (self.kv_bytes)(test.n_depth + n / 2);
                 let bytes = self.model.decoder().bytes_per_token() + cached;
                 Some(rate * bytes as f64 / roofline.read_bytes_per_second)
             }

@@ -9,9 +9,10 @@ use super::memory::human;
 use clap::{Args, ValueEnum};
 use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, TensorInfo, Value};
-use lisa_cpp::attention::CacheType;
+use lisa_cpp::attention::{CacheParams, CacheType};
 use lisa_cpp::compute::default_threads;
-use lisa_cpp::model::{ModelFile, pass_tokens};
+use lisa_cpp::model::{ModelFile, pass_tokens, windows};
+use lisa_cpp::runtime::SessionParams;
 use serde_json::{Map, json};
 use sharing::Sharing;
 use std::collections::BTreeMap;
@@ -238,22 +239,26 @@ impl Memory {
             let n = usize::try_from(n).ok()?;
             CacheType::from(kind).ggml().row_bytes(n).map(|bytes| bytes as u64)
         };
-        let cache = CacheTypeArg::value_variants().iter().filter_map(|&kind| {
-            let per_token = match sharing.and_then(|s| s.cost(kind)) {
-                Some(cost) => cost.cache_per_token.after,
-                None => {
-                    let head = head(kind, head_k)?.saturating_add(head(kind, head_v)?);
-                    let heads = layers.clone().map(|l| at(&n_head_kv, l)).fold(0u64, u64::saturating_add);
-                    heads.saturating_mul(head)
-                }
-            };
-            Some((kind, per_token.saturating_mul(n_ctx)))
-        });
-        let cache = cache.collect();
-
         let pass = pass_tokens(usize::try_from(n_ff).ok()?, default_threads()) as u64;
         let n_ubatch = args.ubatch_size.min(n_ctx);
         let n_pass = n_ubatch.min(pass);
+        let windows = windows("", gguf).unwrap_or_default();
+        let cache = CacheTypeArg::value_variants().iter().filter_map(|&kind| {
+            let (ty, n_ctx) = (CacheType::from(kind), usize::try_from(n_ctx).ok()?);
+            let spare = SessionParams::default().window_spare.map(|n| n.max(n_pass as usize));
+            let params = CacheParams { ty_k: ty, ty_v: ty, n_ctx, spare };
+            let n_positions = |window| params.n_positions(window).min(n_ctx) as u64;
+            if let Some(cost) = sharing.and_then(|s| s.cost(kind)) {
+                return Some((kind, cost.cached(n_positions).after));
+            }
+            let head = head(kind, head_k)?.saturating_add(head(kind, head_v)?);
+            let layer = |l: u64| {
+                let window = windows.get(l as usize).copied().flatten();
+                head.saturating_mul(at(&n_head_kv, l)).saturating_mul(n_positions(window))
+            };
+            Some((kind, layers.clone().map(layer).fold(0u64, u64::saturating_add)))
+        });
+        let cache = cache.collect();
         let q = most_heads.saturating_mul(head_k);
         let kv = n_head_kv.iter().max()?.saturating_mul(head_k.saturating_add(head_v));
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.

@@ -70,7 +70,7 @@ impl Divergence {
         let first = window.len() / 2;
         let inputs = window_inputs(session, window, first, bos)?;
         for s in [&mut *session, &mut *base] {
-            s.truncate(0);
+            s.clear();
             s.prefill(&inputs[..first], &mut |_| ())?;
         }
         let n_vocab = self.base.len();

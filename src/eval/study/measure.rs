@@ -56,6 +56,9 @@ impl Job {
     }
 }
 
+/// Tokens of context whose cache is shown.
+const SHOWN_CONTEXT: usize = 4096;
+
 /// Perplexity, divergence from the baseline (which has an f16 cache and shares nothing), and benchmarks.
 ///
 /// # Errors
@@ -162,6 +165,7 @@ pub fn speed(job: &Job) -> Result<(Value, Value)> {
         "file_bytes": model.n_file_bytes(),
         "weight_bytes": model.n_weight_bytes(),
         "kv_bytes_per_token": bench.session().cache().bytes_per_token(),
+        "kv_bytes_of_context": Session::cache_bytes(&model, &job.session(SHOWN_CONTEXT)?),
     });
     Ok((speed, memory))
 }

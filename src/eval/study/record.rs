@@ -136,7 +136,7 @@ pub mod tests {
                 "ln_ppl_ratio": value(ln_ratio), "kld": value(ln_ratio.abs()), "same_top_p": value(0.9) } }),
             speed: json!({ "tests": [{ "test": "pp512", "mean": 100.0, "deviation": 1.0 },
                 { "test": "tg64", "mean": 50.0 + 10.0 * ln_ratio, "deviation": 1.0 }], "time_to_first_token_ms": 5120.0 }),
-            memory: json!({ "weight_bytes": (1u64 << 26) + (1 << 22) * index as u64, "peak_rss_bytes": 1u64 << 27, "kv_bytes_per_token": 23040 }),
+            memory: json!({ "weight_bytes": (1u64 << 26) + (1 << 22) * index as u64, "peak_rss_bytes": 1u64 << 27, "kv_bytes_per_token": 23040, "kv_bytes_of_context": 4096 * 23040 }),
             provenance: json!({ "version": "1", "cpu": "a CPU", "threads": 2 }),
         }
     }

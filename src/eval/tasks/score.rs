@@ -20,15 +20,13 @@ pub struct Score {
 /// again.
 pub struct Scorer {
     session: Session,
-    /// The tokens in the session's context.
-    cached: Vec<u32>,
 }
 
 impl Scorer {
     /// Scores with `session`, whose context is emptied.
     pub fn new(mut session: Session) -> Self {
-        session.truncate(0);
-        Self { session, cached: Vec::new() }
+        session.clear();
+        Self { session }
     }
 
     /// Scores every answer of a question.
@@ -46,18 +44,14 @@ impl Scorer {
     /// Makes the context `ids` and returns the logits after it; empty for no tokens.
     fn read_shared(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         let Some(last) = ids.len().checked_sub(1) else { return Ok(Vec::new()) };
-        let kept = n_equal(&self.cached, ids).min(last);
-        self.session.truncate(kept);
-        let logits = self.session.prefill(&ids[kept..], &mut |_| ())?.to_vec();
-        self.cached.clear();
-        self.cached.extend(ids);
-        Ok(logits)
+        let kept = n_equal(self.session.ids(), ids).min(last);
+        self.session.truncate(kept)?;
+        Ok(self.session.prefill(&ids[kept..], &mut |_| ())?.to_vec())
     }
 
     /// Scores an answer, of which `n_shared` tokens are in the context already and `after_shared` are the logits after them.
     fn score_one(&mut self, a: &Encoded, n_shared: usize, after_shared: &[f32]) -> Result<Score> {
-        self.session.truncate(n_shared);
-        self.cached.truncate(n_shared);
+        self.session.truncate(n_shared)?;
         let kernels = self.session.model().kernels();
         let continuation = &a.ids[a.n_context..];
         let mut score = Score { log_prob: 0.0, greedy: true, n_tokens: continuation.len() };
@@ -82,7 +76,6 @@ impl Scorer {
         if from < inputs.len() {
             self.session.logits_each(&inputs[from..], &mut |i, logits| add(logits, a.ids[from + i + 1]))?;
         }
-        self.cached.extend(&inputs[n_shared..]);
         Ok(score)
     }
 }

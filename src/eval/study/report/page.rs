@@ -240,14 +240,10 @@ fn speed_figure(g: &Group, test: &str) -> String {
     figure(g, &title, "tokens/s (more is better)", &rows, false)
 }
 
-/// Tokens of context whose cache is shown.
-const SHOWN_CONTEXT: f64 = 4096.0;
-
 fn memory_figure(g: &Group) -> String {
     let rows = rows(g, |r| {
         let mib = |pointer: &str| r.number(pointer).map(|b| b / MIB);
-        let (weights, per_token) = (mib("/memory/weight_bytes")?, mib("/memory/kv_bytes_per_token")?);
-        let cache = per_token * SHOWN_CONTEXT;
+        let (weights, cache) = (mib("/memory/weight_bytes")?, mib("/memory/kv_bytes_of_context")?);
         Some((vec![weights, cache], mib("/memory/peak_rss_bytes"), format!("{} + {}", number(weights), number(cache))))
     });
     figure(g, "Weights, cache, peak", "MiB (fewer is better)", &rows, false)
