@@ -26,7 +26,7 @@ pub struct SessionParams {
     /// Element type of cached values.
     pub cache_type_v: CacheType,
     /// Positions that layers with a sliding window keep beyond it, so that [`Session::truncate`] can go back as far at no cost;
-    /// `None`: the whole context. The results are the same.
+    /// `None`: the whole context. The results are the same, but for roundings of what is read again at once.
     pub window_spare: Option<usize>,
     /// The form in which activations meet quantised weights.
     pub activations: ActivationType,
