@@ -7,7 +7,7 @@ use super::attend::BLOCK;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ring {
     /// A token sees itself and the `window - 1` positions before it.
-    pub window: usize,
+    window: usize,
     /// Positions there is room for.
     pub n_positions: usize,
     /// No position from this one on has been overwritten.

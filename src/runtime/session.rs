@@ -48,6 +48,28 @@ impl Default for SessionParams {
     }
 }
 
+impl SessionParams {
+    /// Tokens the context of `model` holds.
+    fn context(&self, model: &Model) -> usize {
+        if self.n_ctx == 0 { model.n_ctx_train() } else { self.n_ctx }
+    }
+
+    fn prompt_threads(&self) -> usize {
+        if self.n_threads_batch == 0 { self.n_threads } else { self.n_threads_batch }
+    }
+
+    /// Most tokens of a pass through `model`.
+    fn pass(&self, model: &Model) -> usize {
+        let fast = pass_tokens(model.decoder().n_ff(), self.prompt_threads());
+        self.n_ubatch.min(self.n_batch).min(self.context(model)).min(fast)
+    }
+
+    fn cache(&self, model: &Model) -> CacheParams {
+        let spare = self.window_spare.map(|n| n.max(self.pass(model)));
+        CacheParams { ty_k: self.cache_type_k, ty_v: self.cache_type_v, n_ctx: self.context(model), spare }
+    }
+}
+
 /// Passes are cut to whole numbers of these tokens: kernels take them so many at a time.
 const EVEN: usize = 16;
 
@@ -73,18 +95,18 @@ impl Session {
     pub fn new(model: Arc<Model>, p: SessionParams) -> Result<Self> {
         let positive = |n: usize, flag: &str| match n {
             0 => Err(Error::Params(format!("{flag} must be at least 1"))),
-            n => Ok(n),
+            _ => Ok(()),
         };
-        let n_ctx = if p.n_ctx == 0 { model.n_ctx_train() } else { p.n_ctx };
-        let n_ubatch = positive(p.n_ubatch, "-ub")?.min(positive(p.n_batch, "-b")?).min(n_ctx);
-        let n_threads = positive(p.n_threads, "-t")?;
-        let n_batch_threads = if p.n_threads_batch == 0 { n_threads } else { p.n_threads_batch };
+        positive(p.n_ubatch, "-ub")?;
+        positive(p.n_batch, "-b")?;
+        positive(p.n_threads, "-t")?;
+        let (n_ctx, n_ubatch) = (p.context(&model), p.pass(&model));
+        let (n_threads, n_batch_threads) = (p.n_threads, p.prompt_threads());
         let pool = Pool::new(n_threads).map_err(thread_error)?;
         let pool_batch = (n_batch_threads != n_threads).then(|| Pool::new(n_batch_threads)).transpose();
         let decoder = model.decoder();
-        let n_ubatch = n_ubatch.min(pass_tokens(decoder.n_ff(), n_batch_threads));
         Ok(Self {
-            cache: KvCache::new(decoder.caches(), cache_params(&p, n_ctx, n_ubatch))?,
+            cache: KvCache::new(decoder.caches(), p.cache(&model))?,
             buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.activations),
             mode: Mode { kernels: model.kernels(), observer: None, profile: None },
             pool,
@@ -99,8 +121,7 @@ impl Session {
     /// Bytes that the cache of a session with these parameters takes when the context is full; `None` where heads do not divide into the
     /// blocks of the cache's types.
     pub fn cache_bytes(model: &Model, p: &SessionParams) -> Option<usize> {
-        let n_ctx = if p.n_ctx == 0 { model.n_ctx_train() } else { p.n_ctx };
-        cache_params(p, n_ctx, p.n_ubatch).n_bytes(model.decoder().caches())
+        p.cache(model).n_bytes(model.decoder().caches())
     }
 
     /// The model.
@@ -305,10 +326,4 @@ impl Session {
         self.cache.filled(self.ids.len());
         Ok(())
     }
-}
-
-/// The cache for a context of `n_ctx` tokens and passes of up to `n_pass`.
-fn cache_params(p: &SessionParams, n_ctx: usize, n_pass: usize) -> CacheParams {
-    let spare = p.window_spare.map(|n| n.max(n_pass));
-    CacheParams { ty_k: p.cache_type_k, ty_v: p.cache_type_v, n_ctx, spare }
 }
