@@ -200,7 +200,7 @@ fn eigenvectors(a: Vec<f64>, n: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::distill::data::Windows;
+    use crate::distill::data::{Windows, slices};
     use crate::distill::frozen::Precision;
     use crate::distill::start::{Design, Rank, student};
     use crate::distill::testing::noise;
@@ -250,6 +250,7 @@ mod tests {
             seed: 0,
         };
         let calibration = windows.first(4);
+        let calibration = slices(&calibration);
         let all = student(&dense, &design, &calibration).unwrap();
         let bases = Bases::new(&mut Team::new(2).unwrap(), &dense, &all, &calibration);
         let x = noise(1, all.values.len(), 1.0);

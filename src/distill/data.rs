@@ -57,9 +57,16 @@ pub fn texts(path: &Path, content: &str, exclude: &[Exclude]) -> Result<Vec<Stri
 }
 
 /// Windows of `n_ctx` tokens: most to train on, some held out.
+///
+/// The text to train on is short beside what a long run reads, and modules learn windows by heart that come again as they were: it is
+/// cut elsewhere whenever it begins anew, and tokens can be exchanged ([`Windows::batch`]).
 #[derive(Debug, Clone)]
 pub struct Windows {
-    train: Vec<Vec<u32>>,
+    /// What is trained on, a ring whose length is a multiple of `n_ctx`.
+    train: Vec<u32>,
+    n_ctx: usize,
+    /// Takes the place of every window's first token.
+    bos: Option<u32>,
     /// Never trained on.
     pub held_out: Vec<Vec<u32>>,
 }
@@ -88,12 +95,8 @@ impl Windows {
             ids.extend(tokenizer.encode(text, false, false)?);
             progress(i + 1);
         }
-        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-        let mut all: Vec<Vec<u32>> = ids.chunks_exact(n_ctx).map(<[u32]>::to_vec).collect();
-        if let Some(bos) = bos {
-            all.iter_mut().for_each(|w| w[0] = bos);
-        }
-        if all.len() < n_held_out + 2 {
+        let n = ids.len() / n_ctx;
+        if n < n_held_out + 2 {
             return Err(Error::Params(format!(
                 "the text has {} tokens; {} windows of {n_ctx} need at least {} (a longer text, or a smaller -c)",
                 ids.len(),
@@ -101,43 +104,78 @@ impl Windows {
                 (n_held_out + 2) * n_ctx
             )));
         }
-        let n = all.len();
         let is_held_out = |i: usize| (i + 1) * n_held_out / n > i * n_held_out / n;
-        let (mut train, mut held_out) = (Vec::new(), Vec::new());
-        for (i, window) in all.into_iter().enumerate() {
-            if is_held_out(i) { held_out.push(window) } else { train.push(window) }
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        let mut windows = Self { train: Vec::new(), n_ctx, bos, held_out: Vec::new() };
+        for (i, window) in ids.chunks_exact(n_ctx).enumerate() {
+            if is_held_out(i) {
+                windows.held_out.push(window.to_vec());
+            } else {
+                windows.train.extend_from_slice(window);
+            }
         }
-        Ok(Self { train, held_out })
+        if let Some(bos) = bos {
+            windows.held_out.iter_mut().for_each(|w| w[0] = bos);
+        }
+        Ok(windows)
     }
 
     /// Windows to train on.
     pub fn n_train(&self) -> usize {
-        self.train.len()
+        self.train.len() / self.n_ctx
     }
 
-    /// The `batch` windows of step `step`: all in an order that `seed` draws, then all again in another.
-    pub fn batch(&self, seed: u64, step: usize, batch: usize) -> Vec<&[u32]> {
-        let (mut order, mut epoch) = (Vec::new(), usize::MAX);
+    /// The `batch` windows of step `step`: all in an order that `seed` draws, then all again in another and cut elsewhere. Of every
+    /// window, the part `noise` of its tokens gives way to tokens drawn from the whole text.
+    pub fn batch(&self, seed: u64, step: usize, batch: usize, noise: f64) -> Vec<Vec<u32>> {
+        let n = self.n_train();
+        let draw = |i: usize| fastrand::Rng::with_seed(seed ^ (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let (mut order, mut offset, mut epoch) = (Vec::new(), 0, usize::MAX);
         let pick = |i: usize| {
-            if i / self.train.len() != epoch {
-                epoch = i / self.train.len();
-                order = (0..self.train.len()).collect();
-                fastrand::Rng::with_seed(seed ^ (epoch as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)).shuffle(&mut order);
+            if i / n != epoch {
+                epoch = i / n;
+                let mut rng = draw(epoch);
+                order = (0..n).collect();
+                rng.shuffle(&mut order);
+                offset = if epoch == 0 { 0 } else { rng.usize(..self.n_ctx) };
             }
-            &self.train[order[i % self.train.len()]][..]
+            let mut window = self.window(order[i % n] * self.n_ctx + offset);
+            if noise > 0.0 {
+                let mut rng = draw(!i);
+                for id in &mut window[usize::from(self.bos.is_some())..] {
+                    if rng.f64() < noise {
+                        *id = self.train[rng.usize(..self.train.len())];
+                    }
+                }
+            }
+            window
         };
         (step * batch..(step + 1) * batch).map(pick).collect()
     }
 
-    /// Every window.
-    pub fn all(&self) -> impl Iterator<Item = &[u32]> {
-        self.train.iter().chain(&self.held_out).map(Vec::as_slice)
+    /// The window that begins at the token `from`.
+    fn window(&self, from: usize) -> Vec<u32> {
+        let mut window: Vec<u32> = self.train.iter().cycle().skip(from).take(self.n_ctx).copied().collect();
+        if let Some(bos) = self.bos {
+            window[0] = bos;
+        }
+        window
+    }
+
+    /// Every token.
+    pub fn all(&self) -> impl Iterator<Item = u32> {
+        self.train.iter().chain(self.held_out.iter().flatten()).copied()
     }
 
     /// The first `n` windows to train on, for calibration.
-    pub fn first(&self, n: usize) -> Vec<&[u32]> {
-        self.train.iter().take(n).map(Vec::as_slice).collect()
+    pub fn first(&self, n: usize) -> Vec<Vec<u32>> {
+        (0..n.min(self.n_train())).map(|i| self.window(i * self.n_ctx)).collect()
     }
+}
+
+/// Borrowed.
+pub fn slices(windows: &[Vec<u32>]) -> Vec<&[u32]> {
+    windows.iter().map(Vec::as_slice).collect()
 }
 
 #[cfg(test)]
@@ -163,20 +201,38 @@ mod tests {
         assert!("=x".parse::<Exclude>().is_err() && "x".parse::<Exclude>().is_err());
     }
 
+    /// Seven windows of four different tokens.
+    fn seven() -> Windows {
+        Windows { train: (0..28).collect(), n_ctx: 4, bos: None, held_out: Vec::new() }
+    }
+
     #[test]
-    fn every_window_comes_once_in_an_epoch() {
-        let train: Vec<Vec<u32>> = (0..7).map(|i| vec![i; 4]).collect();
-        let w = Windows { train, held_out: Vec::new() };
-        let drawn = |seed| (0..7).flat_map(|s| w.batch(seed, s, 3)).map(|x| x[0]).collect::<Vec<_>>();
+    fn every_token_comes_once_in_an_epoch_and_elsewhere_in_the_next() {
+        let drawn = |seed| (0..7).flat_map(|s| seven().batch(seed, s, 3, 0.0)).collect::<Vec<_>>();
         let all = drawn(1);
         for epoch in all.chunks(7) {
-            let mut sorted = epoch.to_vec();
+            let mut sorted = epoch.concat();
             sorted.sort_unstable();
-            assert_eq!(sorted, [0, 1, 2, 3, 4, 5, 6]);
+            assert_eq!(sorted, (0..28).collect::<Vec<_>>());
         }
+        assert!(all[..7].iter().all(|w| w[0] % 4 == 0));
+        assert!(all.iter().all(|w| w.windows(2).all(|p| p[1] == (p[0] + 1) % 28)));
+        let begins: std::collections::BTreeSet<u32> = all.chunks(7).map(|epoch| epoch[0][0] % 4).collect();
+        assert!(begins.len() > 1, "{begins:?}");
         assert_ne!(all[..7], all[7..14]);
         assert_eq!(all, drawn(1));
         assert_ne!(all, drawn(2));
+    }
+
+    #[test]
+    fn noise_exchanges_its_part_of_the_tokens() {
+        let w = Windows { train: (0..64_000).collect(), n_ctx: 64, bos: Some(70_000), held_out: Vec::new() };
+        let (plain, noisy) = (w.batch(5, 3, 100, 0.0), w.batch(5, 3, 100, 0.1));
+        let changed = plain.iter().flatten().zip(noisy.iter().flatten()).filter(|(a, b)| a != b).count();
+        assert!((500..800).contains(&changed), "{changed} of 6400");
+        assert!(noisy.iter().all(|w| w[0] == 70_000 && w[1..].iter().all(|id| *id < 64_000)));
+        assert_eq!(noisy, w.batch(5, 3, 100, 0.1));
+        assert_ne!(noisy[..], w.batch(5, 4, 100, 0.1)[..]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::adam::{Adam, Schedule, clip};
 use super::basis::Bases;
 use super::checkpoint::Checkpoint;
-use super::data::Windows;
+use super::data::{Windows, slices};
 use super::dense::DenseModel;
 use super::modules::Modules;
 use super::team::{Stage, Team};
@@ -31,6 +31,8 @@ pub struct Settings {
     pub clip: f64,
     /// Weight decay.
     pub decay: f64,
+    /// Part of the tokens trained on that others take the place of.
+    pub noise: f64,
     /// Order of the text, and first values of hidden units.
     pub seed: u64,
     /// Steps between held-out losses.
@@ -163,8 +165,8 @@ impl Trainer<'_> {
     /// The step `at` of `stage`.
     fn step(&mut self, modules: &mut Modules, adam: &mut Adam, stage: Stage, at: usize) -> Step {
         let order = self.settings.seed.wrapping_add(stage as u64);
-        let windows = self.windows.batch(order, at, self.settings.batch);
-        let mut out = self.team.loss(self.model, modules, stage, &windows, true);
+        let windows = self.windows.batch(order, at, self.settings.batch, self.settings.noise);
+        let mut out = self.team.loss(self.model, modules, stage, &slices(&windows), true);
         let norm = clip(&mut out.grads, self.settings.clip);
         let lr = self.settings.schedule(stage).at(at);
         self.bases.turn(self.model, modules, &mut out.grads);
@@ -198,7 +200,7 @@ impl Trainer<'_> {
 
     /// The losses of `modules` on the held-out text.
     pub fn held_out(&mut self, modules: &Modules, stage: Stage) -> HeldOut {
-        let windows: Vec<&[u32]> = self.windows.held_out.iter().map(Vec::as_slice).collect();
+        let windows = slices(&self.windows.held_out);
         let out = self.team.loss(self.model, modules, Stage::EndToEnd, &windows, false);
         let loss = match stage {
             Stage::EndToEnd => out.mean_loss(),
@@ -280,8 +282,8 @@ impl Trainer<'_> {
 /// What a checkpoint of this run must agree with: every setting that the result depends on.
 pub fn identity(settings: &Settings, fingerprint: &str, windows: &Windows) -> String {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for id in windows.all().flatten() {
-        hash = (hash ^ u64::from(*id)).wrapping_mul(0x0100_0000_01b3);
+    for id in windows.all() {
+        hash = (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3);
     }
     format!("{settings:?}, model {fingerprint}, text {hash:016x}")
 }

@@ -11,6 +11,7 @@ use clap::Args;
 use ggml_ext::lisa::{Activation, Domain, Kind};
 use lisa_cpp::compute::default_threads;
 use lisa_cpp::distill::choose::{Parts, candidates, single};
+use lisa_cpp::distill::data::slices;
 use lisa_cpp::distill::similarity::{self, Similarity, rank_correlation};
 use lisa_cpp::distill::start::{Design, Rank};
 use lisa_cpp::distill::team::Team;
@@ -148,6 +149,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
     let mut team = Team::new(n_threads)?;
     let stop = stoppable()?;
     let chosen = windows.first(args.chunks);
+    let chosen = slices(&chosen);
 
     let mut bar = Progress::new(log, "comparing layers", chosen.len() as u64);
     let similarity = similarity::measure(&mut team, &dense, &chosen, &mut |done| {
@@ -175,7 +177,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
             seed: 0,
         };
         let layers = candidates(&dense, 1);
-        let parts = Parts::new(&single(&dense, &design, &layers, &windows.first(args.chunks.min(8)))?);
+        let parts = Parts::new(&single(&dense, &design, &layers, &slices(&windows.first(args.chunks.min(8))))?);
         let taught = team.teach(&dense, &chosen);
         let mut bar = Progress::new(log, "sharing each layer", layers.len() as u64);
         for (i, &layer) in layers.iter().enumerate() {

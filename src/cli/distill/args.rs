@@ -160,6 +160,9 @@ pub struct DistillArgs {
     /// Weight decay (AdamW)
     #[arg(long, value_name = "X", default_value_t = 0.0)]
     weight_decay: f64,
+    /// Part of the tokens trained on that give way to others, drawn from the text: against learning a short text by heart
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    noise: f64,
     /// Seed of the order of the text and of hidden units
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
@@ -214,6 +217,7 @@ impl DistillArgs {
             ("--lr", self.lr, 0.0, 1.0),
             ("--lr-attention", self.lr_attention, 0.0, 1.0),
             ("--warmup", self.warmup, 0.0, 1.0),
+            ("--noise", self.noise, 0.0, 0.9),
             ("--clip", self.clip, f64::MIN_POSITIVE, f64::MAX),
             ("--weight-decay", self.weight_decay, 0.0, f64::MAX),
             ("--time-limit", self.time_limit.unwrap_or(1.0), 0.0, 1e9),
@@ -240,6 +244,7 @@ impl DistillArgs {
             warmup: self.warmup,
             clip: self.clip,
             decay: self.weight_decay,
+            noise: self.noise,
             seed: self.seed,
             eval_every: self.eval_every,
             patience: self.patience,

@@ -16,7 +16,7 @@ use lisa_cpp::distill::basis::Bases;
 use lisa_cpp::distill::checkpoint::Checkpoint;
 use lisa_cpp::distill::choose::{self, Parts};
 use lisa_cpp::distill::compensate::least_squares;
-use lisa_cpp::distill::data::Windows;
+use lisa_cpp::distill::data::{Windows, slices};
 use lisa_cpp::distill::dense::DenseModel;
 use lisa_cpp::distill::frozen::Precision;
 use lisa_cpp::distill::modules::Modules;
@@ -71,7 +71,7 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     let started = Instant::now();
     let limit = args.time_limit.map(|m| Duration::from_secs_f64(60.0 * m));
     let mut report = Report::new(log, args.json);
-    let bases = Bases::new(&mut team, &dense, &state.modules, &windows.first(N_CALIBRATION));
+    let bases = Bases::new(&mut team, &dense, &state.modules, &slices(&windows.first(N_CALIBRATION)));
     let mut trainer = Trainer { model: &dense, windows: &windows, settings: &settings, team: &mut team, bases };
     if state.step == 0 && state.stage == Stage::Attention {
         report.start(trainer.held_out(&state.modules, Stage::EndToEnd))?;
@@ -210,6 +210,7 @@ fn begin(
     log: Log,
 ) -> Result<Modules, CliError> {
     let calibration = windows.first(N_CALIBRATION);
+    let calibration = slices(&calibration);
     let mut design = Design {
         plan: Vec::new(),
         kind: args.kind.into(),
@@ -238,7 +239,7 @@ fn begin(
                 })?;
             }
             let parts = Parts::new(&all);
-            let taught = team.teach(model, &windows.first(N_CHOICE));
+            let taught = team.teach(model, &slices(&windows.first(N_CHOICE)));
             let mut bar = Progress::new(log, "choosing layers", *n as u64);
             let chosen = choose::greedy(team, model, &parts, &taught, &candidates, *n, &mut |m| {
                 bar.set(m.n_chosen as u64);
@@ -255,7 +256,7 @@ fn begin(
     let mut modules = start::student(model, &design, &calibration)?;
     if design.kind == Kind::Shared && design.comp {
         log.line("compensation by least squares ...");
-        least_squares(model, &mut modules, &windows.first(4 * N_CALIBRATION));
+        least_squares(model, &mut modules, &slices(&windows.first(4 * N_CALIBRATION)));
     }
     Ok(modules)
 }
