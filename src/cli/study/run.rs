@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// A record as it stands in the file.
 pub fn line(record: &Record) -> String {
@@ -73,7 +73,17 @@ impl Store {
             std::fs::create_dir_all(dir).map_err(|e| CliError::run(format!("{}: {e}", dir.display())))?;
         }
         let mut file = OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(failed)?;
-        match file.try_lock() {
+        // A study that was killed while it started a process for a cell has the lock until that process has become another program.
+        let patience = Instant::now() + Duration::from_millis(500);
+        let lock = loop {
+            match file.try_lock() {
+                Err(TryLockError::WouldBlock) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                lock => break lock,
+            }
+        };
+        match lock {
             Err(TryLockError::WouldBlock) => {
                 return Err(CliError::run(format!("{}: another study is writing to it", path.display())));
             }
