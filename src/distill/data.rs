@@ -155,7 +155,7 @@ impl Windows {
 
     /// The window that begins at the token `from`.
     fn window(&self, from: usize) -> Vec<u32> {
-        let mut window: Vec<u32> = self.train.iter().cycle().skip(from).take(self.n_ctx).copied().collect();
+        let mut window: Vec<u32> = (from..from + self.n_ctx).map(|i| self.train[i % self.train.len()]).collect();
         if let Some(bos) = self.bos {
             window[0] = bos;
         }
@@ -173,7 +173,7 @@ impl Windows {
     }
 }
 
-/// Borrowed.
+/// `windows`, borrowed one by one, as training takes them.
 pub fn slices(windows: &[Vec<u32>]) -> Vec<&[u32]> {
     windows.iter().map(Vec::as_slice).collect()
 }
@@ -201,7 +201,7 @@ mod tests {
         assert!("=x".parse::<Exclude>().is_err() && "x".parse::<Exclude>().is_err());
     }
 
-    /// Seven windows of four different tokens.
+    /// Seven windows of four tokens each, no token twice.
     fn seven() -> Windows {
         Windows { train: (0..28).collect(), n_ctx: 4, bos: None, held_out: Vec::new() }
     }
