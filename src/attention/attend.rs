@@ -12,7 +12,7 @@ use super::kv_cache::{Block, LayerCache};
 use super::lisa::{LisaAttention, LisaScratch};
 use super::route::{Holds, Route};
 use super::{AttentionShape, AttnWeights};
-use crate::compute::{Operand, SharedBuf, Worker};
+use crate::compute::{Operand, SharedBuf, Shares, Worker};
 
 /// Keys per block: scores of a tile and a widened block stay in the first-level caches.
 pub(super) const BLOCK: usize = 128;
@@ -22,17 +22,20 @@ const TILE_ROWS: usize = 48;
 const ALL_HEADS_ROWS: usize = 144;
 /// Tokens that such a tile has at least, for each pass over a block of values to serve several.
 const ALL_HEADS_TOKENS: usize = 6;
-/// With few queries, members share the keys out in runs of this many. Constants, so that the result does not depend
-/// on the number of threads.
-const RUN: usize = 512;
-/// The same where a tile has all heads, and so there are fewer tiles: up to 2048 keys, and beyond.
-const ALL_HEADS_RUNS: (usize, usize) = (128, 256);
-/// Most runs of the first length.
-const SHORT_RUNS: usize = 16;
+/// With few queries, members share the keys out in runs: this many, unless they would be shorter than the shortest run or longer than
+/// the longest block. Constants, so that the result does not depend on the number of threads.
+const RUNS: usize = 8;
+/// Fewest keys in a run.
+const SHORTEST_RUN: usize = 512;
+/// The same where a tile has all heads, and so there are fewer tiles.
+const ALL_HEADS_SHORTEST_RUN: usize = 128;
+/// Most keys per block for one query. Its scores are few, and where memory is read head by head long stretches are what the
+/// hardware fetches ahead.
+pub(super) const LONGEST_BLOCK: usize = 1024;
 /// Most query tokens for which keys are shared out.
 const SPLIT_MAX_TOKENS: usize = 4;
-/// Eighths of a block's values that are fetched while a `lisa` layer aligns one token's heads.
-const READ_AHEAD: usize = 6;
+/// Positions whose values are fetched while a `lisa` layer aligns one token's heads: where its reading starts for each head.
+const READ_AHEAD: usize = 32;
 /// Query rows from which widening a block of keys or values once beats converting them in registers for each few rows.
 pub(super) const WIDEN_ROWS: usize = 8;
 
@@ -114,9 +117,10 @@ impl AttentionScratch {
             (dk, dv, heads) = (dk.max(s.head_dim_k), dv.max(s.head_dim_v), heads.max(s.n_head));
             rows = rows.max(group_tokens(&s) * s.group()).max(all_heads_tokens(&s) * s.n_head);
         }
+        let n_scores = (rows * BLOCK).max(heads * LONGEST_BLOCK);
         Self {
             q: vec![0.0; rows * dk.max(rank)],
-            scores: vec![0.0; rows * BLOCK],
+            scores: vec![0.0; n_scores],
             wide: vec![0.0; (KEY_GROUP * dk.max(rank)).max(BLOCK * dv)],
             sums: vec![0.0; rows * dv],
             max: vec![0.0; rows],
@@ -135,7 +139,8 @@ pub struct PartialSums {
 impl PartialSums {
     /// Room for layers of these shapes with up to `n_ctx` keys.
     pub fn new(shapes: impl IntoIterator<Item = AttentionShape>, n_ctx: usize) -> Self {
-        let runs = SPLIT_MAX_TOKENS * (n_ctx.div_ceil(ALL_HEADS_RUNS.1) + 1).max(SHORT_RUNS + 1);
+        // One more than there are whole ones, where a window starts within a run.
+        let runs = SPLIT_MAX_TOKENS * (n_ctx.div_ceil(LONGEST_BLOCK).max(RUNS) + 1);
         let (mut sums, mut heads) = (0, 0);
         for s in shapes {
             sums = sums.max(s.n_head * s.head_dim_v);
@@ -163,17 +168,16 @@ struct Tile {
     groups: Range<usize>,
     /// Positions.
     keys: Range<usize>,
+    /// Most of them in a block.
+    block: usize,
 }
 
 impl Attend<'_> {
     /// Computes the layer's weighted values. Two phases, or three where the keys are shared out.
     pub fn run(&self, scratch: &mut AttentionScratch) {
         let n_keys = self.n_keys() - self.first_key(0);
-        let run = match self.all_heads() {
-            true if n_keys <= SHORT_RUNS * ALL_HEADS_RUNS.0 => ALL_HEADS_RUNS.0,
-            true => ALL_HEADS_RUNS.1,
-            false => RUN,
-        };
+        let shortest = if self.all_heads() { ALL_HEADS_SHORTEST_RUN } else { SHORTEST_RUN };
+        let run = n_keys.div_ceil(RUNS).next_power_of_two().clamp(shortest, LONGEST_BLOCK);
         if self.queries.n <= SPLIT_MAX_TOKENS && n_keys > run {
             self.runs(run, scratch);
         } else {
@@ -224,7 +228,7 @@ impl Attend<'_> {
             let (tile, g) = (n_token_tiles - 1 - i / n_head_tiles, i % n_head_tiles * groups);
             let tokens = tile * tokens..((tile + 1) * tokens).min(self.queries.n);
             let keys = self.first_key(tokens.start)..self.queries.pos + tokens.end;
-            let tile = Tile { tokens, groups: g..g + groups, keys };
+            let tile = Tile { tokens, groups: g..g + groups, keys, block: BLOCK };
             // SAFETY: queries and caches are only read in this phase; rows of the slots belong to this tile.
             unsafe { self.stream(&tile, scratch) };
             let heads = tile.groups.start * group..tile.groups.end * group;
@@ -249,13 +253,18 @@ impl Attend<'_> {
         let first = self.first_key(0) / run_len;
         let n_runs = self.n_keys().div_ceil(run_len) - first;
         let (n_head_tiles, groups) = self.head_tiles();
+        // A window's positions lie in a ring, whose end no block may reach over.
+        let block = if self.shape.window.is_some() { BLOCK } else { run_len };
         let slot = |t: usize, run: usize, head: usize| (t * n_runs + run) * n_head + head;
-        self.worker.for_each_chunk(self.queries.n * n_runs * n_head_tiles, |i| {
-            let (g, i) = (i % n_head_tiles * groups, i / n_head_tiles);
-            let (run, t) = (i % n_runs, i / n_runs);
+        // Chunks of consecutive runs of the same heads: what a member reads next follows what it read.
+        let n_tokens = self.queries.n;
+        let shares = Shares::new(n_head_tiles * n_runs * n_tokens, self.worker.n);
+        let mut one = |i: usize| {
+            let (i, t) = (i / n_tokens, i % n_tokens);
+            let (g, run) = (i / n_runs * groups, i % n_runs);
             let keys = (first + run) * run_len..(first + run + 1) * run_len;
             let keys = keys.start.max(self.first_key(t))..keys.end.min(self.queries.pos + t + 1);
-            let tile = Tile { tokens: t..t + 1, groups: g..g + groups, keys };
+            let tile = Tile { tokens: t..t + 1, groups: g..g + groups, keys, block };
             let heads = tile.groups.len() * group;
             // SAFETY: queries and caches are only read in this phase; these keys of the slots' rows, and the partial
             // results of (t, run, heads), belong to this tile.
@@ -268,7 +277,8 @@ impl Attend<'_> {
                     stat.copy_from_slice(&[scratch.max[h], scratch.total[h]]);
                 }
             }
-        });
+        };
+        self.worker.for_each_chunk(shares.n_chunks(), |chunk| shares.chunk(chunk).for_each(&mut one));
         self.worker.barrier();
         for i in self.worker.share(self.queries.n * n_head) {
             let (t, h) = (i / n_head, i % n_head);
@@ -322,10 +332,10 @@ impl Attend<'_> {
                 _ => (f32::NEG_INFINITY, 0.0),
             };
         }
-        // Block boundaries are multiples of BLOCK whatever the tile, so that a query's result does not depend on it.
+        // Block boundaries are multiples of their length whatever the tile, so that a query's result does not depend on it.
         let mut start = tile.keys.start;
         while start < tile.keys.end {
-            let block = start..((start / BLOCK + 1) * BLOCK).min(tile.keys.end);
+            let block = start..((start / tile.block + 1) * tile.block).min(tile.keys.end);
             let n = block.len();
             // SAFETY: passed on to the caller.
             unsafe { self.block_scores(tile, block.clone(), scratch) };
@@ -362,15 +372,20 @@ impl Attend<'_> {
                 *total += sum;
             }
             let rows = group * n_tokens;
+            let widen = rows >= WIDEN_ROWS;
+            let part = if widen { BLOCK } else { n };
             for (i, g) in tile.groups.clone().enumerate() {
-                let weights = Rows::new(&scratch.scores[i * rows * n..], rows, n, n);
-                let into = RowsMut::new(&mut scratch.sums[i * rows * dv..], rows, dv, dv);
-                let widen = rows >= WIDEN_ROWS;
-                // SAFETY: passed on to the caller.
-                match unsafe { self.values.v(self.kernels, g, block.clone(), widen, &mut scratch.wide) } {
-                    Block::F16(v) => float.values_f16(weights, Rows::new(v, n, dv, dv), into),
-                    Block::Q8_0(v) => float.values_q8_0(weights, Rows::new(v, n, v.len() / n, v.len() / n), into),
-                    Block::F32(v) => float.sgemm_nn_acc(weights, Rows::new(v, n, dv, dv), into),
+                for at in block.clone().step_by(part) {
+                    let keys = at..(at + part).min(block.end);
+                    let k = keys.len();
+                    let weights = Rows::new(&scratch.scores[i * rows * n + at - start..], rows, k, n);
+                    let into = RowsMut::new(&mut scratch.sums[i * rows * dv..], rows, dv, dv);
+                    // SAFETY: passed on to the caller.
+                    match unsafe { self.values.v(self.kernels, g, keys, widen, &mut scratch.wide) } {
+                        Block::F16(v) => float.values_f16(weights, Rows::new(v, k, dv, dv), into),
+                        Block::Q8_0(v) => float.values_q8_0(weights, Rows::new(v, k, v.len() / k, v.len() / k), into),
+                        Block::F32(v) => float.sgemm_nn_acc(weights, Rows::new(v, k, dv, dv), into),
+                    }
                 }
             }
             start = block.end;
@@ -441,8 +456,8 @@ impl Attend<'_> {
 
     /// What a `lisa` layer reads after the alignment of token `t`, to be fetched meanwhile. In a tile of several tokens that is the source's
     /// weights of the next token, or of the first in the next block: their rows are too short for the hardware to find its stride, and
-    /// keys and values serve several tiles and are in a cache already. Else it is the low-rank keys, and so many of the values that
-    /// computing them takes about as long as reading the others.
+    /// keys and values serve several tiles and are in a cache already. Else it is the low-rank keys, and where each head's values
+    /// begin: the hardware goes on from there.
     ///
     /// # Safety
     /// Nobody writes the caches or the slot's weights before the next barrier.
@@ -469,7 +484,7 @@ impl Attend<'_> {
                 };
                 return [self.weights.heads(slot, self.row(next), self.n_keys(), block).bytes(), none];
             }
-            let values = block.start..block.start + block.len() * READ_AHEAD / 8;
+            let values = block.start..block.start + block.len().min(READ_AHEAD);
             let low_rank = lisa.low_rank.as_ref().map_or(none, |_| keys.low_rank().group_rows(block));
             [low_rank, keys.v_bytes(values)]
         }

@@ -14,7 +14,7 @@ use ggml_ext::kernels::Kernels;
 use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS};
 use ggml_ext::lisa::{Activation, Domain};
 
-use super::attend::BLOCK;
+use super::attend::LONGEST_BLOCK;
 use super::keys::Scores;
 use super::kv_cache::LayerCache;
 use super::{AttentionShape, Holds};
@@ -67,7 +67,11 @@ pub(super) struct LisaScratch {
 
 impl LisaScratch {
     pub(super) fn new(n_head: usize, n_hidden: usize) -> Self {
-        Self { weights: vec![0.0; n_head * BLOCK], bias: vec![0.0; n_hidden], units: vec![0.0; n_hidden * UNIT_FLOATS] }
+        Self {
+            weights: vec![0.0; n_head * LONGEST_BLOCK],
+            bias: vec![0.0; n_hidden],
+            units: vec![0.0; n_hidden * UNIT_FLOATS],
+        }
     }
 }
 

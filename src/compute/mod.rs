@@ -14,4 +14,5 @@ pub use matrix::{FileBytes, Hold, Linear, Matrix};
 pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};
 pub use profile::{Laps, Phase, Profile};
+pub use shares::Shares;
 pub use slab::Slabs;
