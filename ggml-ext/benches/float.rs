@@ -4,8 +4,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{BlockQ8_0, HeadNet, KEY_GROUP, KeysQ8_0, Rows, RowsMut, UNIT_FLOATS};
-use ggml_ext::lisa::Activation;
+use ggml_ext::kernels::float::{BlockQ8_0, HeadNet, KEY_GROUP, KeysQ8_0, Rows, RowsMut, UNIT_FLOATS, UnitAct};
 use half::f16;
 use std::hint::black_box;
 
@@ -98,14 +97,8 @@ fn heads(c: &mut Criterion) {
             let (skip, up, bias, down) =
                 (ramp(n_head * n_head), ramp(n_hidden * n_head), ramp(n_hidden), ramp(n_head * n_hidden));
             let none = Rows::new(&[], 0, 0, 0);
-            let net = HeadNet {
-                skip: &skip,
-                up: &up,
-                bias: &bias,
-                down: &down,
-                activation: Activation::Silu,
-                ahead: [none, none],
-            };
+            let net =
+                HeadNet { skip: &skip, up: &up, bias: &bias, down: &down, act: UnitAct::Silu2, ahead: [none, none] };
             let (x, mut out) = (ramp(n_head * STRIDE), vec![0.0; n_head * STRIDE]);
             let mut units = vec![0.0; n_hidden * UNIT_FLOATS];
             group.throughput(Throughput::Elements((KEYS * n_head * (n_head + 2 * n_hidden)) as u64));

@@ -8,10 +8,11 @@
 //!
 //! with `L` the logarithm of the source's weights (or the weights themselves). See `ggml-ext/SPEC.md`.
 
+use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS};
+use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS, UnitAct};
 use ggml_ext::lisa::{Activation, Domain};
 
 use super::attend::LONGEST_BLOCK;
@@ -34,16 +35,32 @@ pub struct LisaAttention {
     pub scale: f32,
 }
 
-/// Hidden units of the alignment network.
+/// Hidden units of the alignment network, in the kernel's terms.
 pub struct Hidden {
     /// `[n_hidden, n_head]`: row m, column h.
-    pub up: Box<[f32]>,
+    up: Box<[f32]>,
     /// `[n_hidden]`
-    pub bias: Box<[f32]>,
+    bias: Box<[f32]>,
     /// `[n_head, n_hidden]`: row g, column m.
-    pub down: Box<[f32]>,
-    /// Applied to the units.
-    pub activation: Activation,
+    down: Box<[f32]>,
+    act: UnitAct,
+}
+
+impl Hidden {
+    /// Units with weights `up` `[n_hidden, n_head]` and `bias` `[n_hidden]`, whose `activation` goes to the heads by `down`
+    /// `[n_head, n_hidden]`.
+    pub fn new(mut up: Box<[f32]>, mut bias: Box<[f32]>, mut down: Box<[f32]>, activation: Activation) -> Self {
+        let act = match activation {
+            Activation::Relu => UnitAct::Relu,
+            Activation::Gelu => UnitAct::Gelu,
+            Activation::Silu => {
+                up.iter_mut().chain(&mut bias).for_each(|w| *w *= -LOG2_E);
+                down.iter_mut().for_each(|w| *w *= -LN_2);
+                UnitAct::Silu2
+            }
+        };
+        Self { up, bias, down, act }
+    }
 }
 
 /// Low-rank queries and keys.
@@ -134,7 +151,7 @@ impl LisaAttention {
             (Domain::Log, Holds::Weights) => unreachable!("scores are kept while a layer needs them"),
         };
         let Some(hidden) = &self.hidden else {
-            let net = HeadNet { skip: &self.skip, up: &[], bias: &[], down: &[], activation: Activation::Relu, ahead };
+            let net = HeadNet { skip: &self.skip, up: &[], bias: &[], down: &[], act: UnitAct::Relu, ahead };
             return float.align_heads(&net, source, &mut [], into);
         };
         let bias = &mut scratch.bias[..hidden.bias.len()];
@@ -144,8 +161,8 @@ impl LisaAttention {
                 *bias -= float.dot(up, lse);
             }
         }
-        let Hidden { up, down, activation, .. } = hidden;
-        let net = HeadNet { skip: &self.skip, up, bias, down, activation: *activation, ahead };
+        let Hidden { up, down, act, .. } = hidden;
+        let net = HeadNet { skip: &self.skip, up, bias, down, act: *act, ahead };
         float.align_heads(&net, source, &mut scratch.units, into);
     }
 

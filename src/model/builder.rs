@@ -168,12 +168,12 @@ impl Builder<'_, '_, '_, '_> {
         let skip = l.transposed(&Part::AlignSkip.tensor(i), n_head, n_head)?;
         let hidden = match l.first_dim(&Part::AlignUp.tensor(i)) {
             None => None,
-            Some(n) => Some(Hidden {
-                up: l.transposed(&Part::AlignUp.tensor(i), n_head, n)?,
-                bias: l.vector(&Part::AlignUpBias.tensor(i), n)?,
-                down: l.transposed(&Part::AlignDown.tensor(i), n, n_head)?,
-                activation: meta.activation,
-            }),
+            Some(n) => Some(Hidden::new(
+                l.transposed(&Part::AlignUp.tensor(i), n_head, n)?,
+                l.vector(&Part::AlignUpBias.tensor(i), n)?,
+                l.transposed(&Part::AlignDown.tensor(i), n, n_head)?,
+                meta.activation,
+            )),
         };
         let rank = meta.layers[i].rank;
         let name = |part: Part| part.tensor(i).trim_end_matches(".weight").to_owned();

@@ -29,7 +29,7 @@ mod vector;
 mod tests;
 
 pub use elem::{BlockQ8_0, KEY_GROUP, KeysQ8_0};
-pub use heads::{HeadNet, UNIT_FLOATS};
+pub use heads::{HeadNet, UNIT_FLOATS, UnitAct};
 pub use rows::{Rows, RowsMut};
 
 use super::Tier;

@@ -5,6 +5,7 @@ use half::f16;
 use std::arch::x86_64::*;
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+const FLOOR: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
 
 #[derive(Clone, Copy)]
 pub(super) struct V(__m512);
@@ -141,6 +142,12 @@ impl Simd for V {
             let rest = _mm512_reduce_ps::<NEAREST>(self.0);
             (V(_mm512_sub_ps(self.0, rest)), V(rest))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn floor_and_rest(self) -> (Self, Self) {
+        // SAFETY: see the impl. `scale2` rounds down itself.
+        (self, V(unsafe { _mm512_reduce_ps::<FLOOR>(self.0) }))
     }
 
     #[inline(always)]

@@ -4,11 +4,10 @@
 //! Each strip of keys goes through the whole network at once, so that its hidden units stay in the first-level cache. A result
 //! depends on its own column alone.
 
-use super::math::{Gelu, Relu, Silu};
+use super::math::{Gelu, Relu, Silu2};
 use super::rows::{Rows, RowsMut};
 use super::simd::{LINE, Simd};
 use super::vector::Unary;
-use crate::lisa::Activation;
 
 /// The network `out[g] = sum_h skip[g][h] in[h] + sum_m down[g][m] act(bias[m] + sum_h up[m][h] in[h])`. Matrices have one row per
 /// result.
@@ -22,11 +21,23 @@ pub struct HeadNet<'a> {
     pub bias: &'a [f32],
     /// `[n_out, n_hidden]`
     pub down: &'a [f32],
-    /// Applied to the hidden units.
-    pub activation: Activation,
+    /// `act`.
+    pub act: UnitAct,
     /// Memory that the caller reads next, fetched towards the core meanwhile: the network computes and reads little, what follows
     /// reads much. In order; no rows: nothing.
     pub ahead: [Rows<'a, u8>; 2],
+}
+
+/// What a hidden unit makes of its sum `z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnitAct {
+    /// `max(z, 0)`.
+    Relu,
+    /// `z / (1 + 2^z)`: SiLU but for two factors that matrices can take once and for all, `silu(x) = -ln 2 z / (1 + 2^z)` where
+    /// `z = -x log2 e`.
+    Silu2,
+    /// GELU by the tangent.
+    Gelu,
 }
 
 /// Most results computed together: with [`Simd::NN_VECS`] vectors each they fit into the registers.
@@ -70,10 +81,10 @@ macro_rules! each_size {
 pub(super) unsafe fn align_heads<V: Simd>(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) {
     // SAFETY: the caller's contract.
     unsafe {
-        match net.activation {
-            Activation::Relu => align::<V, _>(net, x, units, out, &Relu),
-            Activation::Silu => align::<V, _>(net, x, units, out, &Silu),
-            Activation::Gelu => align::<V, _>(net, x, units, out, &Gelu),
+        match net.act {
+            UnitAct::Relu => align::<V, _>(net, x, units, out, &Relu),
+            UnitAct::Silu2 => align::<V, _>(net, x, units, out, &Silu2),
+            UnitAct::Gelu => align::<V, _>(net, x, units, out, &Gelu),
         }
     }
 }

@@ -72,6 +72,16 @@ pub(super) trait Simd: Copy {
         }
     }
 
+    /// What [`Self::scale2`] takes for the integer below, and what is left, 0 to 1; otherwise as [`Self::nearest_and_rest`].
+    #[inline(always)]
+    unsafe fn floor_and_rest(self) -> (Self, Self) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (n, rest) = self.sub(Self::splat(0.5)).nearest_and_rest();
+            (n, rest.add(Self::splat(0.5)))
+        }
+    }
+
     /// Sum of the lanes, always in the same order.
     unsafe fn sum(self) -> f32;
     /// Maximum of the lanes.

@@ -560,3 +560,48 @@ fn weighted_q8_0_values_are_those_of_their_floats() {
         }
     }
 }
+
+#[test]
+fn head_network() {
+    let none = Rows::new(&[], 0, 0, 0);
+    for (tier, k) in tiers() {
+        for (n_in, n_hidden, n_out) in [(1, 0, 1), (3, 1, 2), (9, 18, 9), (7, 13, 8)] {
+            let (skip, up) = (noise(1, n_out * n_in), noise(2, n_hidden * n_in));
+            let (bias, down) = (noise(3, n_hidden), noise(4, n_out * n_hidden));
+            for act in [UnitAct::Relu, UnitAct::Silu2, UnitAct::Gelu] {
+                let unit = |z: f64| match act {
+                    UnitAct::Relu => z.max(0.0),
+                    UnitAct::Silu2 => z / (1.0 + z.exp2()),
+                    UnitAct::Gelu => gelu64(z),
+                };
+                for n in [1, 15, 16, 17, 100, 131] {
+                    let (stride, what) = (n + 3, format!("{tier} {act:?} {n_in} {n_hidden} {n_out}, {n} columns"));
+                    // From where units are saturated on one side to where they are on the other.
+                    let x: Vec<f32> = noise(5, n_in * stride).iter().map(|x| x * 40.0).collect();
+                    let net = HeadNet { skip: &skip, up: &up, bias: &bias, down: &down, act, ahead: [none, none] };
+                    let (mut got, mut units) = (vec![7.0; n_out * stride], vec![0.0; n_hidden * UNIT_FLOATS]);
+                    let out = RowsMut::new(&mut got, n_out, n, stride);
+                    k.align_heads(&net, Rows::new(&x, n_in, n, stride), &mut units, out);
+                    for (g, row) in got.chunks_exact(stride).enumerate() {
+                        for (i, &y) in row.iter().enumerate() {
+                            if i >= n {
+                                assert_eq!(y, 7.0, "{what}: written beyond its row");
+                                continue;
+                            }
+                            let sum = |w: &[f32]| {
+                                let products = w.iter().enumerate();
+                                products.map(|(h, &w)| f64::from(w) * f64::from(x[h * stride + i])).sum::<f64>()
+                            };
+                            let mut want = sum(&skip[g * n_in..(g + 1) * n_in]);
+                            for m in 0..n_hidden {
+                                let z = f64::from(bias[m]) + sum(&up[m * n_in..(m + 1) * n_in]);
+                                want += f64::from(down[g * n_hidden + m]) * unit(z);
+                            }
+                            close(y, want, 40.0 * (1 + n_hidden) as f64, 1e-6, &what);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
