@@ -57,7 +57,7 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Environment:
-  LISA_CPU  force a set of kernels: portable, avx2, avxvnni, avx512, neon (default: the best this CPU has)
+  LISA_CPU  force a set of kernels: portable, avx2, avxvnni, avx512, amx, neon (default: the best this CPU has)
 
 Examples:
   lisa-cpp -p \"Once upon a time\"

@@ -142,8 +142,8 @@ impl Matrix {
         self.view().data.len()
     }
 
-    /// True when products take int8 operands (quantised types), false when they take floats (F32, F16, BF16).
-    pub fn wants_int8(&self) -> bool {
+    /// False for F32, F16 and BF16, whose products take floats.
+    pub fn is_quantized(&self) -> bool {
         !self.ty.is_float()
     }
 

@@ -3,11 +3,12 @@
 
 use std::ops::Range;
 
-use ggml_ext::kernels::{Kernels, MatmulScratch};
+use ggml_ext::kernels::{Kernels, MatmulScratch, takes_bf16};
 use ggml_ext::pack::ROWS;
 
+use super::buffer::Rounded;
 use super::shares::Shares;
-use super::{Activations, Linear, Matrix, Operand, SharedBuf, Worker};
+use super::{Linear, Matrix, Operand, SharedBuf, Worker};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
 pub struct Ops<'a> {
@@ -129,12 +130,12 @@ impl Ops<'_> {
 
     /// `out_j = W_j x + b_j` for every row of `x` and every job `j`, in one phase: products that share an operand
     /// (Q, K, V; gate, up) leave no member idle between them.
-    pub fn linear<const N: usize>(&mut self, x: &Activations, rows: Range<usize>, jobs: &[Job; N]) {
+    pub fn linear<const N: usize>(&mut self, x: Operand, rows: Range<usize>, jobs: &[Job; N]) {
         self.linear_some(x, rows, &jobs.map(Some));
     }
 
     /// [`Ops::linear`] for the jobs that are there.
-    pub fn linear_some(&mut self, x: &Activations, rows: Range<usize>, jobs: &[Option<Job>]) {
+    pub fn linear_some(&mut self, x: Operand, rows: Range<usize>, jobs: &[Option<Job>]) {
         let jobs = || jobs.iter().flatten();
         let n_groups = |linear: &Linear| linear.weight.rows().div_ceil(ROWS);
         let shares = Shares::new(jobs().map(|(l, _)| n_groups(l)).sum(), self.worker.n);
@@ -162,7 +163,7 @@ impl Ops<'_> {
     fn show<'l>(
         &self,
         observer: &dyn Observer,
-        x: &Activations,
+        x: Operand,
         rows: Range<usize>,
         linears: impl Iterator<Item = &'l Linear> + Clone,
     ) {
@@ -175,24 +176,22 @@ impl Ops<'_> {
         }
     }
 
-    fn product(
-        &mut self,
-        x: &Activations,
-        rows: Range<usize>,
-        linear: &Linear,
-        part: Range<usize>,
-        out: &SharedBuf<f32>,
-    ) {
+    fn product(&mut self, x: Operand, rows: Range<usize>, linear: &Linear, part: Range<usize>, out: &SharedBuf<f32>) {
         let (w, n) = (linear.weight.view(), linear.weight.rows());
-        assert!(rows.len() * n <= out.len() && w.cols == x.k);
+        assert!(rows.len() * n <= out.len() && w.cols == x.k());
         // SAFETY: chunks are handed out once each, so columns `part` of every output row are this member's; the
         // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
         unsafe {
-            match x.q8() {
-                Some(q8) if linear.weight.wants_int8() => {
-                    self.kernels.int.matmul(&w, part.clone(), q8.view(rows.clone()), self.scratch, out.as_ptr(), n)
+            let (int, scratch, y) = (&self.kernels.int, &mut *self.scratch, out.as_ptr());
+            let (part_of_w, of_x) = (part.clone(), rows.clone());
+            match x.rounded() {
+                Rounded::Int8(q8) if linear.weight.is_quantized() => {
+                    int.matmul(&w, part_of_w, q8.view(of_x), scratch, y, n)
                 }
-                _ => self.kernels.int.matmul_f32(&w, part.clone(), x.f32(rows.clone()), self.scratch, out.as_ptr(), n),
+                Rounded::Bf16(bf16, digits) if takes_bf16(&w) => {
+                    int.matmul_bf16(&w, part_of_w, bf16.view(of_x), digits, scratch, y, n)
+                }
+                _ => int.matmul_f32(&w, part_of_w, x.f32(of_x), scratch, y, n),
             }
             if let Some(bias) = &linear.bias {
                 for i in 0..rows.len() {

@@ -1,6 +1,6 @@
 //! Frozen matrices, forward and in reverse.
 //!
-//! Quantised weights are multiplied as the engine does at run time, in int8 with the file's own codes: twice as fast as F32 and
+//! Quantised weights are multiplied as the engine does at run time, in int8 with the file's own codes (or in bf16): twice as fast as F32 and
 //! a third of its memory, and the student is trained on what it will run on. The reverse product needs the transpose, which is made
 //! when it is first asked for, in Q8_0: what that rounds off is far below the noise of a batch of text. Everything else, and all of it
 //! under [`Precision::Exact`], is in F32.
@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use ggml_ext::GgmlType;
 use ggml_ext::blocks::quantize_rows;
 use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
-use ggml_ext::kernels::{FINE_STEP, Kernels, MatmulScratch, Q8Rows};
+use ggml_ext::kernels::{Bf16Rows, Digits, FINE_STEP, Kernels, MatmulScratch, Q8Rows};
 use ggml_ext::pack::{self, MatrixRef};
 
 use super::dense::{matmul_nt, transpose};
@@ -20,7 +20,7 @@ use crate::compute::Linear;
 /// How frozen matrices are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precision {
-    /// Quantised weights in int8, as the engine does.
+    /// Quantised weights in int8, or in bf16 where the CPU is faster at that, as the engine does.
     Int8,
     /// Everything in F32.
     Exact,
@@ -29,7 +29,7 @@ pub enum Precision {
 impl Precision {
     /// Whether `linear` is multiplied in F32.
     fn is_float_for(self, linear: &Linear) -> bool {
-        self == Self::Exact || !linear.weight.wants_int8()
+        self == Self::Exact || !linear.weight.is_quantized()
     }
 }
 
@@ -68,11 +68,64 @@ const OPERAND: usize = 1 << 18;
 /// From which step on blocks of gradients get second digits. They are summed over a batch, and none decides about a token.
 const FINE_STEP_BACK: f32 = 0.1;
 
-/// A thread's work space for products in int8.
+/// Rows rounded for products.
+enum Operand {
+    Int8(Q8Rows),
+    Bf16(Bf16Rows),
+}
+
+impl Operand {
+    fn new(kernels: &Kernels, n_rows: usize, k: usize) -> Self {
+        match kernels.int.has_bf16() {
+            true => Self::Bf16(Bf16Rows::new(n_rows, k)),
+            false => Self::Int8(Q8Rows::new(n_rows, k)),
+        }
+    }
+
+    fn k(&self) -> usize {
+        match self {
+            Self::Int8(rows) => rows.k(),
+            Self::Bf16(rows) => rows.k(),
+        }
+    }
+
+    fn n_rows(&self) -> usize {
+        match self {
+            Self::Int8(rows) => rows.n_rows(),
+            Self::Bf16(rows) => rows.n_rows(),
+        }
+    }
+
+    fn set(&mut self, kernels: &Kernels, row: usize, x: &[f32], fine_step: f32) {
+        // SAFETY: `&mut self` excludes views and other writers.
+        unsafe {
+            match self {
+                Self::Int8(rows) => rows.quantize_row(kernels, row, x, fine_step),
+                Self::Bf16(rows) => rows.round_row(kernels, row, x),
+            }
+        }
+    }
+
+    /// The product of the first rows with `w`, as many as `y` has.
+    fn product(&self, kernels: &Kernels, w: &MatrixRef, scratch: &mut MatmulScratch, y: &mut [f32]) {
+        let (rows, all) = (0..y.len() / w.rows, 0..w.rows);
+        // SAFETY: `&self` excludes writers, and `y` has `w.rows` values for each of the rows.
+        unsafe {
+            match self {
+                Self::Int8(x) => kernels.int.matmul(w, all, x.view(rows), scratch, y.as_mut_ptr(), w.rows),
+                Self::Bf16(x) => {
+                    kernels.int.matmul_bf16(w, all, x.view(rows), Digits::One, scratch, y.as_mut_ptr(), w.rows)
+                }
+            }
+        }
+    }
+}
+
+/// A thread's work space for products of rounded rows.
 #[derive(Default)]
 struct Space {
     matmul: MatmulScratch,
-    operands: Vec<Q8Rows>,
+    operands: Vec<Operand>,
     row: Vec<f32>,
 }
 
@@ -82,9 +135,9 @@ thread_local! {
 
 impl Space {
     /// Room for rows of `k` elements, some at a time, and the rest of the space.
-    fn rows(&mut self, k: usize) -> (&mut Q8Rows, &mut MatmulScratch, &mut Vec<f32>) {
+    fn rows(&mut self, kernels: &Kernels, k: usize) -> (&mut Operand, &mut MatmulScratch, &mut Vec<f32>) {
         let at = self.operands.iter().position(|rows| rows.k() == k).unwrap_or_else(|| {
-            self.operands.push(Q8Rows::new((OPERAND / k.max(1)).clamp(16, 512), k));
+            self.operands.push(Operand::new(kernels, (OPERAND / k.max(1)).clamp(16, 512), k));
             self.operands.len() - 1
         });
         (&mut self.operands[at], &mut self.matmul, &mut self.row)
@@ -95,21 +148,20 @@ impl Space {
 fn product(kernels: &Kernels, w: &MatrixRef, x: &[f32], n_in: usize, fine_step: f32, y: &mut [f32]) {
     assert_eq!(x.len() / n_in * w.rows, y.len(), "rows of operand and result");
     SPACE.with_borrow_mut(|space| {
-        let (rows, scratch, padded) = space.rows(w.cols);
+        let (rows, scratch, padded) = space.rows(kernels, w.cols);
         padded.clear();
         padded.resize(w.cols, 0.0);
         let n = rows.n_rows();
         for (x, y) in x.chunks(n * n_in).zip(y.chunks_mut(n * w.rows)) {
-            match n_in == w.cols {
-                true => rows.quantize(kernels, x, fine_step),
-                false => x.chunks_exact(n_in).enumerate().for_each(|(i, x)| {
+            for (i, x) in x.chunks_exact(n_in).enumerate() {
+                if n_in == w.cols {
+                    rows.set(kernels, i, x, fine_step);
+                } else {
                     padded[..n_in].copy_from_slice(x);
-                    // SAFETY: the space is this thread's, and no view of it is left.
-                    unsafe { rows.quantize_row(kernels, i, padded, fine_step) }
-                }),
+                    rows.set(kernels, i, padded, fine_step);
+                }
             }
-            // SAFETY: nobody writes the operand meanwhile, and `y` has `w.rows` values for each of its rows.
-            unsafe { kernels.int.matmul(w, 0..w.rows, rows.view(0..x.len() / n_in), scratch, y.as_mut_ptr(), w.rows) }
+            rows.product(kernels, w, scratch, y);
         }
     });
 }

@@ -15,8 +15,8 @@ pub struct Roofline {
     pub n_threads: usize,
     /// Bytes read from memory per second: the limit of generation, which reads all weights for each token.
     pub read_bytes_per_second: f64,
-    /// int8 multiply-adds per second, operands in registers: the limit of prompts.
-    pub int8_macs_per_second: f64,
+    /// Multiply-adds per second of the kernels' fastest products (of int8, or of bf16 tiles), operands in registers: the limit of prompts.
+    pub macs_per_second: f64,
 }
 
 /// Times each limit is measured; the best counts, for it is the one the rest of the machine disturbed least.
@@ -30,8 +30,8 @@ impl Roofline {
     pub fn measure(kernels: &Kernels, n_threads: usize) -> Result<Self> {
         let mut pool = Pool::new(n_threads).map_err(crate::model::thread_error)?;
         let read_bytes_per_second = read(&mut pool);
-        let int8_macs_per_second = int8(&mut pool, kernels);
-        Ok(Self { n_threads: pool.n_threads(), read_bytes_per_second, int8_macs_per_second })
+        let macs_per_second = products(&mut pool, kernels);
+        Ok(Self { n_threads: pool.n_threads(), read_bytes_per_second, macs_per_second })
     }
 
     /// The higher of each limit of two measurements.
@@ -39,7 +39,7 @@ impl Roofline {
         Self {
             n_threads: self.n_threads,
             read_bytes_per_second: self.read_bytes_per_second.max(other.read_bytes_per_second),
-            int8_macs_per_second: self.int8_macs_per_second.max(other.int8_macs_per_second),
+            macs_per_second: self.macs_per_second.max(other.macs_per_second),
         }
     }
 }
@@ -63,7 +63,7 @@ fn read(pool: &mut Pool) -> f64 {
     })
 }
 
-fn int8(pool: &mut Pool, kernels: &Kernels) -> f64 {
+fn products(pool: &mut Pool, kernels: &Kernels) -> f64 {
     const ROUNDS: usize = 1 << 18;
     let n = pool.n_threads() as f64;
     best(|| {
@@ -92,6 +92,6 @@ mod tests {
     fn limits_are_those_of_a_computer() {
         let r = Roofline::measure(Kernels::detect(), 1).unwrap();
         assert!((1e8..1e13).contains(&r.read_bytes_per_second), "{r:?}");
-        assert!((1e7..1e14).contains(&r.int8_macs_per_second), "{r:?}");
+        assert!((1e7..1e14).contains(&r.macs_per_second), "{r:?}");
     }
 }

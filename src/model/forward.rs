@@ -10,7 +10,9 @@ use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
 };
-use crate::compute::{ActivationType, Activations, Laps, Linear, Observer, Ops, Phase, Profile, SharedBuf, Worker};
+use crate::compute::{
+    ActivationType, Activations, Form, Laps, Linear, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker,
+};
 
 /// Everything a pass writes besides the cache, allocated once per session.
 pub struct Buffers {
@@ -68,12 +70,15 @@ mod fine_step {
 const HIDDEN_BYTES: usize = 1 << 20;
 /// Fewest tokens a pass is cut down to: as many as keep reading weights from memory far behind arithmetic.
 const MIN_PASS: usize = 128;
+/// The same for products in bf16, whose weights are unpacked once in a pass.
+const MIN_BF16_PASS: usize = 256;
 
 /// How many tokens of a long text to put through the layers together, where rows of up to `n_ff` hidden units are shared out
 /// among `n_threads` members.
-pub fn pass_tokens(n_ff: usize, n_threads: usize) -> usize {
+pub fn pass_tokens(kernels: &Kernels, n_ff: usize, n_threads: usize) -> usize {
     let bytes = n_ff.max(1).saturating_mul(2 * 4);
-    (HIDDEN_BYTES.saturating_mul(n_threads) / bytes / MIN_PASS * MIN_PASS).max(MIN_PASS)
+    let fewest = if kernels.int.has_bf16() { MIN_BF16_PASS } else { MIN_PASS };
+    (HIDDEN_BYTES.saturating_mul(n_threads) / bytes / MIN_PASS * MIN_PASS).max(fewest)
 }
 
 /// Most bytes of logits made at a time.
@@ -81,8 +86,15 @@ const LOGIT_BYTES: usize = 16 << 20;
 
 impl Buffers {
     /// Buffers for passes of up to `n_ubatch` tokens by up to `n_threads` members in a context of `n_ctx`.
-    pub fn new(model: &Decoder, n_ubatch: usize, n_ctx: usize, n_threads: usize, ty: ActivationType) -> Self {
-        let quantized = model.matrices().any(|l| l.weight.wants_int8());
+    pub fn new(
+        model: &Decoder,
+        kernels: &Kernels,
+        n_ubatch: usize,
+        n_ctx: usize,
+        n_threads: usize,
+        ty: ActivationType,
+    ) -> Self {
+        let quantized = model.matrices().any(|l| l.weight.is_quantized());
         let n_embd = model.embed.weight.cols();
         let widest = |f: &dyn Fn(&Attention) -> Option<&Linear>| {
             let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
@@ -94,19 +106,20 @@ impl Buffers {
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
         let n_ff = model.n_ff();
         let n_logit_rows = (LOGIT_BYTES / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
+        let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
         let scratch = || AttentionScratch::new(model.shapes(), n_hidden, rank);
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
-            n: Activations::new(n_ubatch, n_embd, quantized, ty),
+            n: activations(n_embd),
             q: SharedBuf::new(widest(&|a| a.scores.q())),
             k: SharedBuf::new(widest(&|a| a.scores.k())),
             v: SharedBuf::new(widest(&|a| a.v.as_ref())),
-            heads: Activations::new(n_ubatch, heads, quantized, ty),
+            heads: activations(heads),
             delta: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
-            hidden: Activations::new(n_ubatch, n_ff, quantized, ty),
+            hidden: activations(n_ff),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
@@ -171,8 +184,9 @@ pub struct Tokens<'a> {
 pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvCache, tokens: &Tokens) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (attn_scratch, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
-    let mut ops = o.ops(w, scratch);
     let (ids, pos, n, eps) = (tokens.ids, tokens.pos, tokens.ids.len(), model.norm_eps);
+    let mut ops = o.ops(w, scratch);
+    let form = Form::of(o.kernels, n);
 
     for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
         w.share(n).for_each(|i| table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64));
@@ -180,8 +194,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     let mut laps = o.laps(w);
     ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);
     let input = |i: usize| match model.layers.get(i) {
-        Some(layer) => (&layer.attn_norm, buf.n.with(fine_step::ATTENTION)),
-        None => (&model.output_norm, buf.n.with(fine_step::LAST)),
+        Some(layer) => (&layer.attn_norm, buf.n.with(form, fine_step::ATTENTION)),
+        None => (&model.output_norm, buf.n.with(form, fine_step::LAST)),
     };
     let (norm, out) = input(0);
     ops.rms_norm(&buf.x, n, norm, eps, out);
@@ -194,7 +208,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     for (i, layer) in model.layers.iter().enumerate() {
         let attn = &layer.attn;
         let asked = if i < last_caching { 0..n } else { n - tokens.n_wanted..n };
-        project(&mut ops, attn, buf, &fed, &asked);
+        project(&mut ops, attn, buf, input(i).1, &fed, &asked);
         laps.end(Phase::Project);
         place(&ops, attn, buf, cache.layer(i), pos, &fed, &asked, eps);
         laps.end(Phase::Place);
@@ -203,28 +217,29 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         }
         let (scores, values) = attention_of(attn, buf, cache, i);
         let (kernels, shape, route) = (o.kernels, &attn.shape, model.routes.layer(i));
-        let (weights, partial, out) = (&buf.weights, &buf.partial, buf.heads.with(fine_step::HEADS));
+        let (weights, partial, out) = (&buf.weights, &buf.partial, buf.heads.with(form, fine_step::HEADS));
         let (n, rows) = (asked.len(), 0..asked.len());
         let queries = Queries { pos: pos + asked.start, first: asked.start, n };
         Attend { worker: w, kernels, shape, queries, scores, values, weights, route, partial, out }.run(attn_scratch);
         laps.end(Phase::Attention);
-        ops.linear(&buf.heads, rows.clone(), &[(&attn.out, &buf.delta)]);
+        ops.linear(out, rows.clone(), &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {
             ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
         }
         laps.end(Phase::AttnOut);
         let post = layer.post_attn_norm.as_deref();
         let step = |usual| if i + 1 == model.layers.len() { fine_step::LAST } else { usual };
-        let out = buf.n.with(step(fine_step::FEED_FORWARD));
-        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, &layer.ffn_norm, eps, out);
+        let normed = buf.n.with(form, step(fine_step::FEED_FORWARD));
+        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, &layer.ffn_norm, eps, normed);
         laps.end(Phase::Norm);
 
         let ffn = &layer.ffn;
-        ops.linear(&buf.n, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
+        ops.linear(normed, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
         laps.end(Phase::GateUp);
-        ops.gated(ffn.act, &buf.gate, &buf.up, n, buf.hidden.with(step(fine_step::HIDDEN)));
+        let hidden = buf.hidden.with(form, step(fine_step::HIDDEN));
+        ops.gated(ffn.act, &buf.gate, &buf.up, n, hidden);
         laps.end(Phase::Gated);
-        ops.linear(&buf.hidden, rows, &[(&ffn.down, &buf.delta)]);
+        ops.linear(hidden, rows, &[(&ffn.down, &buf.delta)]);
         laps.end(Phase::Down);
         let post = layer.post_ffn_norm.as_deref();
         let (norm, out) = input(i + 1);
@@ -235,14 +250,15 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     laps.pass();
 }
 
-/// Logits of `rows` of the states that the last [`forward`] left, at most [`Buffers::n_logit_rows`] of them.
-pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<usize>) {
+/// Logits of `rows` of the states that the last [`forward`], of `n_tokens`, left: at most [`Buffers::n_logit_rows`] of them.
+pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usize, rows: Range<usize>) {
     // SAFETY: member `w.id` alone uses its work space while the team runs.
     let (_, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
     let mut ops = o.ops(w, scratch);
+    let x = buf.n.with(Form::of(o.kernels, n_tokens), fine_step::LAST);
     let n = rows.len() * model.n_vocab();
     let mut laps = o.laps(w);
-    ops.linear(&buf.n, rows, &[(model.head(), &buf.logits)]);
+    ops.linear(x, rows, &[(model.head(), &buf.logits)]);
     if let Some(cap) = model.logit_softcap {
         // SAFETY: shared out disjointly.
         o.kernels.float.soft_cap(unsafe { buf.logits.get_mut(w.share(n)) }, cap);
@@ -253,17 +269,17 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, rows: Range<us
 
 /// The products of the layer's normalised input, of tokens `fed`, that its attention starts from: what is cached of all, what serves
 /// their own results of tokens `asked`, the last of them. In one phase where these are the same.
-fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, asked: &Range<usize>) {
+fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, x: Operand, fed: &Range<usize>, asked: &Range<usize>) {
     let job = |linear, out| Some((linear?, out));
     let [q, comp] = [job(attn.scores.q(), &buf.q), job(attn.comp.as_ref(), &buf.comp)];
     let [k, v] = [job(attn.scores.k(), &buf.k), job(attn.v.as_ref(), &buf.v)];
     let rows = 0..fed.len();
     if fed == asked {
-        return ops.linear_some(&buf.n, rows, &[q, k, v, comp]);
+        return ops.linear_some(x, rows, &[q, k, v, comp]);
     }
-    ops.linear_some(&buf.n, rows.clone(), &[k, v]);
+    ops.linear_some(x, rows.clone(), &[k, v]);
     if !asked.is_empty() {
-        ops.linear_some(&buf.n, rows.end - asked.len()..rows.end, &[q, comp]);
+        ops.linear_some(x, rows.end - asked.len()..rows.end, &[q, comp]);
     }
 }
 
@@ -362,11 +378,12 @@ mod tests {
 
     #[test]
     fn passes_grow_with_threads_and_take_any_width() {
-        assert_eq!(pass_tokens(1536, 2), MIN_PASS);
-        assert_eq!(pass_tokens(1536, 8), 5 * MIN_PASS);
+        let portable = Kernels::by_name("portable").unwrap();
+        assert_eq!(pass_tokens(portable, 1536, 2), MIN_PASS);
+        assert_eq!(pass_tokens(portable, 1536, 8), 5 * MIN_PASS);
         // What a damaged file may claim.
         for n_ff in [0, 1 << 61, usize::MAX] {
-            assert!(pass_tokens(n_ff, 2) >= MIN_PASS);
+            assert!(pass_tokens(Kernels::detect(), n_ff, 2) >= MIN_PASS);
         }
     }
 }

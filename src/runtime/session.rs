@@ -60,7 +60,7 @@ impl SessionParams {
 
     /// Most tokens of a pass through `model`.
     fn pass(&self, model: &Model) -> usize {
-        let fast = pass_tokens(model.decoder().n_ff(), self.prompt_threads());
+        let fast = pass_tokens(model.kernels(), model.decoder().n_ff(), self.prompt_threads());
         self.n_ubatch.min(self.n_batch).min(self.context(model)).min(fast)
     }
 
@@ -107,7 +107,14 @@ impl Session {
         let decoder = model.decoder();
         Ok(Self {
             cache: KvCache::new(decoder.caches(), p.cache(&model))?,
-            buffers: Buffers::new(decoder, n_ubatch, n_ctx, n_threads.max(n_batch_threads), p.activations),
+            buffers: Buffers::new(
+                decoder,
+                model.kernels(),
+                n_ubatch,
+                n_ctx,
+                n_threads.max(n_batch_threads),
+                p.activations,
+            ),
             mode: Mode { kernels: model.kernels(), observer: None, profile: None },
             pool,
             pool_batch: pool_batch.map_err(thread_error)?,
@@ -217,7 +224,7 @@ impl Session {
                 let rows = start..(start + self.buffers.n_logit_rows()).min(batch.len());
                 let (model, mode, buffers) = (&self.model, &self.mode, &self.buffers);
                 let pool = self.pool_batch.as_mut().unwrap_or(&mut self.pool);
-                pool.run(|w| head(model.decoder(), w, mode, buffers, rows.clone()));
+                pool.run(|w| head(model.decoder(), w, mode, buffers, batch.len(), rows.clone()));
                 for (i, logits) in rows.zip(self.buffers.logits().chunks_exact(n_vocab)) {
                     each(done + i, logits);
                 }
@@ -319,7 +326,7 @@ impl Session {
         pool.run(|w| {
             forward(model, w, mode, buffers, cache, &tokens);
             if n_logits > 0 {
-                head(model, w, mode, buffers, n_wanted - n_logits..n_wanted);
+                head(model, w, mode, buffers, ids.len(), n_wanted - n_logits..n_wanted);
             }
         });
         self.ids.extend_from_slice(ids);

@@ -127,7 +127,7 @@ impl FloatKernels {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2 | Tier::AvxVnni => AVX2,
             #[cfg(target_arch = "x86_64")]
-            Tier::Avx512 => AVX512,
+            Tier::Avx512 | Tier::Amx => AVX512,
             #[cfg(target_arch = "aarch64")]
             Tier::Neon => NEON,
             _ => PORTABLE,

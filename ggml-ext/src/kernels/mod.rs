@@ -9,7 +9,7 @@ pub mod float;
 pub mod int;
 
 pub use float::FloatKernels;
-pub use int::{FINE_STEP, IntKernels, MatmulScratch, Q8Rows, Q8View};
+pub use int::{Bf16Rows, Bf16View, Digits, FINE_STEP, IntKernels, MatmulScratch, Q8Rows, Q8View, takes_bf16};
 
 use std::sync::LazyLock;
 
@@ -24,13 +24,15 @@ pub enum Tier {
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI (Intel Ice Lake, AMD Zen 4 and later).
     Avx512,
+    /// The same with AMX-BF16, products of tiles (Intel Sapphire Rapids and later), on Linux.
+    Amx,
     /// AArch64 with the dot product extension (Armv8.2 `dotprod`: Cortex-A76, Apple M1 and later).
     Neon,
 }
 
 impl Tier {
     /// Every tier of every architecture, narrowest first.
-    pub const ALL: [Tier; 5] = [Tier::Portable, Tier::Avx2, Tier::AvxVnni, Tier::Avx512, Tier::Neon];
+    pub const ALL: [Tier; 6] = [Tier::Portable, Tier::Avx2, Tier::AvxVnni, Tier::Avx512, Tier::Amx, Tier::Neon];
 
     /// The name used by `LISA_CPU` and in reports.
     pub const fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Tier {
             Tier::Avx2 => "avx2",
             Tier::AvxVnni => "avxvnni",
             Tier::Avx512 => "avx512",
+            Tier::Amx => "amx",
             Tier::Neon => "neon",
         }
     }
@@ -65,6 +68,8 @@ impl Tier {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Tier::Amx => Tier::Avx512.is_supported() && int::amx::is_supported(),
             #[cfg(target_arch = "aarch64")]
             Tier::Neon => {
                 std::arch::is_aarch64_feature_detected!("neon") && std::arch::is_aarch64_feature_detected!("dotprod")

@@ -82,7 +82,7 @@ pub struct BenchArgs {
     /// Print the results on standard error too, in this format [-oe]
     #[arg(long, value_name = "FORMAT", value_enum)]
     output_err: Option<Format>,
-    /// Measure the machine's read bandwidth and int8 peak before and after every test, and show the part of them that it reaches
+    /// Measure the machine's read bandwidth and peak of products before and after every test, and show the part of them that it reaches
     #[arg(long)]
     roofline: bool,
     /// Print where the time of each test went, by kind of operation, on standard error
@@ -143,10 +143,10 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                 before = after;
                 if let Some(r) = &roofline {
                     eprintln!(
-                        "roofline of {} threads: {:.1} GB/s read, {:.0} G int8 multiply-adds/s",
+                        "roofline of {} threads: {:.1} GB/s read, {:.0} G multiply-adds/s",
                         r.n_threads,
                         r.read_bytes_per_second / 1e9,
-                        r.int8_macs_per_second / 1e9
+                        r.macs_per_second / 1e9
                     );
                 }
                 let cache = bench.session().cache();

@@ -167,7 +167,7 @@ fn create(fields: &Map<String, Value>) -> String {
 fn sql_type<'t>(name: &str, seen: &'t str) -> &'t str {
     match name {
         "peak_memory_bytes" => "INTEGER",
-        "read_bytes_per_second" | "int8_macs_per_second" | "fraction_of_limit" => "REAL",
+        "read_bytes_per_second" | "macs_per_second" | "fraction_of_limit" => "REAL",
         _ => seen,
     }
 }

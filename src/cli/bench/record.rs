@@ -46,13 +46,13 @@ impl Record<'_> {
         (self.kv_bytes)(test.n_depth + test.n_tokens())
     }
 
-    /// The part of the roofline that the mean reaches: of the read bandwidth if tokens are generated, of the int8 peak for
+    /// The part of the roofline that the mean reaches: of the read bandwidth if tokens are generated, of the peak of products for
     /// a prompt.
     pub fn limit(&self) -> Option<f64> {
         let roofline = self.roofline?;
         let (test, rate) = (&self.measurement.test, self.rate().0);
         match (test.n_prompt, test.n_gen) {
-            (_, 0) => Some(rate * self.model.decoder().macs_per_token() as f64 / roofline.int8_macs_per_second),
+            (_, 0) => Some(rate * self.model.decoder().macs_per_token() as f64 / roofline.macs_per_second),
             (0, n) => {
                 let cached = (self.kv_bytes)(test.n_depth + n / 2);
                 let bytes = self.model.decoder().bytes_per_token() + cached;
@@ -91,7 +91,7 @@ impl Record<'_> {
             "kv_bytes": self.kv_bytes(),
             "peak_memory_bytes": self.peak_memory,
             "read_bytes_per_second": self.roofline.map(|r| r.read_bytes_per_second),
-            "int8_macs_per_second": self.roofline.map(|r| r.int8_macs_per_second),
+            "macs_per_second": self.roofline.map(|r| r.macs_per_second),
             "fraction_of_limit": self.limit(),
             "n_prompt": test.n_prompt,
             "n_gen": test.n_gen,

@@ -9,6 +9,7 @@ use super::memory::human;
 use clap::{Args, ValueEnum};
 use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, TensorInfo, Value};
+use ggml_ext::kernels::Kernels;
 use lisa_cpp::attention::{CacheParams, CacheType};
 use lisa_cpp::compute::default_threads;
 use lisa_cpp::model::{ModelFile, pass_tokens, windows};
@@ -239,7 +240,8 @@ impl Memory {
             let n = usize::try_from(n).ok()?;
             CacheType::from(kind).ggml().row_bytes(n).map(|bytes| bytes as u64)
         };
-        let pass = pass_tokens(usize::try_from(n_ff).ok()?, default_threads()) as u64;
+        let kernels = Kernels::from_env().unwrap_or_else(|_| Kernels::detect());
+        let pass = pass_tokens(kernels, usize::try_from(n_ff).ok()?, default_threads()) as u64;
         let n_ubatch = args.ubatch_size.min(n_ctx);
         let n_pass = n_ubatch.min(pass);
         let windows = windows("", gguf).unwrap_or_default();

@@ -25,7 +25,8 @@ pub(super) struct Product<'a> {
 }
 
 /// How 16 weights are read.
-trait Weights {
+pub(super) trait Weights {
+    /// Bytes of a weight.
     const BYTES: usize;
     /// # Safety
     /// As [`Isa`].
@@ -34,7 +35,7 @@ trait Weights {
 
 macro_rules! weights {
     ($name:ident, $bytes:literal, $p:ident => $load:expr) => {
-        struct $name;
+        pub(super) struct $name;
         impl Weights for $name {
             const BYTES: usize = $bytes;
             #[inline(always)]
@@ -49,6 +50,25 @@ macro_rules! weights {
 weights!(Single, 4, p => I::load(p.cast()));
 weights!(Half, 2, p => I::load_f16(p));
 weights!(Brain, 2, p => I::load_bf16(p));
+
+/// Runs `$body` with `$W` naming how weights of a 16-bit float type are read.
+macro_rules! with_half {
+    ($ty:expr, $W:ident => $body:expr) => {{
+        use $crate::kernels::int::dense;
+        match $ty {
+            $crate::GgmlType::F16 => {
+                type $W = dense::Half;
+                $body
+            }
+            $crate::GgmlType::BF16 => {
+                type $W = dense::Brain;
+                $body
+            }
+            ty => unreachable!("{ty} has no bf16 product"),
+        }
+    }};
+}
+pub(super) use with_half;
 
 /// The whole product.
 ///

@@ -10,11 +10,14 @@
 //! neither batch size nor thread count changes what a model says.
 
 #[cfg(target_arch = "x86_64")]
+pub(super) mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
+mod bf16;
 mod dense;
 mod formats;
 mod isa;
@@ -27,12 +30,15 @@ mod q8;
 mod quantize;
 mod raw;
 
+pub use bf16::{Bf16Rows, Bf16View, Digits, takes_bf16};
 pub use q8::{FINE_STEP, Q8Rows, Q8View};
 
 use std::ops::Range;
 
 use super::Tier;
 use crate::pack::{self, MatrixRef};
+#[cfg(target_arch = "x86_64")]
+use dense::with_half;
 use q8::Q8Block;
 
 /// Elements, `fine_step`, first and second digits, the list of fine blocks.
@@ -45,8 +51,11 @@ pub struct IntKernels {
     quantize_row: QuantizeRow,
     packed: unsafe fn(&packed::Product, &mut MatmulScratch),
     raw: unsafe fn(&packed::Product, &mut MatmulScratch),
+    bf16: Option<bf16::Kernels>,
     dense: unsafe fn(&dense::Product, &mut MatmulScratch),
     peak: unsafe fn(usize) -> f32,
+    /// Multiply-adds of a round of `peak`.
+    peak_macs: u64,
 }
 
 /// Declares a tier's table: the generic kernels compiled with the tier's features.
@@ -91,7 +100,7 @@ macro_rules! int_kernels {
                 // SAFETY: compiled with the features of the tier.
                 unsafe { peak::run::<$isa>(rounds) }
             }
-            super::IntKernels { quantize_row, packed, raw, dense, peak }
+            super::IntKernels { quantize_row, packed, raw, bf16: None, dense, peak, peak_macs: peak::macs::<$isa>() }
         };
     };
 }
@@ -109,6 +118,10 @@ impl IntKernels {
             Tier::AvxVnni => avx_vnni::EVEX,
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512 => avx512::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Tier::Amx => {
+                Self { bf16: Some(amx::KERNELS), peak: amx::peak, peak_macs: amx::PEAK_MACS, ..avx512::KERNELS }
+            }
             #[cfg(target_arch = "aarch64")]
             Tier::Neon => neon::KERNELS,
             _ => portable::KERNELS,
@@ -120,7 +133,7 @@ impl IntKernels {
     pub fn peak(&self, rounds: usize) -> u64 {
         // SAFETY: the table exists, so the CPU has the tier's features.
         std::hint::black_box(unsafe { (self.peak)(rounds) });
-        peak::MACS * rounds as u64
+        self.peak_macs * rounds as u64
     }
 
     /// `out[t * out_stride + r] = sum_c w[r][c] * x[t][c]` for `r` in `rows` and all rows `t` of `x`, with quantised
@@ -198,6 +211,8 @@ pub struct MatmulScratch {
     floats: Vec<f32>,
     /// One per block: which of up to 64 tokens have second digits there.
     fine: Vec<u64>,
+    #[cfg(target_arch = "x86_64")]
+    tiles: amx::Tiles,
 }
 
 /// A row of weights as codes.

@@ -31,22 +31,26 @@ const SPAN: usize = 64;
 
 /// Where the parts of a row group are: sets of lines, one for every block of activations, and sets of fields, one for every
 /// block of the type.
-struct Group {
-    lines: *const u8,
-    fields: *const u8,
+pub(super) struct Group {
+    pub lines: *const u8,
+    pub fields: *const u8,
     n_bytes: usize,
-    first_row: usize,
+    pub first_row: usize,
+}
+
+/// Group `i` of a packed matrix of type `P`.
+#[inline(always)]
+pub(super) fn group<P: Format>(w: &MatrixRef, i: usize) -> Group {
+    let n_bytes = group_bytes(P::TYPE, w.cols).expect("a packed matrix is of a type with a packed layout");
+    let group = &w.data[i * n_bytes..(i + 1) * n_bytes];
+    let fields = group[w.cols / COLS * P::LINES_BYTES..].as_ptr();
+    Group { lines: group.as_ptr(), fields, n_bytes, first_row: i * ROWS }
 }
 
 /// The groups that a product computes.
 #[inline(always)]
 fn groups<P: Format>(p: &Product) -> impl Iterator<Item = Group> {
-    let n_lines = p.w.cols / COLS * P::LINES_BYTES;
-    let n_bytes = group_bytes(P::TYPE, p.w.cols).expect("a packed matrix is of a type with a packed layout");
-    (p.rows.start / ROWS..p.rows.end.div_ceil(ROWS)).map(move |i| {
-        let group = &p.w.data[i * n_bytes..(i + 1) * n_bytes];
-        Group { lines: group.as_ptr(), fields: group[n_lines..].as_ptr(), n_bytes, first_row: i * ROWS }
-    })
+    (p.rows.start / ROWS..p.rows.end.div_ceil(ROWS)).map(|i| group::<P>(p.w, i))
 }
 
 /// The sums of a row group's products with the tokens of a span. A token's are one cache line of 16 floats: accesses that straddle two

@@ -6,11 +6,18 @@ use std::hint::black_box;
 /// Lines of a dot product: with 16 rows and 4 columns each, 256 multiply-adds.
 const LINES: usize = 4;
 
-/// Independent sums, so that none waits for the one before.
-const SUMS: usize = 8;
+/// Independent sums, so that none waits for the one before: two products begin in a cycle and take five on some CPUs.
+const SUMS: usize = 12;
+
+/// As many of them as there are registers for.
+const fn n_sums<I: Isa>() -> usize {
+    if I::MANY_REGISTERS { SUMS } else { 8 }
+}
 
 /// Multiply-adds of a round.
-pub(super) const MACS: u64 = (SUMS * LINES * crate::pack::LINE) as u64;
+pub(super) const fn macs<I: Isa>() -> u64 {
+    (n_sums::<I>() * LINES * crate::pack::LINE) as u64
+}
 
 /// Computes `n` rounds of dot products.
 ///
@@ -26,14 +33,14 @@ pub(super) unsafe fn run<I: Isa>(n: usize) -> f32 {
         let mut sums = [I::zero_sums(); SUMS];
         for _ in 0..n {
             let mut i = 0;
-            while i < SUMS {
+            while i < n_sums::<I>() {
                 sums[i] = I::dot(4, sums[i], &lines, x.as_ptr());
                 i += 1;
             }
         }
         let mut total = I::zero();
         let mut i = 0;
-        while i < SUMS {
+        while i < n_sums::<I>() {
             total = I::add(total, I::to_floats(sums[i]));
             i += 1;
         }

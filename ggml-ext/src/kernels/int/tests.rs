@@ -7,6 +7,7 @@ use crate::kernels::Kernels;
 use crate::pack::{Packed, pack_rows, packed_bytes, unpack_row, with_packed};
 
 /// A small linear congruential generator: the tests are the same on every run.
+#[derive(Clone)]
 struct Random(u64);
 
 impl Random {
@@ -375,5 +376,118 @@ fn operands_that_do_not_fit_are_refused() {
             matmul(Kernels::detect(), &w, rows, &x, 0..1);
         }));
         assert!(result.is_err(), "accepted: {what}");
+    }
+}
+
+fn matmul_bf16(
+    kernels: &Kernels,
+    w: &MatrixRef,
+    rows: Range<usize>,
+    x: &Bf16Rows,
+    tokens: Range<usize>,
+    digits: Digits,
+) -> Vec<f32> {
+    let mut out = vec![UNTOUCHED; tokens.len() * w.rows];
+    // SAFETY: `out` has room for every row of every token, and nobody else has it or writes `x`.
+    unsafe {
+        let x = x.view(tokens);
+        kernels.int.matmul_bf16(w, rows, x, digits, &mut MatmulScratch::default(), out.as_mut_ptr(), w.rows);
+    }
+    out
+}
+
+/// The matrix in the form that has a bf16 product, of each type that has one.
+fn with_bf16_types(rows: usize, blocks: usize, fill: Fill, random: &mut Random, mut f: impl FnMut(&MatrixRef)) {
+    for &ty in GgmlType::ALL {
+        let cols = (32 * blocks).next_multiple_of(ty.block_len());
+        let bytes = if ty.is_float() {
+            let mut bytes = vec![0; rows * ty.row_bytes(cols).unwrap()];
+            quantize_row(ty, &random.floats(rows * cols), &mut bytes);
+            bytes
+        } else {
+            weights(ty, rows, cols, fill, random)
+        };
+        with_both_forms(ty, rows, cols, &bytes, |w| {
+            if takes_bf16(w) {
+                f(w)
+            }
+        });
+    }
+}
+
+fn bf16_rows(kernels: &Kernels, x: &[f32], cols: usize) -> Bf16Rows {
+    let rows = Bf16Rows::new(x.len() / cols, cols);
+    for (t, x) in x.chunks_exact(cols).enumerate() {
+        // SAFETY: nobody else has `rows`.
+        unsafe { rows.round_row(kernels, t, x) }
+    }
+    rows
+}
+
+fn bf16_kernels() -> impl Iterator<Item = &'static Kernels> {
+    Kernels::available().into_iter().filter(|kernels| kernels.int.has_bf16())
+}
+
+#[test]
+fn bf16_products_are_those_of_rounded_weights_and_activations() {
+    let mut random = Random(5);
+    let rounded = |x: f32| half::bf16::from_f32(x).to_f32();
+    for (i, (rows, blocks)) in SHAPES.into_iter().enumerate() {
+        for kernels in bf16_kernels() {
+            with_bf16_types(rows, blocks, FILLS[i % FILLS.len()], &mut random.clone(), |w| {
+                let n = [1, 2, 15, 16, 17, 33, 40, 64][i];
+                let x = activations(n, w.cols, &mut random);
+                let operand = bf16_rows(kernels, &x, w.cols);
+                let mut floats = vec![0.0; rows * w.cols];
+                for (r, row) in floats.chunks_exact_mut(w.cols).enumerate() {
+                    unpack_row(w, r, row);
+                }
+                for digits in [Digits::One, Digits::Two] {
+                    let one = digits == Digits::One && w.packed;
+                    let bound = if one { 1e-6 } else { 3e-5 };
+                    let round = |x: f32| f64::from(if one { rounded(x) } else { x });
+                    let out = matmul_bf16(kernels, w, 0..rows, &operand, 0..n, digits);
+                    for (i, &got) in out.iter().enumerate() {
+                        let (t, r) = (i / rows, i % rows);
+                        let terms = floats[r * w.cols..][..w.cols].iter().zip(&x[t * w.cols..]);
+                        let products = terms.map(|(&w, &x)| round(w) * round(x));
+                        let (want, magnitude) = products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
+                        assert!(
+                            (f64::from(got) - want).abs() <= bound * magnitude + 1e-30,
+                            "{}, {}, {rows} x {}, {digits:?}, row {r}, token {t} of {n}: {got}, not {want}",
+                            kernels.tier,
+                            w.ty,
+                            w.cols
+                        );
+                    }
+                }
+            });
+        }
+    }
+}
+
+#[test]
+fn bf16_products_do_not_depend_on_the_batch_or_the_share_of_rows() {
+    let mut random = Random(6);
+    for kernels in bf16_kernels() {
+        // Rows of several segments.
+        with_bf16_types(85, 45, Fill::Random, &mut random.clone(), |w| {
+            let n = 70;
+            let operand = bf16_rows(kernels, &activations(n, w.cols, &mut random), w.cols);
+            for digits in [Digits::One, Digits::Two] {
+                let all = matmul_bf16(kernels, w, 0..w.rows, &operand, 0..n, digits);
+                for tokens in [0..1, 69..70, 5..20, 1..17, 0..33, 31..70] {
+                    let some = matmul_bf16(kernels, w, 0..w.rows, &operand, tokens.clone(), digits);
+                    assert!(some == all[tokens.start * w.rows..tokens.end * w.rows], "{}: tokens {tokens:?}", w.ty);
+                }
+                for rows in [0..16, 16..64, 32..85, 80..85] {
+                    let part = matmul_bf16(kernels, w, rows.clone(), &operand, 0..n, digits);
+                    for (i, (part, all)) in part.iter().zip(&all).enumerate() {
+                        let want = if rows.contains(&(i % w.rows)) { *all } else { UNTOUCHED };
+                        assert_eq!(part.to_bits(), want.to_bits(), "{}: element {i} of rows {rows:?}", w.ty);
+                    }
+                }
+            }
+        });
     }
 }
