@@ -83,6 +83,8 @@ pub fn pass_tokens(kernels: &Kernels, n_ff: usize, n_threads: usize) -> usize {
 
 /// Most bytes of logits made at a time.
 const LOGIT_BYTES: usize = 16 << 20;
+/// The same for products in bf16, whose weights are unpacked anew each time.
+const BF16_LOGIT_BYTES: usize = 64 << 20;
 
 impl Buffers {
     /// Buffers for passes of up to `n_ubatch` tokens by up to `n_threads` members in a context of `n_ctx`.
@@ -105,7 +107,8 @@ impl Buffers {
         let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
         let n_ff = model.n_ff();
-        let n_logit_rows = (LOGIT_BYTES / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
+        let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
+        let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
         let scratch = || AttentionScratch::new(model.shapes(), n_hidden, rank);
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
