@@ -11,8 +11,15 @@ use crate::pack::{MatrixRef, ROWS};
 /// Rows that products read beyond those they are asked for.
 const SPARE_ROWS: usize = 31;
 
-/// Elements on a cache line, of which a row has a whole number.
+/// Elements of a cache line.
 const LINE: usize = 32;
+
+/// 32 elements on one cache line: a tile is loaded line by line, and one that straddles two costs twice.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u16; LINE]);
+
+const _: () = assert!(size_of::<Line>() == 64);
 
 /// The bf16 kernels of a tier.
 #[derive(Debug, Clone, Copy)]
@@ -44,9 +51,10 @@ pub(super) struct Product<'a> {
 #[derive(Debug)]
 pub struct Bf16Rows {
     /// First digits of all rows, then second digits of all rows.
-    elements: Box<[UnsafeCell<u16>]>,
+    lines: Box<[UnsafeCell<Line>]>,
     n_rows: usize,
     k: usize,
+    /// Lines per row.
     stride: usize,
 }
 
@@ -63,9 +71,9 @@ impl Bf16Rows {
         assert!(k.is_multiple_of(LINE), "rows of {k} are not whole lines of {LINE}");
         // An odd number of cache lines per row, so that the same column of neighbouring rows, which a product reads
         // together, falls into different cache sets.
-        let stride = ((k / LINE) | 1) * LINE;
-        let elements = (0..2 * (n_rows + SPARE_ROWS) * stride).map(|_| UnsafeCell::new(0)).collect();
-        Self { elements, n_rows, k, stride }
+        let stride = (k / LINE) | 1;
+        let lines = (0..2 * (n_rows + SPARE_ROWS) * stride).map(|_| UnsafeCell::new(Line([0; LINE]))).collect();
+        Self { lines, n_rows, k, stride }
     }
 
     /// Rows there is room for.
@@ -87,13 +95,13 @@ impl Bf16Rows {
     /// If there is no such row, `x` is not `k` long, or the tier has no bf16 kernels.
     pub unsafe fn round_row(&self, kernels: &AllKernels, row: usize, x: &[f32]) {
         assert!(row < self.n_rows && x.len() == self.k, "row {row} of {}, {} elements", self.n_rows, x.len());
-        let (first, second) = self.elements.split_at(self.elements.len() / 2);
-        // SAFETY: UnsafeCell<T> has the layout of T; the caller promises that the row is this thread's alone. The kernel runs
-        // on this CPU because `kernels` exists.
+        let (first, second) = self.lines.split_at(self.lines.len() / 2);
+        // SAFETY: UnsafeCell<T> has the layout of T, and lines are elements without gaps; the caller promises that the row is this
+        // thread's alone. The kernel runs on this CPU because `kernels` exists.
         unsafe {
             let digits = [first, second].map(|cells| {
-                let cells = &cells[row * self.stride..][..self.k];
-                std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len())
+                let cells = &cells[row * self.stride..][..self.k / LINE];
+                std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()).cast(), self.k)
             });
             (kernels.int.bf16().round_row)(x, digits);
         }
@@ -134,15 +142,17 @@ impl Bf16View<'_> {
     /// The addresses of a row's first and second digits, from which on 32 rows may be read.
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> [*const u16; 2] {
-        let (first, second) = self.rows.elements.split_at(self.rows.elements.len() / 2);
-        [first, second]
-            .map(|cells| UnsafeCell::raw_get(cells[(self.first + row) * self.rows.stride..].as_ptr()).cast_const())
+        let (first, second) = self.rows.lines.split_at(self.rows.lines.len() / 2);
+        [first, second].map(|cells| {
+            let cells = &cells[(self.first + row) * self.rows.stride..];
+            UnsafeCell::raw_get(cells.as_ptr()).cast::<u16>().cast_const()
+        })
     }
 
     /// Bytes from one row to the next.
     #[inline(always)]
     pub(super) fn stride(&self) -> usize {
-        self.rows.stride * size_of::<u16>()
+        self.rows.stride * size_of::<Line>()
     }
 }
 
