@@ -142,7 +142,7 @@ impl Matrix {
         self.view().data.len()
     }
 
-    /// False for F32, F16 and BF16, whose products take floats.
+    /// False for F32, F16 and BF16, whose elements are numbers of their own and not codes with a scale.
     pub fn is_quantized(&self) -> bool {
         !self.ty.is_float()
     }
