@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
-use ggml_ext::kernels::Kernels;
 use ggml_ext::kernels::float::{KEY_GROUP, KeysQ8_0, Rows, RowsMut};
+use ggml_ext::kernels::{Bf16Factor, Kernels};
 use half::f16;
 
 use super::CacheType;
@@ -130,8 +130,8 @@ impl Keys {
         }
     }
 
-    /// Multiplies `queries` with the keys of `head` at `positions` into `scores`: a row per query, a score per position. `wide` is work
-    /// space for a group in f32.
+    /// Multiplies `queries` with the keys of `head` at `positions` into `scores`: a row per query, `stride` apart, a score per position.
+    /// `wide` is work space for a group in f32.
     ///
     /// # Safety
     /// Nobody writes the groups of these positions before the next barrier.
@@ -144,14 +144,15 @@ impl Keys {
         queries: Rows<f32>,
         kind: Scores,
         scores: &mut [f32],
+        stride: usize,
         wide: &mut [f32],
     ) {
-        let (float, m, n) = (&kernels.float, queries.n_rows(), positions.len());
+        let (float, m) = (&kernels.float, queries.n_rows());
         let mut start = positions.start;
         while start < positions.end {
             let end = positions.end.min((start / KEY_GROUP + 1) * KEY_GROUP);
             let first = start % KEY_GROUP;
-            let into = RowsMut::new(&mut scores[start - positions.start..], m, end - start, n);
+            let into = RowsMut::new(&mut scores[start - positions.start..], m, end - start, stride);
             // SAFETY: passed on to the caller.
             let group = unsafe { self.bytes.get(self.groups(head, start..end)) };
             let (rest, some) = (first..KEY_GROUP, first..first + end - start);
@@ -178,6 +179,42 @@ impl Keys {
                 (CacheType::Q8_0, Scores::Added) => unreachable!("low-rank keys do not fill blocks"),
             }
             start = end;
+        }
+    }
+
+    /// Rounds the keys of `head` at `positions`, which begin a group, as the right factor of scores: a column per position, and some more
+    /// that mean nothing. `wide` is as for [`Keys::scores`].
+    ///
+    /// # Safety
+    /// Nobody writes the groups of these positions before the next barrier.
+    pub(super) unsafe fn round(
+        &self,
+        kernels: &Kernels,
+        head: usize,
+        positions: Range<usize>,
+        into: &mut Bf16Factor,
+        wide: &mut [f32],
+    ) {
+        debug_assert!(positions.start.is_multiple_of(KEY_GROUP));
+        for start in positions.clone().step_by(KEY_GROUP) {
+            // SAFETY: passed on to the caller.
+            let group = unsafe { self.bytes.get(self.groups(head, start..start + 1)) };
+            let (column, all) = (start - positions.start, 0..KEY_GROUP);
+            match self.ty {
+                CacheType::F32 => into.set_f32(kernels, column, transposed(as_f32(group), self.dim, all)),
+                CacheType::F16 => into.set_f16(kernels, column, transposed(as_f16(group), self.dim, all)),
+                CacheType::Q8_0 => {
+                    let wide = &mut wide[..self.dim * KEY_GROUP];
+                    for (keys, wide) in as_keys_q8_0(group).iter().zip(wide.chunks_exact_mut(KeysQ8_0::LEN * KEY_GROUP)) {
+                        let scales = keys.scales.map(f16::to_f32);
+                        for (codes, wide) in keys.codes.iter().zip(wide.chunks_exact_mut(KEY_GROUP)) {
+                            let products = codes.iter().zip(&scales).map(|(&code, scale)| f32::from(code) * scale);
+                            wide.iter_mut().zip(products).for_each(|(x, key)| *x = key);
+                        }
+                    }
+                    into.set_f32(kernels, column, transposed(wide, self.dim, all));
+                }
+            }
         }
     }
 

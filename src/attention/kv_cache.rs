@@ -7,8 +7,8 @@
 use std::ops::Range;
 
 use ggml_ext::GgmlType;
-use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{BlockQ8_0, KEY_GROUP, Rows as RawRows};
+use ggml_ext::kernels::float::{BlockQ8_0, KEY_GROUP, Rows};
+use ggml_ext::kernels::{Bf16Factor, Kernels};
 
 use super::keys::Keys;
 use super::ring::Ring;
@@ -254,16 +254,38 @@ impl LayerCache {
         unsafe { self.values().block(kernels, head, pos, widen, wide) }
     }
 
+    /// Rounds the values of `head` at `pos` as the right factor of weighted sums: a row per position, and zeros up to a whole tile. `wide`
+    /// is work space for them in f32.
+    ///
+    /// # Safety
+    /// Nobody writes them before the next barrier.
+    pub(super) unsafe fn round_v(
+        &self,
+        kernels: &Kernels,
+        head: usize,
+        pos: Range<usize>,
+        into: &mut Bf16Factor,
+        wide: &mut [f32],
+    ) {
+        let (v, n) = (self.values(), pos.len());
+        // SAFETY: passed on to the caller.
+        match unsafe { v.block(kernels, head, pos, v.ty == CacheType::Q8_0, wide) } {
+            Block::F16(x) => into.set_f16(kernels, 0, Rows::new(x, n, v.dim, v.dim)),
+            Block::F32(x) => into.set_f32(kernels, 0, Rows::new(x, n, v.dim, v.dim)),
+            Block::Q8_0(_) => unreachable!("was asked for floats"),
+        }
+    }
+
     /// The bytes of all heads' values at positions `pos`, a row per head, for a kernel to fetch ahead.
     ///
     /// # Safety
     /// Nobody writes them before the next barrier.
-    pub unsafe fn v_bytes(&self, pos: Range<usize>) -> RawRows<'_, u8> {
+    pub unsafe fn v_bytes(&self, pos: Range<usize>) -> Rows<'_, u8> {
         let v = self.values();
         let (first, stride) = (v.range(0, pos), v.n_positions * v.row_bytes);
         assert!(first.end + (self.n_head - 1) * stride <= v.bytes.len());
         // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
-        unsafe { RawRows::from_raw(v.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
+        unsafe { Rows::from_raw(v.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
     }
 
     fn n_bytes(&self) -> usize {

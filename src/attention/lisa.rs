@@ -166,8 +166,8 @@ impl LisaAttention {
         float.align_heads(&net, source, &mut scratch.units, into);
     }
 
-    /// Adds the low-rank scores of all heads for keys `block` to `scores`, rows by head and token; `q` holds the low-rank
-    /// queries in the same order, scaled; `wide` is work space.
+    /// Adds the low-rank scores of all heads for keys `block` to `scores`, rows by head and token, `stride` apart; `q` holds the
+    /// low-rank queries in the same order, scaled; `wide` is work space.
     ///
     /// # Safety
     /// Nobody writes the low-rank keys before the next barrier.
@@ -181,15 +181,16 @@ impl LisaAttention {
         n_tokens: usize,
         block: Range<usize>,
         scores: &mut [f32],
+        stride: usize,
         wide: &mut [f32],
     ) {
         let Some(LowRank { rank, .. }) = self.low_rank else { return };
-        let (rows, n, keys) = (shape.group() * n_tokens, block.len(), keys.low_rank());
+        let (rows, keys) = (shape.group() * n_tokens, keys.low_rank());
         for c in 0..shape.n_head_kv {
             let q = Rows::new(&q[c * rows * rank..], rows, rank, rank);
-            let into = &mut scores[c * rows * n..(c + 1) * rows * n];
+            let into = &mut scores[c * rows * stride..(c + 1) * rows * stride];
             // SAFETY: passed on to the caller.
-            unsafe { keys.scores(kernels, c, block.clone(), q, Scores::Added, into, wide) };
+            unsafe { keys.scores(kernels, c, block.clone(), q, Scores::Added, into, stride, wide) };
         }
     }
 }

@@ -9,15 +9,17 @@ mod plan;
 mod ring;
 mod rope;
 mod route;
+mod stream;
 mod weights;
 
-pub use attend::{Attend, AttentionScratch, PartialSums, Queries, ScoreSource};
+pub use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
 pub use keys::Keys;
 pub use kv_cache::{Block, CacheParams, CacheType, KvCache, LayerCache, Turn};
 pub use lisa::{Hidden, LisaAttention, LowRank};
 pub use plan::{Share, SharePlan};
 pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable};
 pub use route::{Holds, Route, Routes};
+pub use stream::AttentionScratch;
 pub use weights::AttnWeights;
 
 /// The shape of a layer's attention. Query head `h` reads key/value head `h / (n_head / n_head_kv)`.

@@ -154,6 +154,16 @@ pub enum ActivationType {
 }
 
 impl ActivationType {
+    /// Digits of the products of activations with each other that matter most, in passes of up to `n_tokens`; `None` if there are none in
+    /// bf16.
+    pub fn bf16_digits(self, kernels: &Kernels, n_tokens: usize) -> Option<Digits> {
+        match (Form::of(kernels, n_tokens), self) {
+            (Form::Int8, _) | (_, Self::F32) => None,
+            (Form::Bf16, Self::Int8Fine) => Some(Digits::Two),
+            (Form::Bf16, Self::Int8) => Some(Digits::One),
+        }
+    }
+
     /// A short name, for records.
     pub fn name(self) -> &'static str {
         match self {
@@ -263,6 +273,11 @@ impl<'a> Operand<'a> {
         let k = self.rows.k;
         // SAFETY: passed on to the caller.
         unsafe { self.rows.f32.get(rows.start * k..rows.end * k) }
+    }
+
+    /// Whether the rows are rounded to bf16.
+    pub fn is_bf16(&self) -> bool {
+        matches!(self.rounded(), Rounded::Bf16(..))
     }
 
     /// What products take of the rows.

@@ -9,6 +9,7 @@ use ggml_ext::kernels::{Kernels, MatmulScratch};
 use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
+    attention_scratch,
 };
 use crate::compute::{
     ActivationType, Activations, Form, Laps, Linear, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker,
@@ -110,7 +111,7 @@ impl Buffers {
         let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
         let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
-        let scratch = || AttentionScratch::new(model.shapes(), n_hidden, rank);
+        let scratch = || attention_scratch(kernels, ty, n_ubatch, model.shapes(), n_hidden, rank);
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),

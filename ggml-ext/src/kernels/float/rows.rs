@@ -68,7 +68,7 @@ impl<'a, T> Rows<'a, T> {
     pub fn len(&self) -> usize {
         self.len
     }
-    pub(super) fn stride(&self) -> usize {
+    pub(in crate::kernels) fn stride(&self) -> usize {
         self.stride
     }
     /// Row `i`.
@@ -82,12 +82,12 @@ impl<'a, T> Rows<'a, T> {
     }
     /// Start of the first row, if there is one.
     #[inline(always)]
-    pub(super) fn as_ptr(&self) -> *const T {
+    pub(in crate::kernels) fn as_ptr(&self) -> *const T {
         self.data
     }
     /// Start of row `i`, which must exist.
     #[inline(always)]
-    pub(super) fn row_ptr(&self, i: usize) -> *const T {
+    pub(in crate::kernels) fn row_ptr(&self, i: usize) -> *const T {
         debug_assert!(i < self.n_rows);
         self.data.wrapping_add(i * self.stride)
     }
@@ -134,17 +134,17 @@ impl<'a, T> RowsMut<'a, T> {
     pub fn len(&self) -> usize {
         self.len
     }
-    pub(super) fn stride(&self) -> usize {
+    pub(in crate::kernels) fn stride(&self) -> usize {
         self.stride
     }
     /// Start of the first row, if there is one.
     #[inline(always)]
-    pub(super) fn as_ptr(&self) -> *mut T {
+    pub(in crate::kernels) fn as_ptr(&self) -> *mut T {
         self.data
     }
     /// Start of row `i`, which must exist.
     #[inline(always)]
-    pub(super) fn row_ptr(&self, i: usize) -> *mut T {
+    pub(in crate::kernels) fn row_ptr(&self, i: usize) -> *mut T {
         debug_assert!(i < self.n_rows);
         self.data.wrapping_add(i * self.stride)
     }

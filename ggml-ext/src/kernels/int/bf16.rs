@@ -3,9 +3,13 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 
+use half::f16;
+
+use super::factor::{FactorPart, RowsProduct};
 use super::{IntKernels, MatmulScratch, check};
 use crate::GgmlType;
 use crate::kernels::Kernels as AllKernels;
+use crate::kernels::float::Rows;
 use crate::pack::{MatrixRef, ROWS};
 
 /// Rows that products read beyond those they are asked for.
@@ -15,9 +19,13 @@ const SPARE_ROWS: usize = 31;
 const LINE: usize = 32;
 
 /// 32 elements on one cache line: a tile is loaded line by line, and one that straddles two costs twice.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(64))]
-struct Line([u16; LINE]);
+pub(super) struct Line([u16; LINE]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0; LINE]);
+}
 
 const _: () = assert!(size_of::<Line>() == 64);
 
@@ -26,6 +34,10 @@ const _: () = assert!(size_of::<Line>() == 64);
 pub(super) struct Kernels {
     pub round_row: unsafe fn(&[f32], [&mut [u16]; 2]),
     pub matmul: unsafe fn(&Product, &mut MatmulScratch),
+    pub set_f32: unsafe fn(Rows<f32>, FactorPart),
+    pub set_f16: unsafe fn(Rows<f16>, FactorPart),
+    pub product_of_rows: unsafe fn(&RowsProduct),
+    pub exp_row: unsafe fn(&[f32], Range<usize>, f32, &mut [u16]) -> f32,
 }
 
 /// How much of a number takes part in a product.
@@ -35,6 +47,16 @@ pub enum Digits {
     One,
     /// That and, rounded to bf16, what it leaves over: 16 bits. Products of two second digits are left out.
     Two,
+}
+
+impl Digits {
+    /// How many.
+    pub(super) fn count(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
 }
 
 /// What a product works on; the fields are those of [`IntKernels::matmul_bf16`], already checked.
@@ -94,17 +116,25 @@ impl Bf16Rows {
     /// # Panics
     /// If there is no such row, `x` is not `k` long, or the tier has no bf16 kernels.
     pub unsafe fn round_row(&self, kernels: &AllKernels, row: usize, x: &[f32]) {
-        assert!(row < self.n_rows && x.len() == self.k, "row {row} of {}, {} elements", self.n_rows, x.len());
+        assert!(x.len() == self.k, "{} elements for a row of {}", x.len(), self.k);
+        // SAFETY: passed on. The kernel runs on this CPU because `kernels` exists.
+        unsafe { (kernels.int.bf16().round_row)(x, self.digits_mut(row)) }
+    }
+
+    /// First and second digits of row `row`.
+    ///
+    /// # Safety
+    /// As [`Bf16Rows::round_row`].
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn digits_mut(&self, row: usize) -> [&mut [u16]; 2] {
+        assert!(row < self.n_rows, "row {row} of {}", self.n_rows);
         let (first, second) = self.lines.split_at(self.lines.len() / 2);
-        // SAFETY: UnsafeCell<T> has the layout of T, and lines are elements without gaps; the caller promises that the row is this
-        // thread's alone. The kernel runs on this CPU because `kernels` exists.
-        unsafe {
-            let digits = [first, second].map(|cells| {
-                let cells = &cells[row * self.stride..][..self.k / LINE];
-                std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()).cast(), self.k)
-            });
-            (kernels.int.bf16().round_row)(x, digits);
-        }
+        [first, second].map(|cells| {
+            let cells = &cells[row * self.stride..][..self.k / LINE];
+            // SAFETY: UnsafeCell<T> has the layout of T, and lines are elements without gaps; the caller promises that the row is this
+            // thread's alone.
+            unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()).cast(), self.k) }
+        })
     }
 
     /// The operand of a product: rows `rows`.
@@ -167,7 +197,7 @@ impl IntKernels {
         self.bf16.is_some()
     }
 
-    fn bf16(&self) -> &Kernels {
+    pub(super) fn bf16(&self) -> &Kernels {
         self.bf16.as_ref().expect("the tier has bf16 kernels")
     }
 

@@ -19,6 +19,7 @@ mod avx512;
 mod avx_vnni;
 mod bf16;
 mod dense;
+mod factor;
 mod formats;
 mod isa;
 #[cfg(target_arch = "aarch64")]
@@ -31,6 +32,7 @@ mod quantize;
 mod raw;
 
 pub use bf16::{Bf16Rows, Bf16View, Digits, takes_bf16};
+pub use factor::Bf16Factor;
 pub use q8::{FINE_STEP, Q8Rows, Q8View};
 
 use std::ops::Range;

@@ -9,11 +9,14 @@
 //! vector units do, go on side by side ([`product`]).
 
 mod product;
+mod rows;
 mod unpack;
 
 pub(super) use product::{PEAK_MACS, Tiles, peak};
 
 use std::arch::x86_64::*;
+
+use half::f16;
 
 use super::bf16::{Digits, Kernels, Product};
 use super::{MatmulScratch, with_half};
@@ -56,7 +59,14 @@ fn is_permitted() -> bool {
 }
 
 /// The tier's bf16 kernels, which run where [`is_supported`] says so.
-pub(super) const KERNELS: Kernels = Kernels { round_row, matmul };
+pub(super) const KERNELS: Kernels = Kernels {
+    round_row,
+    matmul,
+    set_f32: rows::set::<f32>,
+    set_f16: rows::set::<f16>,
+    product_of_rows: rows::product,
+    exp_row: rows::exp_row,
+};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn round_row(x: &[f32], [first, second]: [&mut [u16]; 2]) {

@@ -31,7 +31,7 @@ pub(super) type Tile = [Line; 16];
 
 /// Shapes of the tile registers, as `ldtilecfg` reads them.
 #[repr(C, align(64))]
-struct Config {
+pub(super) struct Config {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -40,7 +40,7 @@ struct Config {
 }
 
 /// Eight whole tiles: 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
-static WHOLE: Config = {
+pub(super) static WHOLE: Config = {
     let (mut bytes_per_row, mut rows) = ([0; 16], [0; 16]);
     let mut i = 0;
     while i < 8 {

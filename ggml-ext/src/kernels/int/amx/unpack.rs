@@ -29,7 +29,7 @@ pub(super) trait Group {
     unsafe fn unpack(&self, i: usize, high: *mut Tile, low: *mut Tile);
 }
 
-fn bits(pairs: __m512bh) -> __m512i {
+pub(super) fn bits(pairs: __m512bh) -> __m512i {
     // SAFETY: 64 bytes either way.
     unsafe { std::mem::transmute(pairs) }
 }
@@ -48,7 +48,7 @@ pub(super) fn round([first, second]: [__m512; 2]) -> [__m512i; 2] {
 /// Puts the elements of two columns, which are one after the other, next to each other.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn interleave(columns: __m512i) -> __m512i {
+pub(super) fn interleave(columns: __m512i) -> __m512i {
     let pairs = _mm512_set_epi16(
         31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
         16, 0,
