@@ -2,8 +2,7 @@
 //! [`ScoreSource`] makes the scores of a block; what follows is the same for all kinds of attention. Only where other layers
 //! read a layer's scores are they kept whole, in the step's [`AttnWeights`].
 
-
-use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::{Digits, Kernels};
 
 use super::kv_cache::LayerCache;
 use super::lisa::LisaAttention;
@@ -98,10 +97,14 @@ pub struct Attend<'a> {
     pub partial: &'a PartialSums,
     /// Gets rows of `n_head * head_dim_v`.
     pub out: Operand<'a>,
+    /// Whether products of many queries are made in bf16, as the one that `out` goes to.
+    pub bf16: bool,
 }
 
 /// Work space of one member for layers of these shapes, `lisa` layers among them having up to `n_hidden` units and keys of `rank`; for
-/// activations of type `ty` in steps of up to `n_ubatch` tokens.
+/// activations of type `ty` in steps of up to `n_ubatch` tokens. `halves` tells whether their results meet weights of 16 bits, which products
+/// in bf16 take in two digits.
+#[allow(clippy::too_many_arguments)]
 pub fn attention_scratch(
     kernels: &Kernels,
     ty: ActivationType,
@@ -109,8 +112,9 @@ pub fn attention_scratch(
     shapes: impl IntoIterator<Item = AttentionShape>,
     n_hidden: usize,
     rank: usize,
+    halves: bool,
 ) -> AttentionScratch {
-    let digits = ty.bf16_digits(kernels, n_ubatch);
+    let digits = ty.bf16_digits(kernels, n_ubatch).map(|scores| [scores, if halves { scores } else { Digits::One }]);
     let mut room = Room { rank, n_hidden, digits, ..Room::default() };
     for s in shapes {
         let bf16 = digits.is_some() && s.takes_bf16();
@@ -211,7 +215,7 @@ impl Attend<'_> {
     fn tiles(&self, scratch: &mut AttentionScratch) {
         let (n_head_tiles, groups) = self.head_tiles();
         let (dv, group) = (self.shape.head_dim_v, self.shape.group());
-        let bf16 = self.out.is_bf16() && self.shape.takes_bf16();
+        let bf16 = self.bf16 && self.shape.takes_bf16();
         let part = part_tokens(self.shape, self.all_heads(), bf16);
         let tokens = if bf16 {
             // Enough tiles for the members to finish together.

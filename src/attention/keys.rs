@@ -205,7 +205,8 @@ impl Keys {
                 CacheType::F16 => into.set_f16(kernels, column, transposed(as_f16(group), self.dim, all)),
                 CacheType::Q8_0 => {
                     let wide = &mut wide[..self.dim * KEY_GROUP];
-                    for (keys, wide) in as_keys_q8_0(group).iter().zip(wide.chunks_exact_mut(KeysQ8_0::LEN * KEY_GROUP)) {
+                    for (keys, wide) in as_keys_q8_0(group).iter().zip(wide.chunks_exact_mut(KeysQ8_0::LEN * KEY_GROUP))
+                    {
                         let scales = keys.scales.map(f16::to_f32);
                         for (codes, wide) in keys.codes.iter().zip(wide.chunks_exact_mut(KEY_GROUP)) {
                             let products = codes.iter().zip(&scales).map(|(&code, scale)| f32::from(code) * scale);

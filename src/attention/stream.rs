@@ -2,7 +2,7 @@
 //!
 //! In floats a tile is worked on as a whole. In bf16 a block's keys and values are rounded into the order of the CPU's matrix instructions
 //! first, for a tile of many tokens, of which few are worked on at a time so that their scores stay in a near cache. Queries and keys then
-//! have the two digits that activations have elsewhere, for scores are exponents; weights and values have one.
+//! have two digits, for scores are exponents; weights and values have those of the product that follows.
 
 use std::ops::Range;
 
@@ -84,6 +84,7 @@ struct Factors {
     keys: Bf16Factor,
     /// Of all key/value heads of a tile.
     values: Box<[Bf16Factor]>,
+    value_digits: Digits,
 }
 
 /// What work space has to hold.
@@ -102,20 +103,21 @@ pub(super) struct Room {
     pub rank: usize,
     /// Hidden units of a `lisa` layer.
     pub n_hidden: usize,
-    /// Digits of queries and keys, if products are made in bf16.
-    pub digits: Option<Digits>,
+    /// Digits of queries and keys, and of weights and values, if products are made in bf16.
+    pub digits: Option<[Digits; 2]>,
 }
 
 impl AttentionScratch {
     pub(super) fn new(r: &Room) -> Self {
         let (dk, dv) = (r.head_dim_k.max(r.rank), r.head_dim_v);
-        let factors = |digits| Factors {
+        let factors = |[digits, value_digits]: [Digits; 2]| Factors {
             queries: Bf16Rows::new(r.rows, r.head_dim_k.next_multiple_of(32)),
             weights: Bf16Rows::new(r.part_rows, BLOCK),
             keys: Bf16Factor::new(r.head_dim_k, BLOCK, digits),
             values: (0..r.n_groups)
-                .map(|_| Bf16Factor::new(BLOCK, dv.next_multiple_of(COLUMNS), Digits::One))
+                .map(|_| Bf16Factor::new(BLOCK, dv.next_multiple_of(COLUMNS), value_digits))
                 .collect(),
+            value_digits,
         };
         Self {
             q: vec![0.0; r.rows * dk],
@@ -205,7 +207,9 @@ impl Attend<'_> {
                 _ => (f32::NEG_INFINITY, 0.0),
             };
             let (q, len, scale) = match self.scores {
-                ScoreSource::Keys { q, .. } => (q, self.shape.head_dim_k, if tile.bf16 { self.shape.scale } else { 1.0 }),
+                ScoreSource::Keys { q, .. } => {
+                    (q, self.shape.head_dim_k, if tile.bf16 { self.shape.scale } else { 1.0 })
+                }
                 ScoreSource::Lisa { lisa, q, .. } => (q, lisa.rank(), lisa.scale),
                 ScoreSource::Shared => continue,
             };
@@ -306,7 +310,7 @@ impl Attend<'_> {
     unsafe fn block_weights(&self, tile: &Tile, part: &Part, block: Range<usize>, scratch: &mut AttentionScratch) {
         let (dv, float) = (self.shape.head_dim_v, &self.kernels.float);
         let (n, stride) = (block.len(), Self::stride(tile, &block));
-        let rounded = scratch.factors.as_ref().filter(|_| tile.bf16).map(|f| &f.weights);
+        let rounded = scratch.factors.as_ref().filter(|_| tile.bf16).map(|f| (&f.weights, f.value_digits));
         for r in 0..part.n_rows {
             let ((h, t), i) = (self.row_of(tile, part, r), part.row + r);
             let row = &mut scratch.scores[r * stride..][..if tile.bf16 { BLOCK } else { n }];
@@ -321,7 +325,7 @@ impl Attend<'_> {
                     if !seen.is_empty() {
                         scratch.total[i] += self.source_weights(t, h, seen, &mut row[within]);
                     }
-                    if let Some(weights) = rounded {
+                    if let Some((weights, _)) = rounded {
                         weights.round_row(self.kernels, r, row);
                     }
                 }
@@ -336,7 +340,9 @@ impl Attend<'_> {
             let new_max = max.max(float.max(&row[within.clone()]));
             let sum = match rounded {
                 // SAFETY: the row is this member's.
-                Some(weights) => unsafe { weights.exp_row(self.kernels, r, &row[..n], within, new_max) },
+                Some((weights, digits)) => unsafe {
+                    weights.exp_row(self.kernels, r, &row[..n], within, new_max, digits)
+                },
                 None => {
                     row[..within.start].fill(0.0);
                     row[within.end..].fill(0.0);

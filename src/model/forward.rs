@@ -4,7 +4,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml_ext::kernels::{Kernels, MatmulScratch};
+use ggml_ext::kernels::{Kernels, MatmulScratch, takes_bf16};
 
 use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
@@ -111,7 +111,8 @@ impl Buffers {
         let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
         let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
-        let scratch = || attention_scratch(kernels, ty, n_ubatch, model.shapes(), n_hidden, rank);
+        let halves = model.layers.iter().any(|l| !l.attn.out.weight.is_quantized());
+        let scratch = || attention_scratch(kernels, ty, n_ubatch, model.shapes(), n_hidden, rank, halves);
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
@@ -224,7 +225,9 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         let (weights, partial, out) = (&buf.weights, &buf.partial, buf.heads.with(form, fine_step::HEADS));
         let (n, rows) = (asked.len(), 0..asked.len());
         let queries = Queries { pos: pos + asked.start, first: asked.start, n };
-        Attend { worker: w, kernels, shape, queries, scores, values, weights, route, partial, out }.run(attn_scratch);
+        let bf16 = out.is_bf16() && takes_bf16(&attn.out.weight.view());
+        Attend { worker: w, kernels, shape, queries, scores, values, weights, route, partial, out, bf16 }
+            .run(attn_scratch);
         laps.end(Phase::Attention);
         ops.linear(out, rows.clone(), &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {

@@ -9,7 +9,9 @@ pub mod float;
 pub mod int;
 
 pub use float::FloatKernels;
-pub use int::{Bf16Factor, Bf16Rows, Bf16View, Digits, FINE_STEP, IntKernels, MatmulScratch, Q8Rows, Q8View, takes_bf16};
+pub use int::{
+    Bf16Factor, Bf16Rows, Bf16View, Digits, FINE_STEP, IntKernels, MatmulScratch, Q8Rows, Q8View, takes_bf16,
+};
 
 use std::sync::LazyLock;
 

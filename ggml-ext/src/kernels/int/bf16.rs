@@ -37,7 +37,7 @@ pub(super) struct Kernels {
     pub set_f32: unsafe fn(Rows<f32>, FactorPart),
     pub set_f16: unsafe fn(Rows<f16>, FactorPart),
     pub product_of_rows: unsafe fn(&RowsProduct),
-    pub exp_row: unsafe fn(&[f32], Range<usize>, f32, &mut [u16]) -> f32,
+    pub exp_row: unsafe fn(&[f32], Range<usize>, f32, [&mut [u16]; 2], Digits) -> f32,
 }
 
 /// How much of a number takes part in a product.

@@ -150,21 +150,26 @@ impl IntKernels {
 
 impl Bf16Rows {
     /// Makes row `row` the softmax's weights of `scores`: `e^(scores[i] - max)` for `i` in `seen`, else 0, up to a multiple of 32. Rounds
-    /// them to one digit and returns the sum of what was rounded. Relative error before rounding: 4e-6 and what rounding `scores[i] - max` does.
+    /// them to so many digits and returns the sum of what was rounded. Relative error before rounding: 4e-6 and what rounding `scores[i] - max` does.
     ///
     /// # Safety
     /// As [`Bf16Rows::round_row`].
     ///
     /// # Panics
     /// If there is no such row, it is shorter than `scores`, `seen` reaches beyond these, or the tier has no bf16 kernels.
-    pub unsafe fn exp_row(&self, kernels: &Kernels, row: usize, scores: &[f32], seen: Range<usize>, max: f32) -> f32 {
+    pub unsafe fn exp_row(
+        &self,
+        kernels: &Kernels,
+        row: usize,
+        scores: &[f32],
+        seen: Range<usize>,
+        max: f32,
+        digits: Digits,
+    ) -> f32 {
         assert!(scores.len() <= self.k() && seen.start <= seen.end && seen.end <= scores.len());
         // SAFETY: the row is as long as the scores, rounded up to a line, and the caller's alone; the kernel runs on this CPU because
         // `kernels` exists.
-        unsafe {
-            let [row, _] = self.digits_mut(row);
-            (kernels.int.bf16().exp_row)(scores, seen, max, row)
-        }
+        unsafe { (kernels.int.bf16().exp_row)(scores, seen, max, self.digits_mut(row), digits) }
     }
 }
 
@@ -263,18 +268,23 @@ mod tests {
                         *x = f32::NAN;
                     }
                 }
-                // SAFETY: nobody else has the rows.
-                let (sum, row) = unsafe {
-                    (rows.exp_row(kernels, 1, &scores, seen.clone(), max), &rows.digits_mut(1)[0][..n.next_multiple_of(32)])
-                };
-                let mut total = 0.0;
-                for (i, &got) in row.iter().enumerate() {
-                    let want = if seen.contains(&i) { f64::from(scores[i] - max).exp() } else { 0.0 };
-                    let got = f64::from(half::bf16::from_bits(got).to_f32());
-                    assert!((got - want).abs() <= want * 4e-3 + 1e-38, "{n}, {seen:?}, {i}: {got}, not {want}");
-                    total += want;
+                for digits in [Digits::One, Digits::Two] {
+                    // SAFETY: nobody else has the rows.
+                    let (sum, [first, second]) =
+                        unsafe { (rows.exp_row(kernels, 1, &scores, seen.clone(), max, digits), rows.digits_mut(1)) };
+                    let mut total = 0.0;
+                    for i in 0..n.next_multiple_of(TILE_ROWS) {
+                        let want = if seen.contains(&i) { f64::from(scores[i] - max).exp() } else { 0.0 };
+                        let digit = |x: u16| f64::from(half::bf16::from_bits(x).to_f32());
+                        let (got, off) = match digits {
+                            Digits::One => (digit(first[i]), 4e-3),
+                            Digits::Two => (digit(first[i]) + digit(second[i]), 3e-5),
+                        };
+                        assert!((got - want).abs() <= want * off + 1e-38, "{n}, {seen:?}, {i}: {got}, not {want}");
+                        total += want;
+                    }
+                    assert!((f64::from(sum) - total).abs() <= 1e-5 * total, "{n}, {seen:?}: {sum}, not {total}");
                 }
-                assert!((f64::from(sum) - total).abs() <= 1e-5 * total, "{n}, {seen:?}: {sum}, not {total}");
             }
         }
     }

@@ -97,9 +97,7 @@ pub(super) unsafe fn product(p: &RowsProduct) {
             let ragged = (!n_rows.is_multiple_of(M) && r + 2 * M >= n_rows).then_some((n_rows - 1) / M * M);
             for c in (0..p.column_tiles).step_by(2) {
                 let g = (p.column_tiles - c).min(2);
-                let place = |row: usize, column: usize| {
-                    p.out.wrapping_add(row * p.out_stride + column * TILE_COLUMNS)
-                };
+                let place = |row: usize, column: usize| p.out.wrapping_add(row * p.out_stride + column * TILE_COLUMNS);
                 let sums = [0, 1].map(|i| {
                     [0, 1].map(|j| {
                         if Some(r + i * M) == ragged {
@@ -277,9 +275,15 @@ fn exp2(t: __m512) -> __m512 {
 /// See `Bf16Rows::exp_row`.
 ///
 /// # Safety
-/// The tier is supported; `row` is as long as `scores`, rounded up to a multiple of 32, and `seen` lies within.
+/// The tier is supported; both digits of the row are as long as `scores`, rounded up to a multiple of 32, and `seen` lies within.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(super) unsafe fn exp_row(scores: &[f32], seen: Range<usize>, max: f32, row: &mut [u16]) -> f32 {
+pub(super) unsafe fn exp_row(
+    scores: &[f32],
+    seen: Range<usize>,
+    max: f32,
+    [first, second]: [&mut [u16]; 2],
+    digits: Digits,
+) -> f32 {
     let log2e = _mm512_set1_ps(std::f32::consts::LOG2_E);
     let minus_max = _mm512_set1_ps(-max * std::f32::consts::LOG2_E);
     let mut sums = [_mm512_setzero_ps(); 2];
@@ -300,7 +304,17 @@ pub(super) unsafe fn exp_row(scores: &[f32], seen: Range<usize>, max: f32, row: 
             *sum = _mm512_add_ps(*sum, *e);
         }
         // SAFETY: the row has whole lines.
-        unsafe { _mm512_storeu_si512(row.as_mut_ptr().add(i).cast(), bits(_mm512_cvtne2ps_pbh(both[1], both[0]))) }
+        unsafe {
+            let line = |row: &mut [u16]| row.as_mut_ptr().add(i).cast();
+            match digits {
+                Digits::One => _mm512_storeu_si512(line(first), bits(_mm512_cvtne2ps_pbh(both[1], both[0]))),
+                Digits::Two => {
+                    let [high, low] = round(both);
+                    _mm512_storeu_si512(line(first), high);
+                    _mm512_storeu_si512(line(second), low);
+                }
+            }
+        }
     }
     _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
 }
