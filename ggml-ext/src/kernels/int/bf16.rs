@@ -29,6 +29,9 @@ impl Line {
 
 const _: () = assert!(size_of::<Line>() == 64);
 
+/// Scores, which of them are seen, the greatest, first and second digits of the result, how many of these.
+type ExpRow = unsafe fn(&[f32], Range<usize>, f32, [&mut [u16]; 2], Digits) -> f32;
+
 /// The bf16 kernels of a tier.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Kernels {
@@ -37,7 +40,7 @@ pub(super) struct Kernels {
     pub set_f32: unsafe fn(Rows<f32>, FactorPart),
     pub set_f16: unsafe fn(Rows<f16>, FactorPart),
     pub product_of_rows: unsafe fn(&RowsProduct),
-    pub exp_row: unsafe fn(&[f32], Range<usize>, f32, [&mut [u16]; 2], Digits) -> f32,
+    pub exp_row: ExpRow,
 }
 
 /// How much of a number takes part in a product.
