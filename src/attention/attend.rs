@@ -9,7 +9,7 @@ use super::lisa::LisaAttention;
 use super::route::Route;
 use super::stream::{AttentionScratch, Room, Tile};
 use super::{AttentionShape, AttnWeights};
-use crate::compute::{ActivationType, Operand, SharedBuf, Shares, Worker};
+use crate::compute::{Operand, SharedBuf, Shares, Worker};
 
 /// Keys per block: scores of a tile and a widened block stay in the first-level caches.
 pub(super) const BLOCK: usize = 128;
@@ -97,27 +97,21 @@ pub struct Attend<'a> {
     pub partial: &'a PartialSums,
     /// Gets rows of `n_head * head_dim_v`.
     pub out: Operand<'a>,
-    /// Whether products of many queries are made in bf16, as the one that `out` goes to.
+    /// Whether products of many queries are made in bf16: in all layers of a step or in none.
     pub bf16: bool,
 }
 
-/// Work space of one member for layers of these shapes, `lisa` layers among them having up to `n_hidden` units and keys of `rank`; for
-/// activations of type `ty` in steps of up to `n_ubatch` tokens. `halves` tells whether their results meet weights of 16 bits, which products
-/// in bf16 take in two digits.
-#[allow(clippy::too_many_arguments)]
+/// Work space of one member for layers of these shapes, `lisa` layers among them having up to `n_hidden` units and keys of `rank`. If
+/// products are made in bf16, then in so many `digits`: of queries and keys, and of weights and values.
 pub fn attention_scratch(
-    kernels: &Kernels,
-    ty: ActivationType,
-    n_ubatch: usize,
     shapes: impl IntoIterator<Item = AttentionShape>,
     n_hidden: usize,
     rank: usize,
-    halves: bool,
+    digits: Option<[Digits; 2]>,
 ) -> AttentionScratch {
-    let digits = ty.bf16_digits(kernels, n_ubatch).map(|scores| [scores, if halves { scores } else { Digits::One }]);
     let mut room = Room { rank, n_hidden, digits, ..Room::default() };
     for s in shapes {
-        let bf16 = digits.is_some() && s.takes_bf16();
+        let bf16 = digits.is_some();
         for all_heads in [false, true] {
             let heads = if all_heads { s.n_head } else { s.group() };
             let part = part_tokens(&s, all_heads, bf16);
@@ -215,7 +209,7 @@ impl Attend<'_> {
     fn tiles(&self, scratch: &mut AttentionScratch) {
         let (n_head_tiles, groups) = self.head_tiles();
         let (dv, group) = (self.shape.head_dim_v, self.shape.group());
-        let bf16 = self.bf16 && self.shape.takes_bf16();
+        let bf16 = self.bf16;
         let part = part_tokens(self.shape, self.all_heads(), bf16);
         let tokens = if bf16 {
             // Enough tiles for the members to finish together.

@@ -25,6 +25,14 @@ pub struct Route {
     pub writes: Option<usize>,
 }
 
+impl Route {
+    /// The same where no layer of the step leaves weights: exponentials cost less than writing them down, for steps of many tokens whose
+    /// products are made in bf16.
+    pub fn keeping_scores(self) -> Self {
+        Self { reads: self.reads.map(|(slot, _)| (slot, Holds::Scores)), leaves_weights: false, ..self }
+    }
+}
+
 /// The routes of all layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routes {

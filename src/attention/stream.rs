@@ -134,7 +134,7 @@ impl AttentionScratch {
 
 impl AttentionShape {
     /// Whether its values divide into the columns of products in bf16.
-    pub(super) fn takes_bf16(&self) -> bool {
+    pub fn takes_bf16(&self) -> bool {
         self.head_dim_v.is_multiple_of(COLUMNS)
     }
 }
@@ -313,21 +313,28 @@ impl Attend<'_> {
         let rounded = scratch.factors.as_ref().filter(|_| tile.bf16).map(|f| (&f.weights, f.value_digits));
         for r in 0..part.n_rows {
             let ((h, t), i) = (self.row_of(tile, part, r), part.row + r);
-            let row = &mut scratch.scores[r * stride..][..if tile.bf16 { BLOCK } else { n }];
+            let row = &mut scratch.scores[r * stride..][..n];
             let seen = self.first_key(t).clamp(block.start, block.end)
                 ..(self.queries.pos + t + 1).clamp(block.start, block.end);
             let within = seen.start - block.start..seen.end - block.start;
+            if let (ScoreSource::Shared, Some((slot, _)), Some((weights, digits))) =
+                (self.scores, self.route.reads, rounded)
+            {
+                let t = self.row(t);
+                // SAFETY: passed on to the caller; the row of weights is this member's.
+                scratch.total[i] += unsafe {
+                    let (scores, lse) =
+                        (self.weights.row(slot, t, h, self.n_keys(), block.clone()), self.weights.lse(slot, t)[h]);
+                    weights.exp_row(self.kernels, r, scores, within, lse, digits)
+                };
+                continue;
+            }
             if matches!(self.scores, ScoreSource::Shared) {
                 row[..within.start].fill(0.0);
                 row[within.end..].fill(0.0);
-                // SAFETY: passed on to the caller; the row of weights is this member's.
-                unsafe {
-                    if !seen.is_empty() {
-                        scratch.total[i] += self.source_weights(t, h, seen, &mut row[within]);
-                    }
-                    if let Some((weights, _)) = rounded {
-                        weights.round_row(self.kernels, r, row);
-                    }
+                if !seen.is_empty() {
+                    // SAFETY: passed on to the caller.
+                    scratch.total[i] += unsafe { self.source_weights(t, h, seen, &mut row[within]) };
                 }
                 continue;
             }
@@ -340,9 +347,7 @@ impl Attend<'_> {
             let new_max = max.max(float.max(&row[within.clone()]));
             let sum = match rounded {
                 // SAFETY: the row is this member's.
-                Some((weights, digits)) => unsafe {
-                    weights.exp_row(self.kernels, r, &row[..n], within, new_max, digits)
-                },
+                Some((weights, digits)) => unsafe { weights.exp_row(self.kernels, r, row, within, new_max, digits) },
                 None => {
                     row[..within.start].fill(0.0);
                     row[within.end..].fill(0.0);

@@ -275,11 +275,6 @@ impl<'a> Operand<'a> {
         unsafe { self.rows.f32.get(rows.start * k..rows.end * k) }
     }
 
-    /// Whether the rows are rounded to bf16.
-    pub fn is_bf16(&self) -> bool {
-        matches!(self.rounded(), Rounded::Bf16(..))
-    }
-
     /// What products take of the rows.
     pub(super) fn rounded(&self) -> Rounded<'a> {
         match (self.form, &self.rows.q8, &self.rows.bf16) {

@@ -4,7 +4,7 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml_ext::kernels::{Kernels, MatmulScratch, takes_bf16};
+use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
 use super::decoder::{Attention, Decoder, QueryKey, Scores};
 use crate::attention::{
@@ -39,6 +39,8 @@ pub struct Buffers {
     partial: PartialSums,
     weights: AttnWeights,
     members: Vec<Member>,
+    /// Whether passes in bf16 have their attention in it too.
+    bf16_attention: bool,
     n_ctx: usize,
     n_logit_rows: usize,
 }
@@ -82,6 +84,17 @@ pub fn pass_tokens(kernels: &Kernels, n_ff: usize, n_threads: usize) -> usize {
     (HIDDEN_BYTES.saturating_mul(n_threads) / bytes / MIN_PASS * MIN_PASS).max(fewest)
 }
 
+/// Digits of attention's products in bf16, of queries and keys and of weights and values, if there are any: where its results meet weights
+/// that are multiplied so.
+fn attention_digits(model: &Decoder, kernels: &Kernels, n_ubatch: usize, ty: ActivationType) -> Option<[Digits; 2]> {
+    let scores = ty.bf16_digits(kernels, n_ubatch)?;
+    let outputs = || model.layers.iter().map(|l| &l.attn.out.weight);
+    let takes = outputs().all(|w| takes_bf16(&w.view())) && model.shapes().all(|s| s.takes_bf16());
+    // Weights of 16 bits are multiplied in two digits.
+    let values = if outputs().all(|w| w.is_quantized()) { Digits::One } else { scores };
+    takes.then_some([scores, values])
+}
+
 /// Most bytes of logits made at a time.
 const LOGIT_BYTES: usize = 16 << 20;
 /// The same for products in bf16, whose weights are unpacked anew each time.
@@ -111,8 +124,8 @@ impl Buffers {
         let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
         let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
-        let halves = model.layers.iter().any(|l| !l.attn.out.weight.is_quantized());
-        let scratch = || attention_scratch(kernels, ty, n_ubatch, model.shapes(), n_hidden, rank, halves);
+        let bf16 = attention_digits(model, kernels, n_ubatch, ty);
+        let scratch = || attention_scratch(model.shapes(), n_hidden, rank, bf16);
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
@@ -131,6 +144,7 @@ impl Buffers {
             partial: PartialSums::new(model.shapes(), n_ctx),
             weights: AttnWeights::new(model.routes.n_slots(), n_head, n_ubatch, n_ctx),
             members: (0..n_threads).map(|_| member()).collect(),
+            bf16_attention: bf16.is_some(),
             n_ctx,
             n_logit_rows,
         }
@@ -192,6 +206,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     let (ids, pos, n, eps) = (tokens.ids, tokens.pos, tokens.ids.len(), model.norm_eps);
     let mut ops = o.ops(w, scratch);
     let form = Form::of(o.kernels, n);
+    let bf16 = buf.bf16_attention && form == Form::Bf16;
 
     for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
         w.share(n).for_each(|i| table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64));
@@ -222,10 +237,10 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         }
         let (scores, values) = attention_of(attn, buf, cache, i);
         let (kernels, shape, route) = (o.kernels, &attn.shape, model.routes.layer(i));
+        let route = if bf16 { route.keeping_scores() } else { route };
         let (weights, partial, out) = (&buf.weights, &buf.partial, buf.heads.with(form, fine_step::HEADS));
         let (n, rows) = (asked.len(), 0..asked.len());
         let queries = Queries { pos: pos + asked.start, first: asked.start, n };
-        let bf16 = out.is_bf16() && takes_bf16(&attn.out.weight.view());
         Attend { worker: w, kernels, shape, queries, scores, values, weights, route, partial, out, bf16 }
             .run(attn_scratch);
         laps.end(Phase::Attention);
