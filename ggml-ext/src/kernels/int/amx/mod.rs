@@ -9,6 +9,7 @@
 //! vector units do, go on side by side ([`product`]).
 
 mod product;
+mod registers;
 mod rows;
 mod unpack;
 

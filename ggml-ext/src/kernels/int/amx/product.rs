@@ -7,56 +7,16 @@
 use std::arch::asm;
 use std::ops::Range;
 
-use super::super::bf16::Product;
+use super::super::bf16::{Line, Product};
+use super::registers::{Sums, TILE_ROWS as TOKENS, WHOLE, configure, load_sums, release, store_sums, zero_sums};
 use super::unpack::Group;
 use crate::pack::{COLS, LINE, ROWS};
-
-/// Tokens of a tile.
-const TOKENS: usize = 16;
 
 /// Most tiles of a row group in a segment: with those of a second group, or the second digits, they nearly fill the first level of cache.
 const SEGMENT: usize = 20;
 
-/// 64 bytes on one cache line, a row of a tile.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(in crate::kernels::int) struct Line([u8; LINE]);
-
-impl Line {
-    pub(super) const ZERO: Self = Self([0; LINE]);
-}
-
 /// A tile of weights: 16 pairs of columns of 16 rows.
 pub(super) type Tile = [Line; 16];
-
-/// Shapes of the tile registers, as `ldtilecfg` reads them.
-#[repr(C, align(64))]
-pub(super) struct Config {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    bytes_per_row: [u16; 16],
-    rows: [u8; 16],
-}
-
-/// Eight whole tiles: 0 to 3 hold sums, 4 and 5 activations, 6 and 7 weights.
-pub(super) static WHOLE: Config = {
-    let (mut bytes_per_row, mut rows) = ([0; 16], [0; 16]);
-    let mut i = 0;
-    while i < 8 {
-        (bytes_per_row[i], rows[i]) = (LINE as u16, TOKENS as u8);
-        i += 1;
-    }
-    Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row, rows }
-};
-
-/// Where the sums of 16 tokens with a group are between segments and at the end.
-#[derive(Clone, Copy)]
-struct Sums {
-    at: *mut f32,
-    /// Bytes from token to token.
-    stride: usize,
-}
 
 /// Up to 32 tokens and what they add up.
 struct Block {
@@ -175,8 +135,8 @@ impl<W: Group> Job<W> {
 /// # Safety
 /// The tier is supported; `p` satisfies the contract of `IntKernels::matmul_bf16`, and `p.w` is of the type of `W`.
 pub(super) unsafe fn matmul<W: Group, const D: usize>(p: &Product, tiles: &mut Tiles) {
-    // SAFETY: the tier is supported; the configuration is of palette 1 and within its limits.
-    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, preserves_flags, readonly)) }
+    // SAFETY: the tier is supported.
+    unsafe { configure() };
     let (n_tokens, n_tiles) = (p.x.n_rows(), p.w.cols / COLS);
     let n_segments = n_tiles.div_ceil(SEGMENT);
     let buffers = grown(&mut tiles.weights, 2 * 2 * SEGMENT * TOKENS).cast::<Tile>();
@@ -225,8 +185,7 @@ pub(super) unsafe fn matmul<W: Group, const D: usize>(p: &Product, tiles: &mut T
                 now.write_spilled(p, spilled);
             }
         }
-        // Threads whose tiles are in use are dearer to switch.
-        asm!("tilerelease", options(nomem, nostack, preserves_flags));
+        release();
     }
 }
 
@@ -243,32 +202,6 @@ unsafe fn multiply<const T: usize, const G: usize, const D: usize>(
     is_first: bool,
     meanwhile: &mut impl FnMut(),
 ) {
-    macro_rules! each_sum {
-        ($op:ident) => {
-            $op!("tmm0", block.sums[0][0]);
-            if G > 1 {
-                $op!("tmm1", block.sums[0][1]);
-            }
-            if T > 1 {
-                $op!("tmm2", block.sums[1][0]);
-            }
-            if T > 1 && G > 1 {
-                $op!("tmm3", block.sums[1][1]);
-            }
-        };
-    }
-    macro_rules! load {
-        ($tile:literal, $sums:expr) => {
-            asm!(concat!("tileloadd ", $tile, ", [{at} + {stride}*1]"), at = in(reg) $sums.at,
-                stride = in(reg) $sums.stride, options(nostack, preserves_flags, readonly))
-        };
-    }
-    macro_rules! store {
-        ($tile:literal, $sums:expr) => {
-            asm!(concat!("tilestored [{at} + {stride}*1], ", $tile), at = in(reg) $sums.at,
-                stride = in(reg) $sums.stride, options(nostack, preserves_flags))
-        };
-    }
     // Operands of an instruction sequence: weights of both groups, or both digits of one; first digits of both halves of the
     // tokens; second digits.
     macro_rules! step {
@@ -283,15 +216,9 @@ unsafe fn multiply<const T: usize, const G: usize, const D: usize>(
     // SAFETY: as the caller promises. Nothing else uses the tile registers.
     unsafe {
         if is_first {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                options(nomem, nostack, preserves_flags)
-            );
+            zero_sums()
         } else {
-            each_sum!(load);
+            load_sums::<T, G>(&block.sums)
         }
         for i in 0..n {
             match (T, G, D) {
@@ -361,7 +288,7 @@ unsafe fn multiply<const T: usize, const G: usize, const D: usize>(
             }
             meanwhile();
         }
-        each_sum!(store);
+        store_sums::<T, G>(&block.sums);
     }
 }
 
@@ -373,7 +300,7 @@ pub(in crate::kernels::int) const PEAK_MACS: u64 = 4 * (TOKENS * ROWS * COLS) as
 /// # Safety
 /// The tier is supported.
 pub(in crate::kernels::int) unsafe fn peak(n: usize) -> f32 {
-    let mut sums = [Line::ZERO; TOKENS];
+    let mut sums = [0f32; TOKENS * ROWS];
     // SAFETY: all tiles have 16 rows of 64 bytes.
     unsafe {
         asm!(
@@ -400,5 +327,5 @@ pub(in crate::kernels::int) unsafe fn peak(n: usize) -> f32 {
             options(nostack),
         );
     }
-    f32::from(sums[0].0[0])
+    sums[0]
 }

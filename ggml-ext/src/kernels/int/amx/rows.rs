@@ -6,15 +6,12 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::super::bf16::Digits;
+use super::super::bf16::{Digits, Line};
 use super::super::factor::{FactorPart, FactorTile, RowsProduct, TILE_COLUMNS, TILE_ROWS};
-use super::product::{Line, WHOLE};
+use super::registers::{Sums, TILE_ROWS as M, configure, load_sums, release, store_sums, zero_sums};
 use super::unpack::{bits, interleave, round};
 use crate::kernels::float::Rows;
 use crate::pack::LINE;
-
-/// Rows of a tile of the left factor.
-const M: usize = 16;
 
 /// Elements that a factor can be made of.
 pub(super) trait Element: Copy {
@@ -74,12 +71,6 @@ pub(super) unsafe fn set<T: Element>(x: Rows<T>, to: FactorPart) {
     }
 }
 
-/// Where the sums of 16 rows with 16 columns are: in the result, or, where it has fewer rows, beside it.
-struct Sums {
-    at: *mut f32,
-    stride: usize,
-}
-
 /// The whole product, in blocks of 32 rows and 32 columns.
 ///
 /// # Safety
@@ -87,10 +78,10 @@ struct Sums {
 pub(super) unsafe fn product(p: &RowsProduct) {
     let mut spilled = [[Line::ZERO; M]; 2];
     let n_rows = p.x.n_rows();
-    // SAFETY: the tier is supported; the configuration is of palette 1 and within its limits. The tiles' addresses are those of the
+    // SAFETY: the tier is supported. The tiles' addresses are those of the
     // contract; rows of the left factor may be read beyond its last.
     unsafe {
-        asm!("ldtilecfg [{}]", in(reg) &raw const WHOLE, options(nostack, preserves_flags, readonly));
+        configure();
         for r in (0..n_rows).step_by(2 * M) {
             let t = (n_rows - r).div_ceil(M).min(2);
             // The last tile of rows, if it is not whole.
@@ -134,7 +125,7 @@ pub(super) unsafe fn product(p: &RowsProduct) {
                 copy(true, &mut spilled);
             }
         }
-        asm!("tilerelease", options(nomem, nostack, preserves_flags));
+        release();
     }
 }
 
@@ -156,32 +147,6 @@ struct Block {
 /// As [`product`]; the tiles are configured.
 #[inline(always)]
 unsafe fn multiply<const T: usize, const G: usize, const D: usize>(p: &RowsProduct, block: &Block) {
-    macro_rules! each_sum {
-        ($op:ident) => {
-            $op!("tmm0", block.sums[0][0]);
-            if G > 1 {
-                $op!("tmm1", block.sums[0][1]);
-            }
-            if T > 1 {
-                $op!("tmm2", block.sums[1][0]);
-            }
-            if T > 1 && G > 1 {
-                $op!("tmm3", block.sums[1][1]);
-            }
-        };
-    }
-    macro_rules! load {
-        ($tile:literal, $sums:expr) => {
-            asm!(concat!("tileloadd ", $tile, ", [{at} + {stride}*1]"), at = in(reg) $sums.at,
-                stride = in(reg) $sums.stride, options(nostack, preserves_flags, readonly))
-        };
-    }
-    macro_rules! store {
-        ($tile:literal, $sums:expr) => {
-            asm!(concat!("tilestored [{at} + {stride}*1], ", $tile), at = in(reg) $sums.at,
-                stride = in(reg) $sums.stride, options(nostack, preserves_flags))
-        };
-    }
     // One of each of these is loaded, and multiplied with what is there of the other.
     macro_rules! left {
         ($tile:literal, $x:expr, $half:literal) => {
@@ -228,15 +193,9 @@ unsafe fn multiply<const T: usize, const G: usize, const D: usize>(p: &RowsProdu
     // SAFETY: as the caller promises. Nothing else uses the tile registers.
     unsafe {
         if p.add {
-            each_sum!(load);
+            load_sums::<T, G>(&block.sums)
         } else {
-            asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
-                options(nomem, nostack, preserves_flags)
-            );
+            zero_sums()
         }
         for k in 0..p.k_tiles {
             let [x, y] = block.x.map(|x| x.add(k * TILE_ROWS));
@@ -253,7 +212,7 @@ unsafe fn multiply<const T: usize, const G: usize, const D: usize>(p: &RowsProdu
                 products!();
             }
         }
-        each_sum!(store);
+        store_sums::<T, G>(&block.sums);
     }
 }
 
