@@ -213,7 +213,7 @@ mod tests {
         unsafe {
             let pairs: [[u32; 16]; ROWS] = std::array::from_fn(|r| std::array::from_fn(|p| (100 * r + p) as u32));
             let rows = pairs.map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
-            let mut tile = [super::super::product::Line::ZERO; 16];
+            let mut tile = [super::super::super::bf16::Line::ZERO; 16];
             transpose(&rows, &mut tile);
             let lines: [[u32; ROWS]; 16] = std::mem::transmute(tile);
             for (p, line) in lines.iter().enumerate() {
