@@ -84,7 +84,6 @@ struct Factors {
     keys: Bf16Factor,
     /// Of all key/value heads of a tile.
     values: Box<[Bf16Factor]>,
-    value_digits: Digits,
 }
 
 /// What work space has to hold.
@@ -117,7 +116,6 @@ impl AttentionScratch {
             values: (0..r.n_groups)
                 .map(|_| Bf16Factor::new(BLOCK, dv.next_multiple_of(COLUMNS), value_digits))
                 .collect(),
-            value_digits,
         };
         Self {
             q: vec![0.0; r.rows * dk],
@@ -310,7 +308,7 @@ impl Attend<'_> {
     unsafe fn block_weights(&self, tile: &Tile, part: &Part, block: Range<usize>, scratch: &mut AttentionScratch) {
         let (dv, float) = (self.shape.head_dim_v, &self.kernels.float);
         let (n, stride) = (block.len(), Self::stride(tile, &block));
-        let rounded = scratch.factors.as_ref().filter(|_| tile.bf16).map(|f| (&f.weights, f.value_digits));
+        let rounded = scratch.factors.as_ref().filter(|_| tile.bf16).map(|f| (&f.weights, f.values[0].digits()));
         for r in 0..part.n_rows {
             let ((h, t), i) = (self.row_of(tile, part, r), part.row + r);
             let row = &mut scratch.scores[r * stride..][..n];
@@ -373,8 +371,9 @@ impl Attend<'_> {
         let (n, stride) = (block.len(), Self::stride(tile, &block));
         let rows = self.shape.group() * part.tokens.len();
         for (i, g) in tile.groups.clone().enumerate() {
-            let into = RowsMut::new(&mut scratch.sums[(part.row + i * rows) * dv..], rows, dv, dv);
+            let sums = (part.row + i * rows) * dv..;
             if let (true, Some(factors)) = (tile.bf16, &scratch.factors) {
+                let into = RowsMut::new(&mut scratch.sums[sums], rows, dv, dv);
                 // SAFETY: this member wrote the weights before.
                 let weights = unsafe { factors.weights.view(i * rows..(i + 1) * rows) };
                 self.kernels.int.product_of_rows(weights, &factors.values[i], n, true, into);
@@ -386,7 +385,7 @@ impl Attend<'_> {
                 let keys = at..(at + step).min(block.end);
                 let k = keys.len();
                 let weights = Rows::new(&scratch.scores[i * rows * stride + at - block.start..], rows, k, stride);
-                let into = RowsMut::new(&mut scratch.sums[(part.row + i * rows) * dv..], rows, dv, dv);
+                let into = RowsMut::new(&mut scratch.sums[sums.clone()], rows, dv, dv);
                 // SAFETY: passed on to the caller.
                 match unsafe { self.values.v(self.kernels, g, keys, widen, &mut scratch.wide) } {
                     Block::F16(v) => float.values_f16(weights, Rows::new(v, k, dv, dv), into),
