@@ -1,8 +1,9 @@
 //! The product of weights with activations in tiles.
 //!
 //! Tile registers hold the sums of 32 tokens with 32 rows while columns pass by, or, where both operands have two digits, of 32 tokens
-//! with 16 rows. Weights are unpacked a segment of columns at a time, which all tokens of the call meet before the next; between
-//! segments sums are where the product wants them, or in work space if it does not want the whole of a tile.
+//! with 16 rows. Weights are unpacked a segment of columns at a time, which all tokens of the call meet before the next. All rows meet
+//! a segment of the activations before the next, so that it stays in the second level of cache; meanwhile sums are where the product
+//! wants them, and tiles of which it does not want the whole go through work space.
 
 use std::arch::asm;
 use std::ops::Range;
@@ -26,6 +27,8 @@ struct Block {
     stride: usize,
     /// `[half of the tokens][group]`.
     sums: [[Sums; 2]; 2],
+    /// Where the sums of the next block's first token are, which are fetched on the way.
+    next: Sums,
 }
 
 /// Work space of the tier's products, for one thread.
@@ -52,17 +55,20 @@ struct Job<W> {
 }
 
 impl<W: Group> Job<W> {
-    /// The `i`th of a product in `digits`, whose rows have `n_tiles` tiles in `n_segments` segments.
+    /// The `i`th of a product in `digits`.
     ///
     /// # Safety
     /// As [`Group::new`].
-    unsafe fn new(p: &Product, i: usize, digits: usize, n_tiles: usize, n_segments: usize) -> Option<Self> {
-        let (job, segment) = (i / n_segments, i % n_segments);
+    unsafe fn new(p: &Product, i: usize, digits: usize) -> Option<Self> {
         let most = if digits == 1 { 2 } else { 1 };
-        let (first, end) = (p.rows.start / ROWS + most * job, p.rows.end.div_ceil(ROWS));
-        let n_groups = end.saturating_sub(first).min(most);
+        let (start, end) = (p.rows.start / ROWS, p.rows.end.div_ceil(ROWS));
+        let n_jobs = (end - start).div_ceil(most);
+        let (segment, first) = (i / n_jobs, start + i % n_jobs * most);
+        let n_groups = (end - first).min(most);
+        let n_tiles = p.w.cols / COLS;
+        let n_segments = n_tiles.div_ceil(SEGMENT);
         let tiles = segment * n_tiles / n_segments..(segment + 1) * n_tiles / n_segments;
-        (n_groups > 0).then(|| {
+        (segment < n_segments).then(|| {
             // SAFETY: passed on; these groups exist.
             let groups = [first, first + n_groups - 1].map(|g| unsafe { W::new(p.w, g) });
             Self { groups, first_row: first * ROWS, n_groups, tiles }
@@ -106,25 +112,37 @@ impl<W: Group> Job<W> {
         }
     }
 
-    /// Moves sums that were spilled to where the product wants them, as far as it wants them.
-    ///
-    /// # Safety
-    /// As [`matmul`]; the sums have been stored.
-    unsafe fn write_spilled(&self, p: &Product, spilled: *mut Line) {
+    /// `f(n, output, spilled)` for what the product wants of every spilled row of sums: `n` sums in its output and in work space.
+    fn for_each_spilled(&self, p: &Product, spilled: *mut Line, f: impl Fn(usize, *mut f32, *mut f32)) {
         let n_tokens = p.x.n_rows();
         for g in 0..self.n_groups {
             let rows = self.rows(p, g);
             for t in (0..n_tokens).step_by(TOKENS).filter(|&t| self.is_spilled(p, t, g)) {
                 let sums = self.sums(p, t, g, spilled).at;
                 for i in 0..TOKENS.min(n_tokens - t) {
-                    // SAFETY: the caller of the product vouches for these elements of the output.
-                    unsafe {
-                        let to = p.out.add((t + i) * p.out_stride + rows.start);
-                        std::ptr::copy_nonoverlapping(sums.add(i * ROWS), to, rows.len());
-                    }
+                    let output = p.out.wrapping_add((t + i) * p.out_stride + rows.start);
+                    f(rows.len(), output, sums.wrapping_add(i * ROWS));
                 }
             }
         }
+    }
+
+    /// Continues spilled sums from the product's output.
+    ///
+    /// # Safety
+    /// As [`matmul`]; there is room for the sums.
+    unsafe fn read_spilled(&self, p: &Product, spilled: *mut Line) {
+        // SAFETY: the caller of the product vouches for these elements of the output, which the segment before has written.
+        self.for_each_spilled(p, spilled, |n, output, sums| unsafe { std::ptr::copy_nonoverlapping(output, sums, n) });
+    }
+
+    /// Moves spilled sums to the product's output.
+    ///
+    /// # Safety
+    /// As [`matmul`]; the sums have been stored.
+    unsafe fn write_spilled(&self, p: &Product, spilled: *mut Line) {
+        // SAFETY: the caller of the product vouches for these elements of the output.
+        self.for_each_spilled(p, spilled, |n, output, sums| unsafe { std::ptr::copy_nonoverlapping(sums, output, n) });
     }
 }
 
@@ -137,12 +155,11 @@ impl<W: Group> Job<W> {
 pub(super) unsafe fn matmul<W: Group, const D: usize>(p: &Product, tiles: &mut Tiles) {
     // SAFETY: the tier is supported.
     unsafe { configure() };
-    let (n_tokens, n_tiles) = (p.x.n_rows(), p.w.cols / COLS);
-    let n_segments = n_tiles.div_ceil(SEGMENT);
+    let n_tokens = p.x.n_rows();
     let buffers = grown(&mut tiles.weights, 2 * 2 * SEGMENT * TOKENS).cast::<Tile>();
     let spilled = grown(&mut tiles.spilled, n_tokens.div_ceil(TOKENS) * 2 * TOKENS);
     // SAFETY: passed on.
-    let job = |i: usize| unsafe { Job::<W>::new(p, i, D, n_tiles, n_segments) };
+    let job = |i: usize| unsafe { Job::<W>::new(p, i, D) };
     let mut next = job(0);
     // SAFETY: there is room for two segments of two groups twice, and for the sums of all tokens with two groups; the rest is
     // passed on.
@@ -170,10 +187,14 @@ pub(super) unsafe fn matmul<W: Group, const D: usize>(p: &Product, tiles: &mut T
                 }
             };
             let is_first = now.tiles.start == 0;
+            if !is_first {
+                now.read_spilled(p, spilled);
+            }
             for t in (0..n_tokens).step_by(2 * TOKENS) {
                 let sums = [t, t + TOKENS].map(|t| [0, 1].map(|g| now.sums(p, t, g, spilled)));
+                let next = now.sums(p, t + 2 * TOKENS, 0, spilled);
                 let x = p.x.row(t).map(|x| x.add(now.tiles.start * COLS));
-                let (block, n) = (Block { x, stride: p.x.stride(), sums }, now.tiles.len());
+                let (block, n) = (Block { x, stride: p.x.stride(), sums, next }, now.tiles.len());
                 match (n_tokens - t > TOKENS, now.n_groups > 1) {
                     (true, true) => multiply::<2, 2, D>(&block, weights, n, is_first, &mut meanwhile),
                     (true, false) => multiply::<2, 1, D>(&block, weights, n, is_first, &mut meanwhile),
@@ -181,9 +202,7 @@ pub(super) unsafe fn matmul<W: Group, const D: usize>(p: &Product, tiles: &mut T
                     (false, false) => multiply::<1, 1, D>(&block, weights, n, is_first, &mut meanwhile),
                 }
             }
-            if now.tiles.end == n_tiles {
-                now.write_spilled(p, spilled);
-            }
+            now.write_spilled(p, spilled);
         }
         release();
     }
@@ -220,7 +239,13 @@ unsafe fn multiply<const T: usize, const G: usize, const D: usize>(
         } else {
             load_sums::<T, G>(&block.sums)
         }
+        let mut fetched = 0;
         for i in 0..n {
+            while fetched * n < (i + 1) * 2 * TOKENS {
+                let row = block.next.at.wrapping_byte_add(fetched * block.next.stride);
+                asm!("prefetchw [{row}]", "prefetchw [{row} + 64]", row = in(reg) row, options(nostack, preserves_flags, readonly));
+                fetched += 1;
+            }
             match (T, G, D) {
                 (2, 2, _) => step!(
                     i,
