@@ -73,8 +73,9 @@ mod fine_step {
 const HIDDEN_BYTES: usize = 1 << 20;
 /// Fewest tokens a pass is cut down to: as many as keep reading weights from memory far behind arithmetic.
 const MIN_PASS: usize = 128;
-/// The same for products in bf16, whose weights are unpacked once in a pass.
-const MIN_BF16_PASS: usize = 256;
+/// The same for products in bf16, whose weights are unpacked once in a pass: on an Emerald Rapids prompts of 512 tokens are 5 to 20 %
+/// faster than in passes of 256.
+const MIN_BF16_PASS: usize = 512;
 
 /// How many tokens of a long text to put through the layers together, where rows of up to `n_ff` hidden units are shared out
 /// among `n_threads` members.
