@@ -8,6 +8,7 @@ use super::kv_cache::LayerCache;
 use super::lisa::LisaAttention;
 use super::route::Route;
 use super::stream::{AttentionScratch, Room, Tile};
+use super::weights::Step;
 use super::{AttentionShape, AttnWeights};
 use crate::compute::{Operand, SharedBuf, Shares, Worker};
 
@@ -36,7 +37,7 @@ const ALL_HEADS_SHORTEST_RUN: usize = 128;
 /// hardware fetches ahead.
 pub(super) const LONGEST_BLOCK: usize = 1024;
 /// Most query tokens for which keys are shared out.
-const SPLIT_MAX_TOKENS: usize = 4;
+pub(super) const SPLIT_MAX_TOKENS: usize = 4;
 /// Query rows from which widening a block of keys or values once beats converting them in registers for each few rows.
 pub(super) const WIDEN_ROWS: usize = 8;
 
@@ -194,6 +195,11 @@ impl Attend<'_> {
         self.queries.pos + self.queries.n
     }
 
+    /// The step that these tokens are the last of.
+    pub(super) fn step(&self) -> Step {
+        Step { n_tokens: self.queries.first + self.queries.n, n_keys: self.n_keys() }
+    }
+
     /// The alignment of `lisa` layers mixes heads, so that a tile must have all of them.
     fn all_heads(&self) -> bool {
         matches!(self.scores, ScoreSource::Lisa { .. })
@@ -252,8 +258,9 @@ impl Attend<'_> {
         let first = self.first_key(0) / run_len;
         let n_runs = self.n_keys().div_ceil(run_len) - first;
         let (n_head_tiles, groups) = self.head_tiles();
-        // A window's positions lie in a ring, whose end no block may reach over.
-        let block = if self.shape.window.is_some() { BLOCK } else { run_len };
+        // A window's positions lie in a ring, whose end no block may reach over; and the weights of longer steps lie block by block.
+        let short = self.shape.window.is_some() || !self.step().is_split();
+        let block = if short { BLOCK } else { run_len };
         let slot = |t: usize, run: usize, head: usize| (t * n_runs + run) * n_head + head;
         // Chunks of consecutive runs of the same heads: what a member reads next follows what it read.
         let n_tokens = self.queries.n;

@@ -289,7 +289,7 @@ impl Attend<'_> {
                     let ahead = unsafe { self.read_ahead(lisa, keys, slot, tile, t, block.clone()) };
                     // SAFETY: passed on to the caller.
                     let (source, lse) = unsafe {
-                        (self.weights.heads(slot, row, self.n_keys(), block.clone()), self.weights.lse(slot, row))
+                        (self.weights.heads(slot, self.step(), row, block.clone()), self.weights.lse(slot, row))
                     };
                     let into = RowsMut::new(&mut scores[i * stride..], self.shape.n_head, n, n_tokens * stride);
                     lisa.align(self.kernels, source, lse, holds, ahead, lisa_scratch, into);
@@ -322,7 +322,7 @@ impl Attend<'_> {
                 // SAFETY: passed on to the caller; the row of weights is this member's.
                 scratch.total[i] += unsafe {
                     let (scores, lse) =
-                        (self.weights.row(slot, t, h, self.n_keys(), block.clone()), self.weights.lse(slot, t)[h]);
+                        (self.weights.row(slot, self.step(), t, h, block.clone()), self.weights.lse(slot, t)[h]);
                     weights.exp_row(self.kernels, r, scores, within, lse, digits)
                 };
                 continue;
@@ -338,7 +338,7 @@ impl Attend<'_> {
             }
             if let Some(slot) = self.route.writes {
                 // SAFETY: passed on to the caller.
-                let kept = unsafe { self.weights.row_mut(slot, self.row(t), h, self.n_keys(), seen) };
+                let kept = unsafe { self.weights.row_mut(slot, self.step(), self.row(t), h, seen) };
                 kept.copy_from_slice(&row[within.clone()]);
             }
             let (max, total) = (&mut scratch.max[i], &mut scratch.total[i]);
@@ -424,7 +424,7 @@ impl Attend<'_> {
                 } else {
                     (tile.tokens.start, block.end..(block.end + BLOCK).min(tile.keys.end))
                 };
-                return [self.weights.heads(slot, self.row(next), self.n_keys(), block).bytes(), none];
+                return [self.weights.heads(slot, self.step(), self.row(next), block).bytes(), none];
             }
             let values = block.start..block.start + block.len().min(READ_AHEAD);
             let low_rank = lisa.low_rank.as_ref().map_or(none, |_| keys.low_rank().group_rows(block));
@@ -442,13 +442,13 @@ impl Attend<'_> {
         let t = self.row(t);
         // SAFETY: passed on to the caller.
         unsafe {
-            row.copy_from_slice(self.weights.row(slot, t, h, self.n_keys(), keys.clone()));
+            row.copy_from_slice(self.weights.row(slot, self.step(), t, h, keys.clone()));
             if holds == Holds::Weights {
                 return 0.0;
             }
             let sum = self.kernels.float.exp_sub_sum(row, self.weights.lse(slot, t)[h]);
             if self.route.leaves_weights {
-                self.weights.row_mut(slot, t, h, self.n_keys(), keys).copy_from_slice(row);
+                self.weights.row_mut(slot, self.step(), t, h, keys).copy_from_slice(row);
             }
             sum
         }
