@@ -14,6 +14,8 @@ use crate::compute::SharedBuf;
 /// Floats of one slot that a step of several tokens may fill: small enough for all slots' reads and writes to be served by a
 /// last-level cache.
 const SLOT_FLOATS: usize = 4 << 20;
+/// The same for steps in bf16, which are worth more tokens because weights are unpacked once in a step.
+const BF16_SLOT_FLOATS: usize = 10 << 20;
 /// Tokens that a step may have whatever its context.
 const MIN_TOKENS: usize = 16;
 
@@ -74,11 +76,12 @@ pub struct AttnWeights {
 }
 
 impl AttnWeights {
-    /// `n_slots` slots for layers of `n_head` heads and steps of up to `n_ubatch` tokens in a context of `n_ctx`.
-    pub fn new(n_slots: usize, n_head: usize, n_ubatch: usize, n_ctx: usize) -> Self {
+    /// `n_slots` slots for layers of `n_head` heads and steps of up to `n_ubatch` tokens, in bf16 or not, in a context of `n_ctx`.
+    pub fn new(n_slots: usize, n_head: usize, n_ubatch: usize, n_ctx: usize, bf16: bool) -> Self {
         let len = |n_tokens| Step { n_tokens, n_keys: n_ctx }.len(n_head);
         let fewest = (1..=MIN_TOKENS.min(n_ubatch)).map(len).max().unwrap_or(0);
-        let slot_len = len(n_ubatch).min(SLOT_FLOATS).max(fewest);
+        let most = if bf16 { BF16_SLOT_FLOATS } else { SLOT_FLOATS };
+        let slot_len = len(n_ubatch).min(most).max(fewest);
         Self {
             values: SharedBuf::new(n_slots * slot_len),
             lse: SharedBuf::new(n_slots * n_ubatch * n_head),
@@ -192,7 +195,7 @@ mod tests {
     #[test]
     fn the_longest_steps_fit() {
         for (n_head, n_ubatch, n_ctx) in [(9, 512, 8192), (32, 512, 131_072), (3, 7, 100), (8, 1, 64)] {
-            let weights = AttnWeights::new(1, n_head, n_ubatch, n_ctx);
+            let weights = AttnWeights::new(1, n_head, n_ubatch, n_ctx, false);
             for pos in (0..n_ctx).step_by(n_ctx / 20) {
                 let n_tokens = weights.max_tokens(pos);
                 assert!(n_tokens >= MIN_TOKENS.min(n_ubatch) && n_tokens <= n_ubatch);

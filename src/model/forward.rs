@@ -143,7 +143,7 @@ impl Buffers {
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
             partial: PartialSums::new(model.shapes(), n_ctx),
-            weights: AttnWeights::new(model.routes.n_slots(), n_head, n_ubatch, n_ctx),
+            weights: AttnWeights::new(model.routes.n_slots(), n_head, n_ubatch, n_ctx, kernels.int.has_bf16()),
             members: (0..n_threads).map(|_| member()).collect(),
             bf16_attention: bf16.is_some(),
             n_ctx,
