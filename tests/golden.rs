@@ -18,6 +18,8 @@ struct Agreement {
     positions: usize,
     top1: usize,
     mean_kl: f64,
+    /// Of prompts long enough for a CPU's matrix instructions, if it has any.
+    mean_kl_long: f64,
     mean_nll: f64,
     golden_nll: f64,
 }
@@ -37,10 +39,13 @@ fn kl(golden: &[(u32, f64)], logits: &[f32], lse: f64) -> f64 {
     sum
 }
 
+/// Tokens of a long prompt.
+const LONG: usize = 32;
+
 fn agreement(model: &Arc<Model>, golden: &str, activations: ActivationType) -> Agreement {
     let prompts = json(golden);
-    let mut a = Agreement { positions: 0, top1: 0, mean_kl: 0.0, mean_nll: 0.0, golden_nll: 0.0 };
-    let mut n_nll = 0.0;
+    let mut a = Agreement { positions: 0, top1: 0, mean_kl: 0.0, mean_kl_long: 0.0, mean_nll: 0.0, golden_nll: 0.0 };
+    let (mut n_nll, mut n_long) = (0.0, 0);
     for prompt in prompts["prompts"].as_array().unwrap() {
         let tokens = ids(&prompt["tokens"]);
         let params = SessionParams { n_ctx: 512, activations, ..Default::default() };
@@ -58,7 +63,12 @@ fn agreement(model: &Arc<Model>, golden: &str, activations: ActivationType) -> A
             let lse = log_sum_exp(logits);
             a.positions += 1;
             a.top1 += usize::from(argmax(logits) == top[0]);
-            a.mean_kl += kl(&golden, logits, lse);
+            let kl = kl(&golden, logits, lse);
+            a.mean_kl += kl;
+            if tokens.len() >= LONG {
+                a.mean_kl_long += kl;
+                n_long += 1;
+            }
             if let Some(&next) = tokens.get(i + 1) {
                 a.mean_nll += lse - f64::from(logits[next as usize]);
                 a.golden_nll += prompt["nll"][i].as_f64().unwrap();
@@ -68,14 +78,16 @@ fn agreement(model: &Arc<Model>, golden: &str, activations: ActivationType) -> A
         session.logits_each(&tokens, &mut each).unwrap();
     }
     a.mean_kl /= a.positions as f64;
+    a.mean_kl_long /= n_long as f64;
     a.mean_nll /= n_nll;
     a.golden_nll /= n_nll;
     println!(
-        "{golden}, activations {}: top-1 {}/{}, mean KL {:.3e}, nll {:.5} (golden {:.5})",
+        "{golden}, activations {}: top-1 {}/{}, mean KL {:.3e} ({:.3e} in long prompts), nll {:.5} (golden {:.5})",
         activations.name(),
         a.top1,
         a.positions,
         a.mean_kl,
+        a.mean_kl_long,
         a.mean_nll,
         a.golden_nll
     );
@@ -101,13 +113,16 @@ fn default_logits_stay_close_to_the_independent_forward_pass() {
     assert!((a.mean_nll / a.golden_nll - 1.0).abs() <= 0.005, "nll {} against {}", a.mean_nll, a.golden_nll);
 }
 
-/// As far off as llama.cpp, which computes so: 2.8e-3 on text of this kind. Where one digit is one of bf16, nearer.
+/// As far off as llama.cpp, which computes so: 2.8e-3 on text of this kind. Where one digit is one of bf16, in long prompts, nearer.
 #[test]
 fn fast_logits_are_near_the_independent_forward_pass() {
     let Some(model) = smollm2() else { return };
     let a = agreement(&model, PLAIN, ActivationType::Int8);
-    let expected = if model.kernels().int.has_bf16() { 1e-4..=1e-3 } else { 1e-3..=5e-3 };
-    assert!(expected.contains(&a.mean_kl), "mean KL {}", a.mean_kl);
+    let (mean_kl, expected) = match model.kernels().int.has_bf16() {
+        true => (a.mean_kl_long, 1e-4..=5e-4),
+        false => (a.mean_kl, 1e-3..=5e-3),
+    };
+    assert!(expected.contains(&mean_kl) && a.mean_kl <= 5e-3, "mean KL {mean_kl}, of all prompts {}", a.mean_kl);
     assert!(a.top1 * 100 >= a.positions * 95, "top-1 {} of {}", a.top1, a.positions);
     assert!((a.mean_nll / a.golden_nll - 1.0).abs() <= 0.01, "nll {} against {}", a.mean_nll, a.golden_nll);
 }

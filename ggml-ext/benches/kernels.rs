@@ -3,7 +3,8 @@
 //! Decode (one token) is bound by the speed at which memory delivers the weights, prefill (many tokens) by
 //! multiply-accumulates. Criterion's throughput is bytes of weights per second for the former, and
 //! multiply-accumulates ("elements") per second for the latter. `read` is what decode can reach at best: the same bytes
-//! summed up and nothing else. To end with, a table relates each type's decode to it.
+//! summed up and nothing else. Prefill is in bf16 on tiers that have it, as in an engine. To end with, a table relates each
+//! type's decode to what is read.
 //!
 //! `cargo bench -p ggml-ext --bench kernels -- avx512/Q4` runs what contains the word; with `TABLE_ONLY=1` in the
 //! environment it prints the table without criterion's measurements before it, which take much longer.
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput};
 use ggml_ext::GgmlType;
 use ggml_ext::blocks::quantize_row;
-use ggml_ext::kernels::{FINE_STEP, Kernels, MatmulScratch, Q8Rows};
+use ggml_ext::kernels::{Bf16Rows, Digits, FINE_STEP, Kernels, MatmulScratch, Q8Rows, takes_bf16};
 use ggml_ext::pack::{ALIGN, MatrixRef, ROWS, pack_rows, packed_bytes};
 
 /// Columns of all matrices: the width of a model of a few billion parameters.
@@ -88,10 +89,14 @@ fn forms() -> Vec<(String, GgmlType, bool)> {
     best.chain(files).collect()
 }
 
-/// One product, with the int8 or f32 operand that the type calls for.
+/// Fewest tokens that are multiplied in bf16.
+const FEWEST_BF16_TOKENS: usize = 32;
+
+/// One product, with the int8, bf16 or f32 operand that the type calls for.
 struct Operand {
     x: Vec<f32>,
     q8: Q8Rows,
+    bf16: Option<Bf16Rows>,
     scratch: MatmulScratch,
     out: Vec<f32>,
 }
@@ -101,7 +106,15 @@ impl Operand {
         let x: Vec<f32> = (0..n * cols).map(|i| (i * 31 % 1009) as f32 / 500.0 - 1.0).collect();
         let mut q8 = Q8Rows::new(n, cols);
         q8.quantize(kernels, &x, FINE_STEP);
-        Operand { x, q8, scratch: MatmulScratch::default(), out: Vec::new() }
+        let bf16 = (kernels.int.has_bf16() && n >= FEWEST_BF16_TOKENS).then(|| {
+            let rows = Bf16Rows::new(n, cols);
+            for (i, x) in x.chunks_exact(cols).enumerate() {
+                // SAFETY: nobody else has the rows yet.
+                unsafe { rows.round_row(kernels, i, x) };
+            }
+            rows
+        });
+        Operand { x, q8, bf16, scratch: MatmulScratch::default(), out: Vec::new() }
     }
 
     fn multiply(&mut self, kernels: &Kernels, w: &MatrixRef, rows: Range<usize>) {
@@ -110,10 +123,13 @@ impl Operand {
         let out = self.out.as_mut_ptr();
         // SAFETY: `out` has room for every row of every token, and this thread alone has it and the operand.
         unsafe {
-            if w.ty.is_float() {
-                kernels.int.matmul_f32(w, rows, &self.x, &mut self.scratch, out, w.rows);
-            } else {
-                kernels.int.matmul(w, rows, self.q8.view(0..n), &mut self.scratch, out, w.rows);
+            match &self.bf16 {
+                Some(x) if takes_bf16(w) => {
+                    let (x, scratch) = (x.view(0..n), &mut self.scratch);
+                    kernels.int.matmul_bf16(w, rows, x, Digits::One, scratch, out, w.rows);
+                }
+                _ if w.ty.is_float() => kernels.int.matmul_f32(w, rows, &self.x, &mut self.scratch, out, w.rows),
+                _ => kernels.int.matmul(w, rows, self.q8.view(0..n), &mut self.scratch, out, w.rows),
             }
         }
         black_box(&mut self.out);

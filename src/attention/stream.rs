@@ -17,8 +17,6 @@ use super::{AttentionShape, Holds};
 
 /// Positions whose values are fetched while a `lisa` layer aligns one token's heads: where its reading starts for each head.
 const READ_AHEAD: usize = 32;
-/// Columns of [`Bf16Factor`] come in so many.
-const COLUMNS: usize = 16;
 
 /// What one member works on at a time.
 pub(super) struct Tile {
@@ -114,7 +112,7 @@ impl AttentionScratch {
             weights: Bf16Rows::new(r.part_rows, BLOCK),
             keys: Bf16Factor::new(r.head_dim_k, BLOCK, digits),
             values: (0..r.n_groups)
-                .map(|_| Bf16Factor::new(BLOCK, dv.next_multiple_of(COLUMNS), value_digits))
+                .map(|_| Bf16Factor::new(BLOCK, dv.next_multiple_of(Bf16Factor::COLUMNS), value_digits))
                 .collect(),
         };
         Self {
@@ -133,7 +131,7 @@ impl AttentionScratch {
 impl AttentionShape {
     /// Whether its values divide into the columns of products in bf16.
     pub fn takes_bf16(&self) -> bool {
-        self.head_dim_v.is_multiple_of(COLUMNS)
+        self.head_dim_v.is_multiple_of(Bf16Factor::COLUMNS)
     }
 }
 
@@ -204,33 +202,32 @@ impl Attend<'_> {
                 (ScoreSource::Shared, _) => (0.0, 0.0),
                 _ => (f32::NEG_INFINITY, 0.0),
             };
-            let (q, len, scale) = match self.scores {
-                ScoreSource::Keys { q, .. } => {
-                    (q, self.shape.head_dim_k, if tile.bf16 { self.shape.scale } else { 1.0 })
+            let factors = scratch.factors.as_ref().filter(|_| tile.bf16);
+            // Where there are products in bf16, with queries and keys of full length, queries go there.
+            let (q, len, scale, rounded) = match (self.scores, factors) {
+                (ScoreSource::Keys { q, .. }, Some(f)) => {
+                    (q, self.shape.head_dim_k, self.shape.scale, Some(&f.queries))
                 }
-                ScoreSource::Lisa { lisa, q, .. } => (q, lisa.rank(), lisa.scale),
-                ScoreSource::Shared => continue,
+                (ScoreSource::Keys { q, .. }, None) => (q, self.shape.head_dim_k, 1.0, None),
+                (ScoreSource::Lisa { lisa, q, .. }, _) => (q, lisa.rank(), lisa.scale, None),
+                (ScoreSource::Shared, _) => continue,
             };
             let query = (t * self.shape.n_head + h) * len;
             // SAFETY: passed on to the caller.
             let query = unsafe { q.get(query..query + len) };
-            let into = match (self.scores, &scratch.factors) {
-                (ScoreSource::Keys { .. }, Some(factors)) if tile.bf16 => {
-                    let row = &mut scratch.wide[..factors.queries.k()];
-                    row[len..].fill(0.0);
-                    row
-                }
-                _ => &mut scratch.q[i * len..(i + 1) * len],
+            let into = match rounded {
+                Some(rows) => &mut scratch.wide[..rows.k()],
+                None => &mut scratch.q[i * len..(i + 1) * len],
             };
-            into[..len].copy_from_slice(query);
+            let (start, rest) = into.split_at_mut(len);
+            start.copy_from_slice(query);
+            rest.fill(0.0);
             if scale != 1.0 {
-                self.kernels.float.scale(&mut into[..len], scale);
+                self.kernels.float.scale(start, scale);
             }
-            if let (ScoreSource::Keys { .. }, Some(factors)) = (self.scores, &scratch.factors)
-                && tile.bf16
-            {
+            if let Some(rows) = rounded {
                 // SAFETY: the rows are this member's.
-                unsafe { factors.queries.round_row(self.kernels, i, into) };
+                unsafe { rows.round_row(self.kernels, i, into) };
             }
         }
     }
@@ -265,7 +262,7 @@ impl Attend<'_> {
             ScoreSource::Keys { keys, .. } => {
                 let dk = self.shape.head_dim_k;
                 if let (true, Some(factors)) = (tile.bf16, factors) {
-                    let into = RowsMut::new(scores, part.n_rows, n.next_multiple_of(COLUMNS), stride);
+                    let into = RowsMut::new(scores, part.n_rows, n.next_multiple_of(Bf16Factor::COLUMNS), stride);
                     // SAFETY: this member wrote the queries before.
                     let queries = unsafe { factors.queries.view(part.row..part.row + part.n_rows) };
                     self.kernels.int.product_of_rows(queries, &factors.keys, dk, false, into);

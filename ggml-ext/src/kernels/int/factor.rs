@@ -15,7 +15,7 @@ use crate::kernels::float::{Rows, RowsMut};
 /// Rows of a factor that a tile holds.
 pub(super) const TILE_ROWS: usize = 32;
 /// Columns of a factor that a tile holds.
-pub(super) const TILE_COLUMNS: usize = 16;
+pub(super) const TILE_COLUMNS: usize = Bf16Factor::COLUMNS;
 /// Cache lines of a tile.
 const TILE_LINES: usize = 16;
 
@@ -33,10 +33,13 @@ pub struct Bf16Factor {
 }
 
 impl Bf16Factor {
+    /// Columns come in so many.
+    pub const COLUMNS: usize = 16;
+
     /// A factor of zeros of this shape.
     ///
     /// # Panics
-    /// If `n_columns` is not a multiple of 16.
+    /// If `n_columns` is not a multiple of [`Bf16Factor::COLUMNS`].
     pub fn new(n_rows: usize, n_columns: usize, digits: Digits) -> Self {
         assert!(n_columns.is_multiple_of(TILE_COLUMNS), "{n_columns} columns are not whole tiles of {TILE_COLUMNS}");
         let n_tiles = n_rows.div_ceil(TILE_ROWS) * (n_columns / TILE_COLUMNS) * digits.count();
