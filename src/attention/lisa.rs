@@ -19,7 +19,7 @@ use super::attend::LONGEST_BLOCK;
 use super::keys::Scores;
 use super::kv_cache::LayerCache;
 use super::{AttentionShape, Holds};
-use crate::compute::Linear;
+use crate::compute::{Floats, Linear};
 
 /// The parameters of a `lisa` layer's attention weights. Matrices lie as the products need them: one row per result.
 pub struct LisaAttention {
@@ -77,17 +77,17 @@ pub struct LowRank {
 
 /// One member's work space for the alignment.
 pub(super) struct LisaScratch {
-    weights: Vec<f32>,
-    bias: Vec<f32>,
-    units: Vec<f32>,
+    weights: Floats,
+    bias: Floats,
+    units: Floats,
 }
 
 impl LisaScratch {
     pub(super) fn new(n_head: usize, n_hidden: usize) -> Self {
         Self {
-            weights: vec![0.0; n_head * LONGEST_BLOCK],
-            bias: vec![0.0; n_hidden],
-            units: vec![0.0; n_hidden * UNIT_FLOATS],
+            weights: Floats::new(n_head * LONGEST_BLOCK),
+            bias: Floats::new(n_hidden),
+            units: Floats::new(n_hidden * UNIT_FLOATS),
         }
     }
 }

@@ -14,6 +14,7 @@ use super::keys::Scores;
 use super::kv_cache::{Block, LayerCache};
 use super::lisa::{LisaAttention, LisaScratch};
 use super::{AttentionShape, Holds};
+use crate::compute::Floats;
 
 /// Positions whose values are fetched while a `lisa` layer aligns one token's heads: where its reading starts for each head.
 const READ_AHEAD: usize = 32;
@@ -63,13 +64,13 @@ impl Tile {
 
 /// One member's work space.
 pub struct AttentionScratch {
-    q: Vec<f32>,
-    scores: Vec<f32>,
-    wide: Vec<f32>,
+    q: Floats,
+    scores: Floats,
+    wide: Floats,
     /// Weighted value sums, greatest scores and total weights of the tile's rows.
-    pub(super) sums: Vec<f32>,
-    pub(super) max: Vec<f32>,
-    pub(super) total: Vec<f32>,
+    pub(super) sums: Floats,
+    pub(super) max: Floats,
+    pub(super) total: Floats,
     lisa: LisaScratch,
     factors: Option<Factors>,
 }
@@ -116,12 +117,12 @@ impl AttentionScratch {
                 .collect(),
         };
         Self {
-            q: vec![0.0; r.rows * dk],
-            scores: vec![0.0; (r.part_rows * BLOCK).max(r.n_head * LONGEST_BLOCK)],
-            wide: vec![0.0; (KEY_GROUP * dk).max(BLOCK * dv).max(dk.next_multiple_of(32))],
-            sums: vec![0.0; r.rows * dv],
-            max: vec![0.0; r.rows],
-            total: vec![0.0; r.rows],
+            q: Floats::new(r.rows * dk),
+            scores: Floats::new((r.part_rows * BLOCK).max(r.n_head * LONGEST_BLOCK)),
+            wide: Floats::new((KEY_GROUP * dk).max(BLOCK * dv).max(dk.next_multiple_of(32))),
+            sums: Floats::new(r.rows * dv),
+            max: Floats::new(r.rows),
+            total: Floats::new(r.rows),
             lisa: LisaScratch::new(r.n_head, r.n_hidden),
             factors: r.digits.map(factors),
         }

@@ -5,7 +5,7 @@
 //! cannot see phases, hence [`SharedBuf`]: its accessors are `unsafe` and every caller states whose part it takes.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 
 use ggml_ext::kernels::{Bf16Rows, Digits, Kernels, Q8Rows};
@@ -128,6 +128,34 @@ impl<T: Zeroed> SharedBuf<T> {
     pub fn as_mut_slice(&mut self) -> &mut [T] {
         // SAFETY: `&mut self` excludes every other access.
         unsafe { self.get_mut(0..self.len) }
+    }
+}
+
+/// Zeroed floats of one owner, from a cache line on: vectors of 64 bytes that lie across two lines cost twice.
+pub struct Floats(SharedBuf<f32>);
+
+impl Floats {
+    /// `len` zeros.
+    ///
+    /// # Panics
+    /// If the length in bytes exceeds the address space.
+    pub fn new(len: usize) -> Self {
+        Self(SharedBuf::new(len))
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        // SAFETY: nobody writes while the owner is borrowed.
+        unsafe { self.0.get(0..self.0.len()) }
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        self.0.as_mut_slice()
     }
 }
 

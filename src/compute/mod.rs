@@ -9,7 +9,7 @@ mod profile;
 mod shares;
 mod slab;
 
-pub use buffer::{ActivationType, Activations, Form, Operand, SharedBuf};
+pub use buffer::{ActivationType, Activations, Floats, Form, Operand, SharedBuf};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
 pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};
