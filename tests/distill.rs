@@ -90,9 +90,13 @@ fn end_to_end_gradients_of_every_family() {
         "phi3_partial_tied",
         "gemma3",
         "gemma3_softcap_untied",
+        "smollm3_tied",
+        "granite",
     ] {
         end_to_end_gradient(name, CHAIN, 0, Activation::Relu, Domain::Log);
     }
+    // Its sliding windows are those of every second layer.
+    end_to_end_gradient("gemma2", &[(2, 0, Kind::Lisa), (4, 2, Kind::Lisa)], 0, Activation::Relu, Domain::Log);
 }
 
 #[test]

@@ -108,6 +108,11 @@ impl Rope {
         Self { style, freq, magnitude }
     }
 
+    /// No rotation: for layers without positions.
+    pub fn none() -> Self {
+        Self { style: RopeStyle::Norm, freq: Vec::new(), magnitude: 1.0 }
+    }
+
     /// Pairs that turn.
     pub fn n_pairs(&self) -> usize {
         self.freq.len()

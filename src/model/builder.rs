@@ -92,6 +92,22 @@ impl Builder<'_, '_, '_, '_> {
         Rope::new(style, c.n_rot, c.rope_base, &c.rope_scaling, divisors, c.rope_magnitude)
     }
 
+    /// The same with the factors that files of many families may carry: divisors of every pair's frequency, as of Llama 3.1's stretching; or
+    /// LongRoPE's (arXiv 2402.13753), one set within the original context, another for sessions beyond it.
+    pub fn rope_with_factors(&mut self, style: RopeStyle) -> Result<ContextRope> {
+        let (n, l) = (self.config.n_rot / 2, &mut *self.loader);
+        let freqs = l.optional_vector("rope_freqs.weight", n)?;
+        let short = l.optional_vector("rope_factors_short.weight", n)?;
+        let long = l.optional_vector("rope_factors_long.weight", n)?;
+        if let Some(freqs) = freqs {
+            return Ok(ContextRope::always(self.rope(style, Some(&freqs))));
+        }
+        Ok(ContextRope {
+            short: self.rope(style, short.as_deref()),
+            long: long.map(|l| (self.config.n_ctx_orig, self.rope(style, Some(&l)))),
+        })
+    }
+
     /// The attention half of layer `i`, with head norms where the family `has_head_norms`. What of its projections is loaded
     /// depends on the sharing plan. They may be stored as one tensor, `attn_qkv`.
     pub fn attention(
@@ -211,6 +227,15 @@ impl Builder<'_, '_, '_, '_> {
             ffn,
             post_ffn_norm: None,
         })
+    }
+
+    /// A layer with norms before and after each half.
+    pub fn sandwiched_layer(&mut self, i: usize, attn: Attention, ffn: FeedForward) -> Result<Layer> {
+        let mut layer = self.layer(i, attn, ffn)?;
+        let mut norm = |name: &str| self.loader.vector(&format!("blk.{i}.{name}.weight"), self.config.n_embd);
+        layer.post_attn_norm = Some(norm("post_attention_norm")?);
+        layer.post_ffn_norm = Some(norm("post_ffw_norm")?);
+        Ok(layer)
     }
 
     /// The whole model around its layers.

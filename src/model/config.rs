@@ -99,6 +99,22 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(Some(flags))
     }
 
+    /// How many positions each layer attends to, where most have a sliding window (`window` positions where the file does not say) and
+    /// every `pattern`-th sees the whole context, unless the file gives another number (0: none of them does), or flags of its own.
+    pub fn alternating_windows(
+        &self,
+        n_layer: usize,
+        window: Option<usize>,
+        pattern: usize,
+    ) -> Result<Vec<Option<usize>>> {
+        const PATTERN: &str = "attention.sliding_window_pattern";
+        let window = self.count("attention.sliding_window")?.or(window).filter(|&n| n > 0);
+        let flags = self.flags(PATTERN, n_layer)?;
+        let pattern = if flags.is_none() { self.count(PATTERN)?.unwrap_or(pattern) } else { 0 };
+        let is_local = |i: usize| flags.as_ref().map_or(pattern == 0 || !(i + 1).is_multiple_of(pattern), |f| f[i]);
+        Ok((0..n_layer).map(|i| window.filter(|_| is_local(i))).collect())
+    }
+
     /// An optional string.
     pub fn str(&self, key: &str) -> Result<Option<&'a str>> {
         self.gguf.str(&self.key(key)).map_err(|e| gguf_error(self.file, e))

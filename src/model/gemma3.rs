@@ -19,13 +19,7 @@ const LOCAL: usize = 1;
 const N_LAYER_27B: usize = 62;
 
 fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
-    const PATTERN: &str = "attention.sliding_window_pattern";
-    let window = keys.count("attention.sliding_window")?.filter(|&n| n > 0);
-    let is_local = keys.flags(PATTERN, n_layer)?;
-    // Every `pattern`-th layer sees the whole context (none where it is 0).
-    let pattern = if is_local.is_none() { keys.count(PATTERN)?.unwrap_or(6) } else { 0 };
-    let is_local = |i: usize| is_local.as_ref().map_or(pattern == 0 || !(i + 1).is_multiple_of(pattern), |all| all[i]);
-    Ok((0..n_layer).map(|i| window.filter(|_| is_local(i))).collect())
+    keys.alternating_windows(n_layer, None, 6)
 }
 
 fn build(b: &mut Builder) -> Result<Decoder> {
@@ -46,10 +40,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         let (shape, rope) = (AttentionShape { window, ..global }, if window.is_some() { LOCAL } else { GLOBAL });
         let attn = b.attention(i, shape, rope, true)?;
         let ffn = b.feed_forward(i, Act::Gelu)?;
-        let mut layer = b.layer(i, attn, ffn)?;
-        layer.post_attn_norm = Some(b.loader.vector(&format!("blk.{i}.post_attention_norm.weight"), c.n_embd)?);
-        layer.post_ffn_norm = Some(b.loader.vector(&format!("blk.{i}.post_ffw_norm.weight"), c.n_embd)?);
-        layers.push(layer);
+        layers.push(b.sandwiched_layer(i, attn, ffn)?);
     }
     let mut decoder = b.decoder(layers, ropes)?;
     decoder.embed_scale = (c.n_embd as f32).sqrt();

@@ -9,12 +9,15 @@ mod config;
 mod decoder;
 mod file;
 mod forward;
+mod gemma;
 mod gemma3;
+mod granite;
 mod llama;
 mod overrides;
 mod phi3;
 mod qwen;
 mod sharing;
+mod smollm3;
 mod weights;
 
 use std::path::Path;
@@ -71,7 +74,21 @@ pub fn windows(file: &str, gguf: &Gguf) -> Result<Vec<Option<usize>>> {
 }
 
 /// Every supported family.
-pub const FAMILIES: &[Family] = &[llama::FAMILY, qwen::QWEN2, qwen::QWEN3, gemma3::FAMILY, phi3::FAMILY];
+pub const FAMILIES: &[Family] = &[
+    llama::LLAMA,
+    llama::INTERNLM2,
+    llama::ERNIE4_5,
+    llama::EXAONE,
+    smollm3::FAMILY,
+    granite::GRANITE,
+    granite::MINICPM,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma3::FAMILY,
+    phi3::FAMILY,
+];
 
 /// How a model is loaded.
 pub struct ModelParams<'p> {

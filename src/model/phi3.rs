@@ -1,7 +1,7 @@
 //! Phi-3 and Phi-4: Llama's shape with Q, K, V in one tensor, gate and up in another, and LongRoPE frequencies.
 
 use super::builder::Builder;
-use super::decoder::{ContextRope, Decoder, FeedForward};
+use super::decoder::{Decoder, FeedForward};
 use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
@@ -13,25 +13,14 @@ pub const FAMILY: Family = Family { arch: "phi3", build, windows: no_windows };
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;
     let shape = b.shape();
-    let ropes = vec![rope(b)?];
+    let rope = b.rope_with_factors(RopeStyle::Neox)?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = b.attention(i, shape, 0, false)?;
         let ffn = fused_feed_forward(b, i)?;
         layers.push(b.layer(i, attn, ffn)?);
     }
-    b.decoder(layers, ropes)
-}
-
-/// LongRoPE (arXiv 2402.13753): one set of divisors within the original context, another for sessions beyond it.
-fn rope(b: &mut Builder) -> Result<ContextRope> {
-    let n = b.config.n_rot / 2;
-    let short = b.loader.optional_vector("rope_factors_short.weight", n)?;
-    let long = b.loader.optional_vector("rope_factors_long.weight", n)?;
-    Ok(ContextRope {
-        short: b.rope(RopeStyle::Neox, short.as_deref()),
-        long: long.map(|l| (b.config.n_ctx_orig, b.rope(RopeStyle::Neox, Some(&l)))),
-    })
+    b.decoder(layers, vec![rope])
 }
 
 fn fused_feed_forward(b: &mut Builder, i: usize) -> Result<FeedForward> {

@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False,
-                 fused=False, n_rot=None, keys=None, tensors=None, runs=None):
+                 fused=False, n_rot=None, emb=None, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
@@ -35,6 +35,7 @@ class Tiny:
         self.freq_base, self.eps, self.tied = freq_base, eps, tied
         self.bias, self.qk_norm, self.sandwich, self.fused = bias, qk_norm, sandwich, fused
         self.n_rot = n_rot
+        self.emb = emb
         self.keys, self.tensors = keys or {}, tensors or {}
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
         # (n_ctx, number of tokens, every how many positions the logits are kept); with three numbers more, a context
@@ -111,7 +112,7 @@ class Tiny:
         d_kv = (self.n_head_kv or self.n_head) * self.head_dim
         # Gains: scores of standard deviation about 2, branches that grow the residual stream by about as much as it
         # holds, logits of standard deviation about 3. QK-normed models take the sharpness from the norm weights.
-        emb = 0.35 if self.tied or self.sandwich else 1.0
+        emb = self.emb or (0.35 if self.tied or self.sandwich else 1.0)
         w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, N_EMBD, emb * np.sqrt(N_EMBD)))
         for name, tensor in self.tensors.items():
             w.add_tensor(name, np.asarray(tensor, dtype=np.float32))
@@ -199,6 +200,27 @@ def models():
             "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}, **{**gemma, "eps": 1e-2}),
         Tiny("gemma3_softcap_untied", "gemma3", n_layer=3, n_ff=96, keys={
             "final_logit_softcapping": 5.0}, **{**gemma, "tied": False}),
+        Tiny("gemma", "gemma", n_head_kv=1, head_dim=32, n_ff=96, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("gemma2", "gemma2", n_layer=5, head_dim=32, n_ff=96, keys={
+            "attention.sliding_window": 8, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
+            runs=[(512, 48, 1), (512, 300, 6), SHIFTED], sandwich=True, tied=True, eps=1e-2),
+        Tiny("gemma2_pattern", "gemma2", n_layer=4, head_dim=24, n_ff=96, keys={
+            "attention.sliding_window": 8, "attention.sliding_window_pattern": 3, "rope.freq_base_swa": 3000.0},
+            sandwich=True, tied=True, eps=1e-6),
+        Tiny("granite", "granite", emb=1 / 6, keys={
+            "embedding_scale": 6.0, "residual_scale": 0.5, "attention.scale": 0.15, "logit_scale": 3.0},
+            runs=[(512, 48, 1), SHIFTED], eps=1e-2),
+        Tiny("granite_unturned", "granite", tied=True, keys={"logit_scale": 0.5, "rope.scaling.finetuned": False}),
+        Tiny("minicpm", "minicpm", n_layer=6, emb=1 / 12, eps=1e-2),
+        Tiny("minicpm_longrope", "minicpm", emb=0.3, n_ctx=1024, tensors={
+            "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
+            keys={"embedding_scale": 3.0, "residual_scale": 1.6, "logit_scale": 2.0, "rope.scaling.type": "longrope",
+                  "rope.scaling.original_context_length": 256}, runs=[(256, 48, 1), (512, 48, 1)]),
+        Tiny("smollm3", "smollm3", n_layer=5, freq_base=500000.0, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        Tiny("smollm3_tied", "smollm3", n_layer=4, tied=True, eps=1e-2),
+        Tiny("internlm2", "internlm2", eps=1e-2),
+        Tiny("ernie4_5", "ernie4_5", tied=True, freq_base=500000.0, eps=1e-2),
+        Tiny("exaone", "exaone", freq_base=500000.0, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
         Tiny("phi3", "phi3", fused=True, n_rot=16),
         Tiny("phi3_longrope", "phi3", fused=True, n_rot=16, n_ctx=1024, tensors={
             "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},

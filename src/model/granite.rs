@@ -1,0 +1,65 @@
+//! Granite 3 and MiniCPM: Llama's shape with constant factors (muP) on the embeddings, on the scores, on what every half of a layer
+//! adds to the residual stream, and on the logits.
+//!
+//! None of them needs a step of its own. With the residual stream in units of its factor `r`, halves of layers add to it what they
+//! made, embeddings are divided by `r`, and norms, which see values `r` times too small, have an epsilon `r^2` times smaller. The logits'
+//! factor goes into the norm before the head.
+
+use super::builder::Builder;
+use super::decoder::{ContextRope, Decoder};
+use super::{Family, no_windows};
+use crate::Result;
+use crate::attention::{AttentionShape, Rope, RopeStyle};
+use crate::compute::Act;
+
+/// The registry row of Granite.
+pub const GRANITE: Family = Family { arch: "granite", build: granite, windows: no_windows };
+/// The registry row of MiniCPM.
+pub const MINICPM: Family = Family { arch: "minicpm", build: minicpm, windows: no_windows };
+
+/// The factors that files give.
+struct Factors {
+    embedding: f32,
+    residual: f32,
+    /// The logits are divided by it.
+    logit: f32,
+}
+
+fn granite(b: &mut Builder) -> Result<Decoder> {
+    let none = Factors { embedding: 1.0, residual: 1.0, logit: 1.0 };
+    // A file whose positions were never trained has none.
+    let has_positions = b.keys.flag("rope.scaling.finetuned")?.unwrap_or(true);
+    build(b, none, has_positions)
+}
+
+fn minicpm(b: &mut Builder) -> Result<Decoder> {
+    // Old files leave out what all of its models had.
+    let (n_layer, n_embd) = (b.config.n_layer as f32, b.config.n_embd as f32);
+    build(b, Factors { embedding: 12.0, residual: 1.4 / n_layer.sqrt(), logit: 256.0 / n_embd }, true)
+}
+
+fn build(b: &mut Builder, default: Factors, has_positions: bool) -> Result<Decoder> {
+    b.ignore_window()?;
+    // Zero stands for "none".
+    let factor = |key: &str, default: f32| match b.keys.float(key)?.unwrap_or(default) {
+        f if f < 0.0 => Err(b.keys.error(key, format_args!("{f} is negative"))),
+        f => Ok(if f == 0.0 { 1.0 } else { f }),
+    };
+    let embedding = factor("embedding_scale", default.embedding)?;
+    let residual = factor("residual_scale", default.residual)?;
+    let logit = factor("logit_scale", default.logit)?;
+    let scale = b.keys.float("attention.scale")?.filter(|&s| s != 0.0);
+    let shape = AttentionShape { scale: scale.unwrap_or(b.shape().scale), ..b.shape() };
+    let rope = if has_positions { b.rope_with_factors(RopeStyle::Norm)? } else { ContextRope::always(Rope::none()) };
+    let mut layers = Vec::with_capacity(b.config.n_layer);
+    for i in 0..b.config.n_layer {
+        let attn = b.attention(i, shape, 0, false)?;
+        let ffn = b.feed_forward(i, Act::Silu)?;
+        layers.push(b.layer(i, attn, ffn)?);
+    }
+    let mut decoder = b.decoder(layers, vec![rope])?;
+    decoder.embed_scale = embedding / residual;
+    decoder.norm_eps /= residual * residual;
+    decoder.output_norm.iter_mut().for_each(|w| *w /= logit);
+    Ok(decoder)
+}
