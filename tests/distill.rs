@@ -92,6 +92,8 @@ fn end_to_end_gradients_of_every_family() {
         "gemma3_softcap_untied",
         "smollm3_tied",
         "granite",
+        "olmo2",
+        "mistral3_plain",
     ] {
         end_to_end_gradient(name, CHAIN, 0, Activation::Relu, Domain::Log);
     }

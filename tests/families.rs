@@ -49,6 +49,7 @@ families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key
     internlm2 ernie4_5 exaone smollm3 smollm3_tied
+    olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
     qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
@@ -58,7 +59,7 @@ families! {
 
 #[test]
 fn windows_are_all_that_is_seen() {
-    for name in ["gemma2", "gemma2_pattern", "gemma3", "gemma3_pattern"] {
+    for name in ["olmo2_windows", "gemma2", "gemma2_pattern", "gemma3", "gemma3_pattern"] {
         reference::windows_are_all_that_is_seen(&load(name));
     }
 }

@@ -17,7 +17,7 @@ pub use keys::Keys;
 pub use kv_cache::{Block, CacheParams, CacheType, KvCache, LayerCache, Turn};
 pub use lisa::{Hidden, LisaAttention, LowRank};
 pub use plan::{Share, SharePlan};
-pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable};
+pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
 pub use route::{Holds, Route, Routes};
 pub use stream::AttentionScratch;
 pub use weights::AttnWeights;

@@ -142,6 +142,23 @@ impl Rope {
     }
 }
 
+/// A factor on queries that grows with their position, so that attention over many more keys stays as sharp (as in Llama 4 and Ministral 3):
+/// `1 + scale ln(1 + floor(position / n_ctx))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Temperature {
+    /// How fast it grows.
+    pub scale: f32,
+    /// Positions before the first step.
+    pub n_ctx: usize,
+}
+
+impl Temperature {
+    /// The factor at position `pos`.
+    pub fn at(&self, pos: usize) -> f32 {
+        1.0 + self.scale * ((pos / self.n_ctx + 1) as f32).ln()
+    }
+}
+
 /// Sines and cosines of the positions of one step's rows.
 pub struct RopeTable {
     style: RopeStyle,

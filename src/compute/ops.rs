@@ -56,13 +56,14 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
-    /// `out = rms_norm(x) * weight`, row by row.
-    pub fn rms_norm(&mut self, x: &SharedBuf<f32>, n_rows: usize, weight: &[f32], eps: f32, out: Operand) {
+    /// `out = rms_norm(x) * weight`, row by row; without a weight `x` as it is.
+    pub fn rms_norm(&mut self, x: &SharedBuf<f32>, n_rows: usize, weight: Option<&[f32]>, eps: f32, out: Operand) {
+        let n = out.k();
         for i in self.worker.share(n_rows) {
             // SAFETY: rows are shared out disjointly, and nobody writes `x` in this phase.
             unsafe {
-                let x = x.get(i * weight.len()..(i + 1) * weight.len());
-                self.kernels.float.rms_norm(x, weight, eps, out.row_mut(i));
+                let x = x.get(i * n..(i + 1) * n);
+                norm_or_copy(self.kernels, x, weight, eps, out.row_mut(i));
                 out.finish_row(self.kernels, i);
             }
         }
@@ -70,7 +71,7 @@ impl Ops<'_> {
     }
 
     /// Adds a sub-layer's result to `rows` of the residual stream and normalises these for the next: `x += delta`, with `delta` itself
-    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`. `delta` and `out` have these rows alone.
+    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`, or `x` without a weight. `delta` and `out` have these rows alone.
     #[allow(clippy::too_many_arguments)]
     pub fn residual_norm(
         &mut self,
@@ -78,11 +79,11 @@ impl Ops<'_> {
         rows: Range<usize>,
         delta: &SharedBuf<f32>,
         post: Option<&[f32]>,
-        weight: &[f32],
+        weight: Option<&[f32]>,
         eps: f32,
         out: Operand,
     ) {
-        let (k, n) = (&self.kernels.float, weight.len());
+        let (k, n) = (&self.kernels.float, out.k());
         for i in self.worker.share(rows.len()) {
             let t = rows.start + i;
             // SAFETY: rows are shared out disjointly.
@@ -96,7 +97,7 @@ impl Ops<'_> {
                     }
                     None => k.add_assign(x, delta),
                 }
-                k.rms_norm(x, weight, eps, row);
+                norm_or_copy(self.kernels, x, weight, eps, row);
                 out.finish_row(self.kernels, i);
             }
         }
@@ -200,5 +201,13 @@ impl Ops<'_> {
                 }
             }
         }
+    }
+}
+
+/// `out = rms_norm(x) * weight`, or `x` without a weight.
+fn norm_or_copy(kernels: &Kernels, x: &[f32], weight: Option<&[f32]>, eps: f32, out: &mut [f32]) {
+    match weight {
+        Some(weight) => kernels.float.rms_norm(x, weight, eps, out),
+        None => out.copy_from_slice(x),
     }
 }

@@ -44,8 +44,9 @@ pub fn transpose(src: &[f32], stride: usize, rows: usize, cols: usize, dst: &mut
     }
 }
 
-/// The gradient of RMSNorm (`y = x / sqrt(mean(x^2) + eps) * weight`) with respect to its input, added to `dx`, row by row.
-pub fn rms_norm_backward(k: &FloatKernels, x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
+/// The gradient of [`rms_norm`] (`y = x / sqrt(mean(x^2) + eps) * weight`) with respect to its input, added to `dx`, row by row.
+pub fn rms_norm_backward(k: &FloatKernels, x: &[f32], weight: Option<&[f32]>, eps: f32, dy: &[f32], dx: &mut [f32]) {
+    let Some(weight) = weight else { return k.add_assign(dx, dy) };
     let n = weight.len();
     let mut scaled = vec![0.0; n];
     for ((x, dy), dx) in x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
@@ -58,24 +59,25 @@ pub fn rms_norm_backward(k: &FloatKernels, x: &[f32], weight: &[f32], eps: f32, 
     }
 }
 
-/// RMSNorm of every row.
-pub fn rms_norm(k: &FloatKernels, x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+/// RMSNorm of every row; without a weight `x` as it is.
+pub fn rms_norm(k: &FloatKernels, x: &[f32], weight: Option<&[f32]>, eps: f32, y: &mut [f32]) {
+    let Some(weight) = weight else { return y.copy_from_slice(x) };
     let n = weight.len();
     x.chunks_exact(n).zip(y.chunks_exact_mut(n)).for_each(|(x, y)| k.rms_norm(x, weight, eps, y));
 }
 
-/// A query or key projection with the norm on its heads.
+/// A query or key projection with its norm.
 pub struct HeadProjection<'m> {
     /// The projection.
     pub dense: Frozen<'m>,
-    /// RMSNorm weights on every head.
+    /// RMSNorm weights, on every head or on all together.
     pub norm: Option<Box<[f32]>>,
 }
 
 /// A decoder layer.
 pub struct DenseLayer<'m> {
     /// RMSNorm before attention.
-    pub attn_norm: Box<[f32]>,
+    pub attn_norm: Option<Box<[f32]>>,
     /// Queries.
     pub q: HeadProjection<'m>,
     /// Keys.
@@ -87,7 +89,7 @@ pub struct DenseLayer<'m> {
     /// RMSNorm on the attention's result.
     pub post_attn_norm: Option<Box<[f32]>>,
     /// RMSNorm before the feed-forward network.
-    pub ffn_norm: Box<[f32]>,
+    pub ffn_norm: Option<Box<[f32]>>,
     /// Gate projection.
     pub gate: Frozen<'m>,
     /// Up projection.
@@ -168,6 +170,12 @@ impl<'m> DenseModel<'m> {
                     "layer {i} shares attention already: give the model without a plan"
                 )));
             };
+            if let Some(t) = layer.attn.temperature.filter(|t| n_ctx > t.n_ctx) {
+                return Err(Error::Params(format!(
+                    "windows of {n_ctx} tokens: layer {i} gives queries beyond {} a temperature, which is not supported here",
+                    t.n_ctx
+                )));
+            }
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {
                 attn_norm: layer.attn_norm.clone(),

@@ -177,7 +177,7 @@ impl<'a> LayerPass<'a> {
         p.dense.forward(self.f, x, out);
         if let Some(norm) = &p.norm {
             raw.clone_from(out);
-            out.chunks_exact_mut(dim).for_each(|head| self.f.rms_norm_in_place(head, norm, self.model.eps));
+            out.chunks_exact_mut(norm.len()).for_each(|part| self.f.rms_norm_in_place(part, norm, self.model.eps));
         }
         turn(self.model, &self.turns().forward, dim, n_head, out);
     }
@@ -186,7 +186,7 @@ impl<'a> LayerPass<'a> {
     pub fn begin(&self, x: &[f32], tape: &mut Tape) {
         tape.x.clear();
         tape.x.extend_from_slice(x);
-        rms_norm(self.f, x, &self.layer.attn_norm, self.model.eps, sized(&mut tape.n, x.len()));
+        rms_norm(self.f, x, self.layer.attn_norm.as_deref(), self.model.eps, sized(&mut tape.n, x.len()));
     }
 
     /// The rest of the layer, from the logarithms of its weights: `x` becomes what the next layer is given.
@@ -202,7 +202,7 @@ impl<'a> LayerPass<'a> {
         self.add(l.post_attn_norm.as_deref(), &tape.out, x, scratch);
         tape.x1.clear();
         tape.x1.extend_from_slice(x);
-        rms_norm(f, x, &l.ffn_norm, eps, sized(&mut tape.n2, x.len()));
+        rms_norm(f, x, l.ffn_norm.as_deref(), eps, sized(&mut tape.n2, x.len()));
         l.gate.forward(f, &tape.n2, sized(&mut tape.gate, n * l.gate.n_out));
         l.up.forward(f, &tape.n2, sized(&mut tape.up, n * l.up.n_out));
         self.gated(&tape.gate, &tape.up, sized(&mut scratch.b, n * l.up.n_out));
@@ -219,14 +219,14 @@ impl<'a> LayerPass<'a> {
 
     fn add(&self, norm: Option<&[f32]>, delta: &[f32], x: &mut [f32], scratch: &mut Scratch) {
         let Some(norm) = norm else { return self.f.add_assign(x, delta) };
-        rms_norm(self.f, delta, norm, self.model.eps, sized(&mut scratch.a, x.len()));
+        rms_norm(self.f, delta, Some(norm), self.model.eps, sized(&mut scratch.a, x.len()));
         self.f.add_assign(x, &scratch.a);
     }
 
     /// The gradient of a half's result from that of the residual stream after it.
     fn delta<'d>(&self, norm: Option<&[f32]>, result: &[f32], dx: &'d [f32], out: &'d mut Vec<f32>) -> &'d [f32] {
         let Some(norm) = norm else { return dx };
-        rms_norm_backward(self.f, result, norm, self.model.eps, dx, zeroed(out, dx.len()));
+        rms_norm_backward(self.f, result, Some(norm), self.model.eps, dx, zeroed(out, dx.len()));
         out
     }
 
@@ -250,7 +250,7 @@ impl<'a> LayerPass<'a> {
         zeroed(&mut s.a, dx.len());
         l.gate.backward(f, &s.c, &mut s.a);
         l.up.backward(f, &s.d, &mut s.a);
-        rms_norm_backward(f, &tape.x1, &l.ffn_norm, eps, &s.a, dx);
+        rms_norm_backward(f, &tape.x1, l.ffn_norm.as_deref(), eps, &s.a, dx);
         // Attention half.
         let d = self.delta(l.post_attn_norm.as_deref(), &tape.out, dx, &mut s.a);
         l.out.backward(f, d, zeroed(&mut s.b, n * l.out.n_in));
@@ -268,7 +268,7 @@ impl<'a> LayerPass<'a> {
         let wanted = asked.input.then_some(&mut s.c);
         self.logs_backward(tape, log, source, &mut s.ds, wanted, asked.modules, asked.source);
         if asked.input {
-            rms_norm_backward(f, &tape.x, &l.attn_norm, eps, &s.c, dx);
+            rms_norm_backward(f, &tape.x, l.attn_norm.as_deref(), eps, &s.c, dx);
         }
     }
 
@@ -343,7 +343,7 @@ impl<'a> LayerPass<'a> {
         turn(self.model, &self.turns().backward, dim, n_head, &mut d);
         if let Some(norm) = &p.norm {
             let mut before = vec![0.0; d.len()];
-            rms_norm_backward(self.f, raw, norm, self.model.eps, &d, &mut before);
+            rms_norm_backward(self.f, raw, Some(norm), self.model.eps, &d, &mut before);
             d = before;
         }
         p.dense.backward(self.f, &d, dn);

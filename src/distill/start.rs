@@ -119,8 +119,12 @@ fn energies(model: &DenseModel, layer: usize, p: &HeadProjection, n_head: usize,
     for h in 0..n_head {
         let head = |i: usize| &x[i * p.dense.n_out + h * dim..][..dim];
         let mut e = HeadEnergy { power: vec![0.0; dim / 2], variance: vec![0.0; dim / 2], gain: 1.0 };
+        // What is normalised together: the head, or all of them.
         let inverse = |i: usize| match &p.norm {
-            Some(_) => 1.0 / (f.dot(head(i), head(i)) / dim as f32 + model.eps).sqrt(),
+            Some(w) => {
+                let part = &x[i * p.dense.n_out + h * dim / w.len() * w.len()..][..w.len()];
+                1.0 / (f.dot(part, part) / w.len() as f32 + model.eps).sqrt()
+            }
             None => 1.0,
         };
         if p.norm.is_some() {
@@ -128,7 +132,7 @@ fn energies(model: &DenseModel, layer: usize, p: &HeadProjection, n_head: usize,
         }
         for pair in 0..dim / 2 {
             for d in pair_dims(rope.style(), 2 * rope.n_pairs(), pair) {
-                let weight = p.norm.as_ref().map_or(1.0, |w| w[d]);
+                let weight = p.norm.as_ref().map_or(1.0, |w| w[(h * dim + d) % w.len()]);
                 let at = |i: usize| f64::from(head(i)[d] * inverse(i) * weight);
                 let mean = (0..rows).map(at).sum::<f64>() / rows as f64;
                 let square = (0..rows).map(|i| at(i) * at(i)).sum::<f64>() / rows as f64;
@@ -206,7 +210,7 @@ fn pruned_rows(
     let mut values = vec![0.0; p.dense.n_in];
     for &d in dims {
         let row = head * dim + d;
-        let gain = gain * p.norm.as_ref().map_or(1.0, |w| w[d]);
+        let gain = gain * p.norm.as_ref().map_or(1.0, |w| w[row % w.len()]);
         let bias = p.dense.bias().map_or(0.0, |b| b[row]);
         let one = |i: usize| one.map_or(0.0, |o| o[i]);
         p.dense.row(row, &mut values);

@@ -42,6 +42,17 @@ enum Projection {
     V,
 }
 
+/// RMSNorm of queries and keys.
+#[derive(Clone, Copy)]
+pub enum QkNorm {
+    /// None.
+    None,
+    /// On every head.
+    Heads,
+    /// On all heads together.
+    Rows,
+}
+
 impl Projection {
     fn name(self) -> &'static str {
         match self {
@@ -95,37 +106,37 @@ impl Builder<'_, '_, '_, '_> {
     /// The same with the factors that files of many families may carry: divisors of every pair's frequency, as of Llama 3.1's stretching; or
     /// LongRoPE's (arXiv 2402.13753), one set within the original context, another for sessions beyond it.
     pub fn rope_with_factors(&mut self, style: RopeStyle) -> Result<ContextRope> {
+        self.magnified_rope_with_factors(style, 1.0)
+    }
+
+    /// The same, its magnitude multiplied with `magnitude`.
+    pub fn magnified_rope_with_factors(&mut self, style: RopeStyle, magnitude: f32) -> Result<ContextRope> {
         let (n, l) = (self.config.n_rot / 2, &mut *self.loader);
         let freqs = l.optional_vector("rope_freqs.weight", n)?;
         let short = l.optional_vector("rope_factors_short.weight", n)?;
         let long = l.optional_vector("rope_factors_long.weight", n)?;
-        if let Some(freqs) = freqs {
-            return Ok(ContextRope::always(self.rope(style, Some(&freqs))));
-        }
-        Ok(ContextRope {
-            short: self.rope(style, short.as_deref()),
-            long: long.map(|l| (self.config.n_ctx_orig, self.rope(style, Some(&l)))),
+        let c = self.config;
+        let rope = |divisors: Option<&[f32]>| {
+            Rope::new(style, c.n_rot, c.rope_base, &c.rope_scaling, divisors, c.rope_magnitude * magnitude)
+        };
+        Ok(match freqs {
+            Some(freqs) => ContextRope::always(rope(Some(&freqs))),
+            None => ContextRope { short: rope(short.as_deref()), long: long.map(|l| (c.n_ctx_orig, rope(Some(&l)))) },
         })
     }
 
-    /// The attention half of layer `i`, with head norms where the family `has_head_norms`. What of its projections is loaded
-    /// depends on the sharing plan. They may be stored as one tensor, `attn_qkv`.
-    pub fn attention(
-        &mut self,
-        i: usize,
-        shape: AttentionShape,
-        rope: usize,
-        has_head_norms: bool,
-    ) -> Result<Attention> {
+    /// The attention half of layer `i`. What of its projections is loaded depends on the sharing plan. They may be stored as one tensor,
+    /// `attn_qkv`.
+    pub fn attention(&mut self, i: usize, shape: AttentionShape, rope: usize, norm: QkNorm) -> Result<Attention> {
         let share = self.sharing.plan.get(i);
         let kind = share.map_or(Kind::Full, |s| s.kind);
         let scores = match kind {
             Kind::Full => Scores::Own {
-                q: self.query_key(i, Projection::Q, &shape, has_head_norms)?,
-                k: self.query_key(i, Projection::K, &shape, has_head_norms)?,
+                q: self.query_key(i, Projection::Q, &shape, norm)?,
+                k: self.query_key(i, Projection::K, &shape, norm)?,
             },
             Kind::Kv => Scores::Queries {
-                q: self.query_key(i, Projection::Q, &shape, has_head_norms)?,
+                q: self.query_key(i, Projection::Q, &shape, norm)?,
                 owner: self.sharing.plan.kv_owner(i),
             },
             Kind::Shared => Scores::Shared,
@@ -142,6 +153,7 @@ impl Builder<'_, '_, '_, '_> {
         Ok(Attention {
             shape,
             rope,
+            temperature: None,
             scores,
             v,
             out: self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?,
@@ -164,16 +176,15 @@ impl Builder<'_, '_, '_, '_> {
         self.loader.linear(&format!("blk.{i}.attn_{}", which.name()), rows.len(), self.config.n_embd)
     }
 
-    fn query_key(
-        &mut self,
-        i: usize,
-        which: Projection,
-        shape: &AttentionShape,
-        has_head_norms: bool,
-    ) -> Result<QueryKey> {
-        let norm = format!("blk.{i}.attn_{}_norm.weight", which.name());
-        let norm = has_head_norms.then(|| self.loader.vector(&norm, shape.head_dim_k)).transpose()?;
-        Ok(QueryKey { linear: self.projection(i, which, shape)?, norm })
+    fn query_key(&mut self, i: usize, which: Projection, shape: &AttentionShape, norm: QkNorm) -> Result<QueryKey> {
+        let linear = self.projection(i, which, shape)?;
+        let len = match norm {
+            QkNorm::None => None,
+            QkNorm::Heads => Some(shape.head_dim_k),
+            QkNorm::Rows => Some(linear.weight.rows()),
+        };
+        let name = format!("blk.{i}.attn_{}_norm.weight", which.name());
+        Ok(QueryKey { linear, norm: len.map(|n| self.loader.vector(&name, n)).transpose()? })
     }
 
     /// The modules of a `lisa` layer.
@@ -220,10 +231,10 @@ impl Builder<'_, '_, '_, '_> {
     pub fn layer(&mut self, i: usize, attn: Attention, ffn: FeedForward) -> Result<Layer> {
         let n_embd = self.config.n_embd;
         Ok(Layer {
-            attn_norm: self.loader.vector(&format!("blk.{i}.attn_norm.weight"), n_embd)?,
+            attn_norm: Some(self.loader.vector(&format!("blk.{i}.attn_norm.weight"), n_embd)?),
             attn,
             post_attn_norm: None,
-            ffn_norm: self.loader.vector(&format!("blk.{i}.ffn_norm.weight"), n_embd)?,
+            ffn_norm: Some(self.loader.vector(&format!("blk.{i}.ffn_norm.weight"), n_embd)?),
             ffn,
             post_ffn_norm: None,
         })
@@ -231,11 +242,20 @@ impl Builder<'_, '_, '_, '_> {
 
     /// A layer with norms before and after each half.
     pub fn sandwiched_layer(&mut self, i: usize, attn: Attention, ffn: FeedForward) -> Result<Layer> {
-        let mut layer = self.layer(i, attn, ffn)?;
+        let layer = self.layer(i, attn, ffn)?;
+        let [post_attn_norm, post_ffn_norm] = self.post_norms(i)?.map(Some);
+        Ok(Layer { post_attn_norm, post_ffn_norm, ..layer })
+    }
+
+    /// A layer with norms after each half alone.
+    pub fn post_norm_layer(&mut self, i: usize, attn: Attention, ffn: FeedForward) -> Result<Layer> {
+        let [post_attn_norm, post_ffn_norm] = self.post_norms(i)?.map(Some);
+        Ok(Layer { attn_norm: None, attn, post_attn_norm, ffn_norm: None, ffn, post_ffn_norm })
+    }
+
+    fn post_norms(&mut self, i: usize) -> Result<[Box<[f32]>; 2]> {
         let mut norm = |name: &str| self.loader.vector(&format!("blk.{i}.{name}.weight"), self.config.n_embd);
-        layer.post_attn_norm = Some(norm("post_attention_norm")?);
-        layer.post_ffn_norm = Some(norm("post_ffw_norm")?);
-        Ok(layer)
+        Ok([norm("post_attention_norm")?, norm("post_ffw_norm")?])
     }
 
     /// The whole model around its layers.

@@ -1,7 +1,7 @@
 //! What every family builds: a stack of decoder layers with its embedding and output head. A family differs from
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
-use crate::attention::{AttentionShape, LayerCacheSpec, LisaAttention, Rope, Routes};
+use crate::attention::{AttentionShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature};
 use crate::compute::{Act, Linear};
 
 /// The attention half of a layer.
@@ -10,6 +10,8 @@ pub struct Attention {
     pub shape: AttentionShape,
     /// Which of the decoder's rotary embeddings turns queries and keys.
     pub rope: usize,
+    /// What queries are multiplied with, by position.
+    pub temperature: Option<Temperature>,
     /// Where the attention weights come from.
     pub scores: Scores,
     /// Value projection; `None` where the values are another layer's.
@@ -66,8 +68,20 @@ impl Scores {
 pub struct QueryKey {
     /// The projection.
     pub linear: Linear,
-    /// RMSNorm weights on every head, where the family has them.
+    /// RMSNorm weights, where the family has them: on every head, or on all heads together.
     pub norm: Option<Box<[f32]>>,
+}
+
+impl QueryKey {
+    /// The norm's weights, where it is on every head of `shape`.
+    pub fn head_norm(&self, shape: &AttentionShape) -> Option<&[f32]> {
+        self.norm.as_deref().filter(|w| w.len() == shape.head_dim_k)
+    }
+
+    /// The norm's weights, where it is on several heads together.
+    pub fn row_norm(&self, shape: &AttentionShape) -> Option<&[f32]> {
+        self.norm.as_deref().filter(|w| w.len() > shape.head_dim_k)
+    }
 }
 
 impl Attention {
@@ -112,17 +126,17 @@ pub struct FeedForward {
 
 /// A decoder layer.
 pub struct Layer {
-    /// RMSNorm before attention.
-    pub attn_norm: Box<[f32]>,
+    /// RMSNorm before attention, where the family has it.
+    pub attn_norm: Option<Box<[f32]>>,
     /// Attention.
     pub attn: Attention,
-    /// RMSNorm on the attention's result, where the family sandwiches it.
+    /// RMSNorm on the attention's result, where the family has it.
     pub post_attn_norm: Option<Box<[f32]>>,
-    /// RMSNorm before the feed-forward network.
-    pub ffn_norm: Box<[f32]>,
+    /// RMSNorm before the feed-forward network, where the family has it.
+    pub ffn_norm: Option<Box<[f32]>>,
     /// Feed-forward network.
     pub ffn: FeedForward,
-    /// RMSNorm on the network's result, where the family sandwiches it.
+    /// RMSNorm on the network's result, where the family has it.
     pub post_ffn_norm: Option<Box<[f32]>>,
 }
 

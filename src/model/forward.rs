@@ -215,8 +215,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     let mut laps = o.laps(w);
     ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);
     let input = |i: usize| match model.layers.get(i) {
-        Some(layer) => (&layer.attn_norm, buf.n.with(form, fine_step::ATTENTION)),
-        None => (&model.output_norm, buf.n.with(form, fine_step::LAST)),
+        Some(layer) => (layer.attn_norm.as_deref(), buf.n.with(form, fine_step::ATTENTION)),
+        None => (Some(&*model.output_norm), buf.n.with(form, fine_step::LAST)),
     };
     let (norm, out) = input(0);
     ops.rms_norm(&buf.x, n, norm, eps, out);
@@ -230,6 +230,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         let attn = &layer.attn;
         let asked = if i < last_caching { 0..n } else { n - tokens.n_wanted..n };
         project(&mut ops, attn, buf, input(i).1, &fed, &asked);
+        norm_rows(&ops, attn, buf, &fed, &asked, eps);
         laps.end(Phase::Project);
         place(&ops, attn, buf, cache.layer(i), pos, &fed, &asked, eps);
         laps.end(Phase::Place);
@@ -253,7 +254,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         let post = layer.post_attn_norm.as_deref();
         let step = |usual| if i + 1 == model.layers.len() { fine_step::LAST } else { usual };
         let normed = buf.n.with(form, step(fine_step::FEED_FORWARD));
-        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, &layer.ffn_norm, eps, normed);
+        let norm = layer.ffn_norm.as_deref();
+        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, norm, eps, normed);
         laps.end(Phase::Norm);
 
         let ffn = &layer.ffn;
@@ -306,6 +308,29 @@ fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, x: Operand, fed: &Ran
     }
 }
 
+/// Normalises the queries of tokens `asked` and the keys of tokens `fed` where the family does so with all heads together. One phase, where
+/// it does.
+fn norm_rows(ops: &Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, asked: &Range<usize>, eps: f32) {
+    let (q, k) = match &attn.scores {
+        Scores::Own { q, k } => (q.row_norm(&attn.shape), k.row_norm(&attn.shape)),
+        Scores::Queries { q, .. } => (q.row_norm(&attn.shape), None),
+        Scores::Shared | Scores::Lisa(_) => (None, None),
+    };
+    let norms = [(q, &buf.q, asked.len()), (k, &buf.k, fed.len())];
+    if norms.iter().all(|(weight, ..)| weight.is_none()) {
+        return;
+    }
+    for (weight, x, n) in norms {
+        let Some(weight) = weight else { continue };
+        for i in ops.worker.share(n) {
+            // SAFETY: rows are shared out disjointly.
+            let row = unsafe { x.get_mut(i * weight.len()..(i + 1) * weight.len()) };
+            ops.kernels.float.rms_norm_in_place(row, weight, eps);
+        }
+    }
+    ops.worker.barrier();
+}
+
 /// Where layer `i` gets its scores and its values from.
 fn attention_of<'a>(
     attn: &'a Attention,
@@ -338,7 +363,7 @@ fn place(
     let (s, kernels) = (&attn.shape, ops.kernels);
     let rope = &buf.ropes[attn.rope];
     let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
-        if let Some(weight) = &proj.norm {
+        if let Some(weight) = proj.head_norm(s) {
             kernels.float.rms_norm_in_place(head, weight, eps);
         }
         rope.rotate(kernels, t, head);
@@ -368,7 +393,11 @@ fn place(
                 Scores::Own { q, .. } | Scores::Queries { q, .. } if h < n_q => {
                     let Some(query) = query else { continue };
                     let start = (query * s.n_head + h) * dk;
-                    norm_and_turn(buf.q.get_mut(start..start + dk), q, t);
+                    let query = buf.q.get_mut(start..start + dk);
+                    norm_and_turn(query, q, t);
+                    if let Some(temperature) = attn.temperature {
+                        kernels.float.scale(query, temperature.at(pos + t));
+                    }
                 }
                 Scores::Own { k, .. } => {
                     let g = h - n_q;

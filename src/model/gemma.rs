@@ -1,7 +1,7 @@
 //! Gemma 1 and 2: GeGLU and scaled embeddings, as in all of them. Gemma 2 has norms before and after each half of a layer, soft caps
 //! on scores and logits, and layers that alternate between a sliding window and the whole context.
 
-use super::builder::Builder;
+use super::builder::{Builder, QkNorm};
 use super::config::Keys;
 use super::decoder::{ContextRope, Decoder};
 use super::{Family, Windows, no_windows};
@@ -37,7 +37,7 @@ fn gemma(b: &mut Builder) -> Result<Decoder> {
     let rope = b.rope(RopeStyle::Neox, None);
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
-        let attn = b.attention(i, shape, 0, false)?;
+        let attn = b.attention(i, shape, 0, QkNorm::None)?;
         let ffn = b.feed_forward(i, Act::Gelu)?;
         layers.push(b.layer(i, attn, ffn)?);
     }
@@ -60,7 +60,7 @@ fn gemma2(b: &mut Builder) -> Result<Decoder> {
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {
         let (shape, rope) = (AttentionShape { window, ..global }, if window.is_some() { LOCAL } else { GLOBAL });
-        let attn = b.attention(i, shape, rope, false)?;
+        let attn = b.attention(i, shape, rope, QkNorm::None)?;
         let ffn = b.feed_forward(i, Act::Gelu)?;
         layers.push(b.sandwiched_layer(i, attn, ffn)?);
     }

@@ -1,7 +1,7 @@
 //! Gemma 3: norms before and after each half of a layer, GeGLU, scaled embeddings, and layers that alternate between a
 //! sliding window and the whole context, each with a rotary embedding of its own.
 
-use super::builder::Builder;
+use super::builder::{Builder, QkNorm};
 use super::config::Keys;
 use super::decoder::{ContextRope, Decoder};
 use super::{Family, Windows};
@@ -38,7 +38,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {
         let (shape, rope) = (AttentionShape { window, ..global }, if window.is_some() { LOCAL } else { GLOBAL });
-        let attn = b.attention(i, shape, rope, true)?;
+        let attn = b.attention(i, shape, rope, QkNorm::Heads)?;
         let ffn = b.feed_forward(i, Act::Gelu)?;
         layers.push(b.sandwiched_layer(i, attn, ffn)?);
     }

@@ -5,7 +5,7 @@
 //! made, embeddings are divided by `r`, and norms, which see values `r` times too small, have an epsilon `r^2` times smaller. The logits'
 //! factor goes into the norm before the head.
 
-use super::builder::Builder;
+use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder};
 use super::{Family, no_windows};
 use crate::Result;
@@ -53,7 +53,7 @@ fn build(b: &mut Builder, default: Factors, has_positions: bool) -> Result<Decod
     let rope = if has_positions { b.rope_with_factors(RopeStyle::Norm)? } else { ContextRope::always(Rope::none()) };
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
-        let attn = b.attention(i, shape, 0, false)?;
+        let attn = b.attention(i, shape, 0, QkNorm::None)?;
         let ffn = b.feed_forward(i, Act::Silu)?;
         layers.push(b.layer(i, attn, ffn)?);
     }

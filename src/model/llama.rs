@@ -1,12 +1,12 @@
 //! Llama 1 to 3, Mistral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
 //! grouped-query attention. InternLM2, ERNIE 4.5 (its dense models) and EXAONE 3 are the same under names of their own, the last
-//! with the other order of rotary pairs.
+//! with the other order of rotary pairs. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations.
 
-use super::builder::Builder;
-use super::decoder::Decoder;
+use super::builder::{Builder, QkNorm};
+use super::decoder::{Attention, ContextRope, Decoder};
 use super::{Family, no_windows};
 use crate::Result;
-use crate::attention::RopeStyle;
+use crate::attention::{RopeScaling, RopeStyle, Temperature};
 use crate::compute::Act;
 
 /// The registry row.
@@ -17,14 +17,35 @@ pub const INTERNLM2: Family = Family { arch: "internlm2", ..LLAMA };
 pub const ERNIE4_5: Family = Family { arch: "ernie4_5", ..LLAMA };
 /// The registry row of EXAONE 3.
 pub const EXAONE: Family = Family { arch: "exaone", build: |b| build(b, RopeStyle::Neox), windows: no_windows };
+/// The registry row of Mistral 3.
+pub const MISTRAL3: Family = Family { arch: "mistral3", build: mistral3, windows: no_windows };
 
 fn build(b: &mut Builder, style: RopeStyle) -> Result<Decoder> {
+    let rope = b.rope_with_factors(style)?;
+    stack(b, rope, None)
+}
+
+fn mistral3(b: &mut Builder) -> Result<Decoder> {
+    let (c, keys) = (b.config, b.keys);
+    let scale = keys.float("attention.temperature_scale")?.filter(|&s| s != 0.0);
+    let temperature = scale.map(|scale| Temperature { scale, n_ctx: c.n_ctx_orig });
+    let log_multiplier = keys.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
+    let magnitude = match c.rope_scaling {
+        RopeScaling::Yarn { factor, ext_factor, .. } if ext_factor != 0.0 && factor > 1.0 => {
+            1.0 / (1.0 + 0.1 * log_multiplier * factor.ln())
+        }
+        _ => 1.0,
+    };
+    let rope = b.magnified_rope_with_factors(RopeStyle::Norm, magnitude)?;
+    stack(b, rope, temperature)
+}
+
+fn stack(b: &mut Builder, rope: ContextRope, temperature: Option<Temperature>) -> Result<Decoder> {
     b.ignore_window()?;
     let shape = b.shape();
-    let rope = b.rope_with_factors(style)?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
-        let attn = b.attention(i, shape, 0, false)?;
+        let attn = Attention { temperature, ..b.attention(i, shape, 0, QkNorm::None)? };
         let ffn = b.feed_forward(i, Act::Silu)?;
         layers.push(b.layer(i, attn, ffn)?);
     }

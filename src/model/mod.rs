@@ -13,6 +13,7 @@ mod gemma;
 mod gemma3;
 mod granite;
 mod llama;
+mod olmo2;
 mod overrides;
 mod phi3;
 mod qwen;
@@ -79,7 +80,9 @@ pub const FAMILIES: &[Family] = &[
     llama::INTERNLM2,
     llama::ERNIE4_5,
     llama::EXAONE,
+    llama::MISTRAL3,
     smollm3::FAMILY,
+    olmo2::FAMILY,
     granite::GRANITE,
     granite::MINICPM,
     qwen::QWEN2,

@@ -1,6 +1,6 @@
 //! Phi-3 and Phi-4: Llama's shape with Q, K, V in one tensor, gate and up in another, and LongRoPE frequencies.
 
-use super::builder::Builder;
+use super::builder::{Builder, QkNorm};
 use super::decoder::{Decoder, FeedForward};
 use super::{Family, no_windows};
 use crate::Result;
@@ -16,7 +16,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let rope = b.rope_with_factors(RopeStyle::Neox)?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
-        let attn = b.attention(i, shape, 0, false)?;
+        let attn = b.attention(i, shape, 0, QkNorm::None)?;
         let ffn = fused_feed_forward(b, i)?;
         layers.push(b.layer(i, attn, ffn)?);
     }

@@ -1,6 +1,6 @@
 //! SmolLM3: Llama's shape, but that every fourth layer has no positions (NoPE, arXiv 2501.18795).
 
-use super::builder::Builder;
+use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder};
 use super::{Family, no_windows};
 use crate::Result;
@@ -23,7 +23,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let rope = if (i + 1).is_multiple_of(STEP) { UNTURNED } else { TURNED };
-        let attn = b.attention(i, shape, rope, false)?;
+        let attn = b.attention(i, shape, rope, QkNorm::None)?;
         let ffn = b.feed_forward(i, Act::Silu)?;
         layers.push(b.layer(i, attn, ffn)?);
     }

@@ -25,7 +25,7 @@ class Tiny:
     """One model: hyperparameters with the defaults of the table below, changed by keyword."""
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
-                 n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False,
+                 n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  fused=False, n_rot=None, emb=None, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
@@ -36,6 +36,7 @@ class Tiny:
         self.bias, self.qk_norm, self.sandwich, self.fused = bias, qk_norm, sandwich, fused
         self.n_rot = n_rot
         self.emb = emb
+        self.post_norm = post_norm
         self.keys, self.tensors = keys or {}, tensors or {}
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
         # (n_ctx, number of tokens, every how many positions the logits are kept); with three numbers more, a context
@@ -120,7 +121,8 @@ class Tiny:
             def add(name, tensor):
                 w.add_tensor(f"blk.{i}.{name}", tensor)
 
-            add("attn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+            if not self.post_norm:
+                add("attn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
             q, k = self.matrix(d_q, N_EMBD, 1.4), self.matrix(d_kv, N_EMBD, 1.4)
             v = self.matrix(d_kv, N_EMBD, 1.0)
             if self.fused:
@@ -133,14 +135,16 @@ class Tiny:
                 if what in self.bias:
                     add(f"attn_{what}.bias", self.vector(n, 0.0, 0.5))
             if self.qk_norm:
-                add("attn_q_norm.weight", self.vector(self.head_dim, 1.4, 0.3))
-                add("attn_k_norm.weight", self.vector(self.head_dim, 1.4, 0.3))
+                n = (d_q, d_kv) if self.qk_norm == "rows" else (self.head_dim, self.head_dim)
+                add("attn_q_norm.weight", self.vector(n[0], 1.4, 0.3))
+                add("attn_k_norm.weight", self.vector(n[1], 1.4, 0.3))
             add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
             if "o" in self.bias:
                 add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
-            if self.sandwich:
+            if self.sandwich or self.post_norm:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
-            add("ffn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+            if not self.post_norm:
+                add("ffn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
             gate, up = self.matrix(self.n_ff, N_EMBD, 1.3), self.matrix(self.n_ff, N_EMBD, 1.3)
             if self.fused:
                 add("ffn_up.weight", np.concatenate([gate, up]))
@@ -152,7 +156,7 @@ class Tiny:
                 add("ffn_gate.bias", self.vector(self.n_ff, 0.0, 0.3))
                 add("ffn_up.bias", self.vector(self.n_ff, 0.0, 0.3))
                 add("ffn_down.bias", self.vector(N_EMBD, 0.0, 0.3))
-            if self.sandwich:
+            if self.sandwich or self.post_norm:
                 add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
         w.add_tensor("output_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
         if not self.tied:
@@ -218,6 +222,14 @@ def models():
                   "rope.scaling.original_context_length": 256}, runs=[(256, 48, 1), (512, 48, 1)]),
         Tiny("smollm3", "smollm3", n_layer=5, freq_base=500000.0, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("smollm3_tied", "smollm3", n_layer=4, tied=True, eps=1e-2),
+        Tiny("olmo2", "olmo2", qk_norm="rows", post_norm=True, freq_base=500000.0, eps=1e-2,
+             runs=[(512, 48, 1), SHIFTED]),
+        Tiny("olmo2_windows", "olmo2", n_layer=5, n_head_kv=4, qk_norm="rows", post_norm=True, eps=1e-6, keys={
+            "attention.sliding_window": 8, **yarn, "rope.scaling.attn_factor": 1.2}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("mistral3", "mistral3", head_dim=32, freq_base=1000000.0, eps=1e-2, keys={
+            "attention.temperature_scale": 0.3, **yarn, "rope.scaling.yarn_log_multiplier": 1.0,
+            "rope.scaling.yarn_beta_fast": 2.0}, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        Tiny("mistral3_plain", "mistral3", tied=True, keys={**yarn, "rope.scaling.yarn_log_multiplier": 0.5}),
         Tiny("internlm2", "internlm2", eps=1e-2),
         Tiny("ernie4_5", "ernie4_5", tied=True, freq_base=500000.0, eps=1e-2),
         Tiny("exaone", "exaone", freq_base=500000.0, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
