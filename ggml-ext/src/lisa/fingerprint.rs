@@ -6,8 +6,8 @@ use super::LisaError;
 use crate::GgmlType;
 use crate::blocks;
 
-/// Hex SHA-256 over the little-endian F32 values of `blk.0.attn_norm.weight`, `blk.1...`, ..., `output_norm.weight`:
-/// norms are not quantised, so all quantisations of a model have one fingerprint. `tensor` looks a tensor up by name.
+/// Hex SHA-256 over the little-endian F32 values of `blk.0.attn_norm.weight`, `blk.1...`, ..., `output_norm.weight`, with a layer's
+/// `post_attention_norm` where it has no norm before attention: norms are not quantised, so all quantisations of a model have one fingerprint. `tensor` looks a tensor up by name.
 ///
 /// # Errors
 /// [`LisaError::MissingTensor`], and [`LisaError::Tensor`] for a norm that is not in a float type.
@@ -16,8 +16,11 @@ pub fn fingerprint<'a>(
     tensor: impl Fn(&str) -> Option<(GgmlType, &'a [u8])>,
 ) -> Result<String, LisaError> {
     let mut hash = Sha256::new();
-    let norms = (0..n_layer).map(|i| format!("blk.{i}.attn_norm.weight")).chain(["output_norm.weight".into()]);
-    for name in norms {
+    let norm = |i: usize| {
+        let [before, after] = ["attn_norm", "post_attention_norm"].map(|norm| format!("blk.{i}.{norm}.weight"));
+        if tensor(&before).is_none() && tensor(&after).is_some() { after } else { before }
+    };
+    for name in (0..n_layer).map(norm).chain(["output_norm.weight".into()]) {
         let Some((ty, bytes)) = tensor(&name) else { return Err(LisaError::MissingTensor { name }) };
         if !ty.is_float() {
             let what = format!("type {}, expected a float type for the fingerprint", ty.name());
