@@ -47,7 +47,7 @@ macro_rules! families {
 
 families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
-    llama_bias llama_window_key
+    llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
     internlm2 ernie4_5 exaone smollm3 smollm3_tied
     olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope

@@ -18,6 +18,8 @@ pub unsafe trait Zeroed: Copy {}
 // SAFETY: plain numbers.
 unsafe impl Zeroed for f32 {}
 // SAFETY: plain numbers.
+unsafe impl Zeroed for u32 {}
+// SAFETY: plain numbers.
 unsafe impl Zeroed for u8 {}
 
 /// A fixed-size buffer shared by a team, zeroed and aligned to a cache line; see the module documentation for the
@@ -246,6 +248,14 @@ impl Activations {
         let n_q8 = if bf16 { FEWEST_BF16_TOKENS - 1 } else { n_rows };
         let q8 = (rounded && quantized).then(|| Q8Rows::new(n_q8, k));
         let bf16 = bf16.then(|| Bf16Rows::new(n_rows, k));
+        Self { k, f32: SharedBuf::new(n_rows * k), q8, bf16, ty }
+    }
+
+    /// The same for rows that may be filled in either form however many they are.
+    pub fn of_either_form(kernels: &Kernels, n_rows: usize, k: usize, ty: ActivationType) -> Self {
+        let rounded = ty != ActivationType::F32 && k.is_multiple_of(32);
+        let q8 = rounded.then(|| Q8Rows::new(n_rows, k));
+        let bf16 = (rounded && kernels.int.has_bf16()).then(|| Bf16Rows::new(n_rows, k));
         Self { k, f32: SharedBuf::new(n_rows * k), q8, bf16, ty }
     }
 

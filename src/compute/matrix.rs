@@ -157,6 +157,16 @@ impl Matrix {
         MatrixRef { ty: self.ty, rows: self.rows, cols: self.cols, data, packed: self.packed }
     }
 
+    /// The matrix of the rows `part` alone, which begins and ends at multiples of [`pack::ROWS`].
+    pub fn rows_view(&self, part: Range<usize>) -> MatrixRef<'_> {
+        let all = self.view();
+        assert!(part.start.is_multiple_of(pack::ROWS) && part.end.is_multiple_of(pack::ROWS) && part.end <= self.rows);
+        let unit = if self.packed { pack::ROWS } else { 1 };
+        let bytes = all.data.len() / self.rows.div_ceil(unit);
+        let at = |row: usize| row / unit * bytes;
+        MatrixRef { rows: part.len(), data: &all.data[at(part.start)..at(part.end)], ..all }
+    }
+
     /// Row `row` as floats: the embedding of a token.
     pub fn row(&self, row: usize, out: &mut [f32]) {
         pack::unpack_row(&self.view(), row, out);

@@ -6,7 +6,7 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::frozen::{Frozen, Precision};
 use crate::attention::{AttentionShape, Rope, RopeTable};
 use crate::compute::Act;
-use crate::model::{Decoder, Model, QueryKey, Scores};
+use crate::model::{Decoder, Ffn, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
 /// `y = a b^T`, rows of both of length `len`.
@@ -176,6 +176,9 @@ impl<'m> DenseModel<'m> {
                     t.n_ctx
                 )));
             }
+            let Ffn::Gated(ffn) = &layer.ffn else {
+                return Err(Error::Params(format!("layer {i} is a mixture of experts, which cannot be trained through yet")));
+            };
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {
                 attn_norm: layer.attn_norm.clone(),
@@ -185,10 +188,10 @@ impl<'m> DenseModel<'m> {
                 out: frozen(&layer.attn.out),
                 post_attn_norm: layer.post_attn_norm.clone(),
                 ffn_norm: layer.ffn_norm.clone(),
-                gate: frozen(&layer.ffn.gate),
-                up: frozen(&layer.ffn.up),
-                down: frozen(&layer.ffn.down),
-                act: layer.ffn.act,
+                gate: frozen(&ffn.gate),
+                up: frozen(&ffn.up),
+                down: frozen(&ffn.down),
+                act: ffn.act,
                 post_ffn_norm: layer.post_ffn_norm.clone(),
                 shape: layer.attn.shape,
                 rope: layer.attn.rope,

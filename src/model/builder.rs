@@ -3,11 +3,11 @@
 use ggml_ext::lisa::{Domain, Kind, LisaMeta, Part};
 
 use super::config::{Config, Keys};
-use super::decoder::{Attention, ContextRope, Decoder, FeedForward, Layer, QueryKey, Scores};
+use super::decoder::{Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores};
 use super::weights::Loader;
 use crate::Result;
 use crate::attention::{AttentionShape, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan};
-use crate::compute::{Act, Linear};
+use crate::compute::{Act, Choice, Linear};
 
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
@@ -216,19 +216,49 @@ impl Builder<'_, '_, '_, '_> {
         Ok(LisaAttention { skip, hidden, domain: meta.domain, low_rank, scale: meta.scale })
     }
 
+    /// Refuses files with experts, for families that have none.
+    pub fn refuse_experts(&self) -> Result<()> {
+        match self.config.n_expert {
+            0 => Ok(()),
+            n => Err(self.keys.error("expert_count", format_args!("{n}: this family has no mixtures of experts here"))),
+        }
+    }
+
     /// The feed-forward half of layer `i` with separate projections.
-    pub fn feed_forward(&mut self, i: usize, act: Act) -> Result<FeedForward> {
+    pub fn feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
+        self.refuse_experts()?;
         let (n_embd, n_ff) = (self.config.n_embd, self.config.n_ff);
-        Ok(FeedForward {
+        Ok(Ffn::Gated(FeedForward {
             gate: self.loader.linear(&format!("blk.{i}.ffn_gate"), n_ff, n_embd)?,
             up: self.loader.linear(&format!("blk.{i}.ffn_up"), n_ff, n_embd)?,
             down: self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?,
             act,
-        })
+        }))
+    }
+
+    /// The feed-forward half of layer `i` as a mixture of experts with `n_ff` hidden units each, chosen by a softmax over all of them; the
+    /// weights of those chosen are `normalised` or taken as they are.
+    pub fn experts(&mut self, i: usize, n_ff: usize, normalised: bool) -> Result<Ffn> {
+        let (n_embd, n_expert, n_used) = (self.config.n_embd, self.config.n_expert, self.config.n_expert_used);
+        if n_expert == 0 {
+            return Err(self.keys.error("expert_count", "is missing or 0"));
+        }
+        let l = &mut *self.loader;
+        let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
+        let mut stack =
+            |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps.weight"), n_expert, rows, cols);
+        Ok(Ffn::Experts(Experts {
+            router,
+            choice: Choice { n_expert, n_used, normalised },
+            gate: stack("gate", n_ff, n_embd)?,
+            up: stack("up", n_ff, n_embd)?,
+            down: stack("down", n_embd, n_ff)?,
+            act: Act::Silu,
+        }))
     }
 
     /// A pre-norm layer from its halves.
-    pub fn layer(&mut self, i: usize, attn: Attention, ffn: FeedForward) -> Result<Layer> {
+    pub fn layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
         let n_embd = self.config.n_embd;
         Ok(Layer {
             attn_norm: Some(self.loader.vector(&format!("blk.{i}.attn_norm.weight"), n_embd)?),
@@ -241,14 +271,14 @@ impl Builder<'_, '_, '_, '_> {
     }
 
     /// A layer with norms before and after each half.
-    pub fn sandwiched_layer(&mut self, i: usize, attn: Attention, ffn: FeedForward) -> Result<Layer> {
+    pub fn sandwiched_layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
         let layer = self.layer(i, attn, ffn)?;
         let [post_attn_norm, post_ffn_norm] = self.post_norms(i)?.map(Some);
         Ok(Layer { post_attn_norm, post_ffn_norm, ..layer })
     }
 
     /// A layer with norms after each half alone.
-    pub fn post_norm_layer(&mut self, i: usize, attn: Attention, ffn: FeedForward) -> Result<Layer> {
+    pub fn post_norm_layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
         let [post_attn_norm, post_ffn_norm] = self.post_norms(i)?.map(Some);
         Ok(Layer { attn_norm: None, attn, post_attn_norm, ffn_norm: None, ffn, post_ffn_norm })
     }

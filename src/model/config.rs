@@ -140,6 +140,10 @@ pub struct Config {
     pub n_embd: usize,
     /// Width of the feed-forward network.
     pub n_ff: usize,
+    /// Experts of a layer, 0 where there is one network.
+    pub n_expert: usize,
+    /// How many of them are chosen for a token.
+    pub n_expert_used: usize,
     /// Query heads.
     pub n_head: usize,
     /// Key/value heads.
@@ -166,7 +170,8 @@ pub struct Config {
 
 /// Bounds far above any model and far below overflow.
 pub(super) const MAX_LAYERS: usize = 1 << 12;
-const MAX_WIDTH: usize = 1 << 22;
+pub(super) const MAX_WIDTH: usize = 1 << 22;
+const MAX_EXPERTS: usize = 1 << 12;
 /// Longest head: several times any model's.
 const MAX_HEAD_DIM: usize = 1024;
 
@@ -176,9 +181,13 @@ impl Config {
     /// # Errors
     /// Names the key that is missing, of another type or out of range.
     pub fn read(keys: &Keys) -> Result<Self> {
-        if let Some(n) = keys.count("expert_count")?.filter(|&n| n > 0) {
-            return Err(keys.error("expert_count", format_args!("{n}: mixture-of-experts models are not supported")));
+        let n_expert = keys.count("expert_count")?.unwrap_or(0);
+        if n_expert > MAX_EXPERTS {
+            return Err(
+                keys.error("expert_count", format_args!("{n_expert} is out of range, expected 0 to {MAX_EXPERTS}"))
+            );
         }
+        let n_expert_used = if n_expert > 0 { keys.required("expert_used_count", n_expert)? } else { 0 };
         let n_layer = keys.required("block_count", MAX_LAYERS)?;
         let n_embd = keys.required("embedding_length", MAX_WIDTH)?;
         let n_ctx_train = keys.required("context_length", 1 << 30)?;
@@ -231,6 +240,8 @@ impl Config {
             n_layer,
             n_embd,
             n_ff,
+            n_expert,
+            n_expert_used,
             n_head,
             n_head_kv,
             head_dim_k,

@@ -2,7 +2,7 @@
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
 use crate::attention::{AttentionShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature};
-use crate::compute::{Act, Linear};
+use crate::compute::{Act, Choice, ExpertSizes, Linear, Matrix, Networks, Stack};
 
 /// The attention half of a layer.
 pub struct Attention {
@@ -124,6 +124,73 @@ pub struct FeedForward {
     pub act: Act,
 }
 
+/// A mixture of experts in place of one network.
+pub struct Experts {
+    /// Makes the scores that experts are chosen by.
+    pub router: Linear,
+    /// How they are chosen.
+    pub choice: Choice,
+    /// Gate projections.
+    pub gate: Stack,
+    /// Up projections.
+    pub up: Stack,
+    /// Down projections.
+    pub down: Stack,
+    /// The gates' activation.
+    pub act: Act,
+}
+
+impl Experts {
+    fn stacks(&self) -> [&Stack; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    fn sizes(&self) -> ExpertSizes {
+        let Choice { n_expert, n_used, .. } = self.choice;
+        ExpertSizes { n_expert, n_used, n_ff: self.down.weight.cols() }
+    }
+
+    /// What the forward pass needs.
+    pub fn networks(&self) -> Networks<'_> {
+        Networks { choice: self.choice, gate: &self.gate, up: &self.up, down: &self.down, act: self.act }
+    }
+}
+
+/// The feed-forward half of a layer.
+pub enum Ffn {
+    /// One gated network.
+    Gated(FeedForward),
+    /// Many, of which some are chosen.
+    Experts(Experts),
+}
+
+impl Ffn {
+    /// The matrices that every token meets.
+    fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        let [a, b, c] = match self {
+            Self::Gated(f) => [Some(&f.gate), Some(&f.up), Some(&f.down)],
+            Self::Experts(e) => [Some(&e.router), None, None],
+        };
+        [a, b, c].into_iter().flatten()
+    }
+
+    /// The experts, if there are any.
+    pub fn experts(&self) -> Option<&Experts> {
+        match self {
+            Self::Gated(_) => None,
+            Self::Experts(e) => Some(e),
+        }
+    }
+
+    /// A number for each of the experts' stacks, scaled down to those that a token meets.
+    fn of_chosen(&self, number: impl Fn(&Matrix) -> usize) -> usize {
+        let per_token = |e: &Experts| {
+            e.stacks().map(|s| number(&s.weight) / e.choice.n_expert * e.choice.n_used).into_iter().sum::<usize>()
+        };
+        self.experts().map_or(0, per_token)
+    }
+}
+
 /// A decoder layer.
 pub struct Layer {
     /// RMSNorm before attention, where the family has it.
@@ -135,15 +202,15 @@ pub struct Layer {
     /// RMSNorm before the feed-forward network, where the family has it.
     pub ffn_norm: Option<Box<[f32]>>,
     /// Feed-forward network.
-    pub ffn: FeedForward,
+    pub ffn: Ffn,
     /// RMSNorm on the network's result, where the family has it.
     pub post_ffn_norm: Option<Box<[f32]>>,
 }
 
 impl Layer {
-    /// Every matrix.
+    /// Every matrix but those of experts.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.attn.matrices().chain([&self.ffn.gate, &self.ffn.up, &self.ffn.down])
+        self.attn.matrices().chain(self.ffn.matrices())
     }
 }
 
@@ -203,19 +270,36 @@ impl Decoder {
         self.embed.weight.rows()
     }
 
-    /// Hidden units of the widest feed-forward network.
+    /// Hidden units of the widest feed-forward network; of experts, of all that a token meets.
     pub fn n_ff(&self) -> usize {
-        self.layers.iter().map(|l| l.ffn.down.weight.cols()).max().unwrap_or(0)
+        let n_ff = |ffn: &Ffn| match ffn {
+            Ffn::Gated(f) => f.down.weight.cols(),
+            Ffn::Experts(e) => e.choice.n_used * e.sizes().n_ff,
+        };
+        self.layers.iter().map(|l| n_ff(&l.ffn)).max().unwrap_or(0)
     }
 
-    /// Every matrix, for sizes.
+    /// Sizes of the largest mixture of experts, if there is one.
+    pub fn experts(&self) -> Option<ExpertSizes> {
+        let all = self.layers.iter().filter_map(|l| Some(l.ffn.experts()?.sizes()));
+        all.reduce(|a, b| ExpertSizes {
+            n_expert: a.n_expert.max(b.n_expert),
+            n_used: a.n_used.max(b.n_used),
+            n_ff: a.n_ff.max(b.n_ff),
+        })
+    }
+
+    /// Every matrix but those of experts.
     pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.layer_matrices().chain([&self.embed]).chain(&self.output)
+        self.layers.iter().flat_map(Layer::matrices).chain([&self.embed]).chain(&self.output)
     }
 
-    /// The matrices of all layers.
-    pub fn layer_matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.layers.iter().flat_map(Layer::matrices)
+    /// The weights of all layers.
+    pub fn layer_weights(&self) -> impl Iterator<Item = &Matrix> {
+        self.layers.iter().flat_map(|l| {
+            let stacks = l.ffn.experts().into_iter().flat_map(Experts::stacks);
+            l.matrices().map(|m| &m.weight).chain(stacks.map(|s| &s.weight))
+        })
     }
 
     /// The last layer that puts anything into the cache.
@@ -229,13 +313,16 @@ impl Decoder {
     pub fn macs_per_token(&self) -> usize {
         let (before, rest) = self.layers.split_at(self.last_caching());
         let cached = rest.first().into_iter().flat_map(|l| [l.attn.v.as_ref(), l.attn.scores.k()]).flatten();
+        let macs = |w: &Matrix| w.rows() * w.cols();
         let all = before.iter().flat_map(Layer::matrices).chain(cached);
-        all.map(|l| l.weight.rows() * l.weight.cols()).sum()
+        all.map(|l| macs(&l.weight)).sum::<usize>() + before.iter().map(|l| l.ffn.of_chosen(macs)).sum::<usize>()
     }
 
     /// Bytes of matrices that a generated token reads.
     pub fn bytes_per_token(&self) -> usize {
-        self.layer_matrices().chain([self.head()]).map(|l| l.weight.n_bytes()).sum()
+        let chosen: usize = self.layers.iter().map(|l| l.ffn.of_chosen(Matrix::n_bytes)).sum();
+        let all = self.layers.iter().flat_map(Layer::matrices).chain([self.head()]);
+        all.map(|l| l.weight.n_bytes()).sum::<usize>() + chosen
     }
 
     /// The shape of every layer's attention.

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
-use super::decoder::{Attention, Decoder, QueryKey, Scores};
+use super::decoder::{Attention, Decoder, Ffn, Layer, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
     attention_scratch,
 };
 use crate::compute::{
-    ActivationType, Activations, Form, Laps, Linear, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker,
+    ActivationType, Activations, ExpertBuffers, Form, Laps, Linear, Observer, Operand, Ops, Phase, Profile, SharedBuf,
+    Worker,
 };
 
 /// Everything a pass writes besides the cache, allocated once per session.
@@ -31,6 +32,7 @@ pub struct Buffers {
     gate: SharedBuf<f32>,
     up: SharedBuf<f32>,
     hidden: Activations,
+    experts: Option<ExpertBuffers>,
     /// `[n_logit_rows, n_vocab]`.
     logits: SharedBuf<f32>,
     /// What `shared` layers' linear compensation adds.
@@ -121,7 +123,9 @@ impl Buffers {
         let n_head = model.shapes().map(|s| s.n_head).max().unwrap_or(0);
         let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
-        let n_ff = model.n_ff();
+        // Experts have room of their own.
+        let gated = |l: &Layer| l.ffn.experts().is_none();
+        let n_ff = if model.layers.iter().any(gated) { model.n_ff() } else { 0 };
         let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
         let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
@@ -139,6 +143,7 @@ impl Buffers {
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
             hidden: activations(n_ff),
+            experts: model.experts().map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, ty)),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
@@ -258,13 +263,23 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, norm, eps, normed);
         laps.end(Phase::Norm);
 
-        let ffn = &layer.ffn;
-        ops.linear(normed, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
-        laps.end(Phase::GateUp);
-        let hidden = buf.hidden.with(form, step(fine_step::HIDDEN));
-        ops.gated(ffn.act, &buf.gate, &buf.up, n, hidden);
-        laps.end(Phase::Gated);
-        ops.linear(hidden, rows, &[(&ffn.down, &buf.delta)]);
+        match &layer.ffn {
+            Ffn::Gated(ffn) => {
+                ops.linear(normed, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
+                laps.end(Phase::GateUp);
+                let hidden = buf.hidden.with(form, step(fine_step::HIDDEN));
+                ops.gated(ffn.act, &buf.gate, &buf.up, n, hidden);
+                laps.end(Phase::Gated);
+                ops.linear(hidden, rows, &[(&ffn.down, &buf.delta)]);
+            }
+            Ffn::Experts(experts) => {
+                let b = buf.experts.as_ref().expect("work space for experts");
+                ops.linear(normed, rows, &[(&experts.router, &b.scores)]);
+                laps.end(Phase::GateUp);
+                let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(step);
+                ops.experts(normed, n, experts.networks(), b, steps, &buf.delta);
+            }
+        }
         laps.end(Phase::Down);
         let post = layer.post_ffn_norm.as_deref();
         let (norm, out) = input(i + 1);

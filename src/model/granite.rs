@@ -1,4 +1,4 @@
-//! Granite 3 and MiniCPM: Llama's shape with constant factors (muP) on the embeddings, on the scores, on what every half of a layer
+//! Granite 3, with or without mixtures of experts, and MiniCPM: Llama's shape with constant factors (muP) on the embeddings, on the scores, on what every half of a layer
 //! adds to the residual stream, and on the logits.
 //!
 //! None of them needs a step of its own. With the residual stream in units of its factor `r`, halves of layers add to it what they
@@ -14,6 +14,8 @@ use crate::compute::Act;
 
 /// The registry row of Granite.
 pub const GRANITE: Family = Family { arch: "granite", build: granite, windows: no_windows };
+/// The registry row of Granite's mixtures of experts.
+pub const GRANITEMOE: Family = Family { arch: "granitemoe", build: granite, windows: no_windows };
 /// The registry row of MiniCPM.
 pub const MINICPM: Family = Family { arch: "minicpm", build: minicpm, windows: no_windows };
 
@@ -51,10 +53,15 @@ fn build(b: &mut Builder, default: Factors, has_positions: bool) -> Result<Decod
     let scale = b.keys.float("attention.scale")?.filter(|&s| s != 0.0);
     let shape = AttentionShape { scale: scale.unwrap_or(b.shape().scale), ..b.shape() };
     let rope = if has_positions { b.rope_with_factors(RopeStyle::Norm)? } else { ContextRope::always(Rope::none()) };
+    let is_mixture = b.config.arch == GRANITEMOE.arch;
+    if let Some(n) = b.keys.count("expert_shared_feed_forward_length")?.filter(|&n| n > 0) {
+        let what = format_args!("{n}: experts that all tokens share are not supported");
+        return Err(b.keys.error("expert_shared_feed_forward_length", what));
+    }
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = b.attention(i, shape, 0, QkNorm::None)?;
-        let ffn = b.feed_forward(i, Act::Silu)?;
+        let ffn = if is_mixture { b.experts(i, b.config.n_ff, true)? } else { b.feed_forward(i, Act::Silu)? };
         layers.push(b.layer(i, attn, ffn)?);
     }
     let mut decoder = b.decoder(layers, vec![rope])?;

@@ -1,4 +1,4 @@
-//! Llama 1 to 3, Mistral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
+//! Llama 1 to 3, Mistral, Mixtral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
 //! grouped-query attention. InternLM2, ERNIE 4.5 (its dense models) and EXAONE 3 are the same under names of their own, the last
 //! with the other order of rotary pairs. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations.
 
@@ -43,10 +43,12 @@ fn mistral3(b: &mut Builder) -> Result<Decoder> {
 fn stack(b: &mut Builder, rope: ContextRope, temperature: Option<Temperature>) -> Result<Decoder> {
     b.ignore_window()?;
     let shape = b.shape();
+    // Mixtral has the name of Llama. Of the others none has a mixture under the same name.
+    let is_mixture = b.config.n_expert > 0 && b.config.arch == LLAMA.arch;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = Attention { temperature, ..b.attention(i, shape, 0, QkNorm::None)? };
-        let ffn = b.feed_forward(i, Act::Silu)?;
+        let ffn = if is_mixture { b.experts(i, b.config.n_ff, true)? } else { b.feed_forward(i, Act::Silu)? };
         layers.push(b.layer(i, attn, ffn)?);
     }
     b.decoder(layers, vec![rope])

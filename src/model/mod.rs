@@ -14,6 +14,7 @@ mod gemma3;
 mod granite;
 mod llama;
 mod olmo2;
+mod olmoe;
 mod overrides;
 mod phi3;
 mod qwen;
@@ -28,7 +29,7 @@ use ggml_ext::gguf::Gguf;
 use ggml_ext::kernels::Kernels;
 
 pub use config::Config;
-pub use decoder::{Attention, ContextRope, Decoder, FeedForward, Layer, QueryKey, Scores};
+pub use decoder::{Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores};
 pub use file::ModelFile;
 pub use forward::{Buffers, Mode, Tokens, forward, head, pass_tokens};
 pub use overrides::{Override, OverrideValue};
@@ -83,10 +84,13 @@ pub const FAMILIES: &[Family] = &[
     llama::MISTRAL3,
     smollm3::FAMILY,
     olmo2::FAMILY,
+    olmoe::FAMILY,
     granite::GRANITE,
+    granite::GRANITEMOE,
     granite::MINICPM,
     qwen::QWEN2,
     qwen::QWEN3,
+    qwen::QWEN3MOE,
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma3::FAMILY,
@@ -250,7 +254,7 @@ impl Model {
     /// The element type that holds most of the layers' weights.
     pub fn main_type(&self) -> Option<GgmlType> {
         let mut sizes: Vec<(GgmlType, usize)> = Vec::new();
-        for m in self.decoder.layer_matrices().map(|l| &l.weight) {
+        for m in self.decoder.layer_weights() {
             match sizes.iter_mut().find(|(ty, _)| *ty == m.ty()) {
                 Some((_, size)) => *size += m.rows() * m.cols(),
                 None => sizes.push((m.ty(), m.rows() * m.cols())),

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use ggml_ext::blocks;
 use ggml_ext::gguf::{Gguf, TensorInfo};
+use ggml_ext::pack::ROWS;
 
 use super::config::model_error;
 use crate::Result;
-use crate::compute::{FileBytes, Hold, Linear, Matrix, Pool, Slabs};
+use crate::compute::{FileBytes, Hold, Linear, Matrix, Pool, Slabs, Stack};
 
 /// One file (a model, a part of a split, or a sidecar) with its tensors.
 pub struct Part {
@@ -107,13 +108,17 @@ impl<'p> Loader<'p> {
         let row_bytes = info.n_bytes as usize / rows;
         let start = info.offset as usize;
         let range = start + part.start * row_bytes..start + part.end * row_bytes;
+        Ok(self.load(&file, &info, [part.len(), cols], range))
+    }
+
+    /// The matrix of this `shape` at `range` of the file.
+    fn load(&mut self, file: &Arc<FileBytes>, info: &TensorInfo, shape: [usize; 2], range: Range<usize>) -> Matrix {
         self.bytes_done += range.len() as u64;
-        let matrix =
-            Matrix::load(info.ty, [part.len(), cols], &file, range, self.hold, &mut self.pool, &mut self.slabs);
+        let matrix = Matrix::load(info.ty, shape, file, range, self.hold, &mut self.pool, &mut self.slabs);
         if let Some(progress) = &mut self.progress {
             progress(self.bytes_done as f32 / self.bytes_total.max(1) as f32);
         }
-        Ok(matrix)
+        matrix
     }
 
     /// The vector `name` of `n` values.
@@ -152,6 +157,19 @@ impl<'p> Loader<'p> {
         let weight = self.matrix_rows(&tensor, rows, cols, part.clone())?;
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?.map(|b| b[part].into());
         Ok(Linear { name: tensor.into(), weight, bias })
+    }
+
+    /// The matrices of `rows` x `cols` of all experts, which the file has as one tensor of three dimensions.
+    pub fn stack(&mut self, name: &str, n_expert: usize, rows: usize, cols: usize) -> Result<Stack> {
+        if !rows.is_multiple_of(ROWS) {
+            return Err(
+                self.error(format_args!("tensor {name}: experts of {rows} rows, expected a multiple of {ROWS}"))
+            );
+        }
+        let (file, info) = self.take(name, &[cols, rows, n_expert])?;
+        let start = info.offset as usize;
+        let range = start..start + info.n_bytes as usize;
+        Ok(Stack { name: name.into(), weight: self.load(&file, &info, [n_expert * rows, cols], range) })
     }
 
     /// Refuses a file with tensors that the family did not ask for: running without them would be a silent guess.

@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 fused=False, n_rot=None, emb=None, keys=None, tensors=None, runs=None):
+                 experts=None,                  fused=False, n_rot=None, emb=None, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
@@ -37,6 +37,7 @@ class Tiny:
         self.n_rot = n_rot
         self.emb = emb
         self.post_norm = post_norm
+        self.experts = experts  # how many, and how many of them are chosen
         self.keys, self.tensors = keys or {}, tensors or {}
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
         # (n_ctx, number of tokens, every how many positions the logits are kept); with three numbers more, a context
@@ -70,6 +71,9 @@ class Tiny:
             w.add_uint32(f"{a}.attention.value_length", self.head_dim)
         if self.n_rot is not None:
             w.add_uint32(f"{a}.rope.dimension_count", self.n_rot)
+        if self.experts:
+            w.add_uint32(f"{a}.expert_count", self.experts[0])
+            w.add_uint32(f"{a}.expert_used_count", self.experts[1])
         for key, value in self.keys.items():
             key = f"{a}.{key}"
             if isinstance(value, bool):
@@ -145,6 +149,15 @@ class Tiny:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
             if not self.post_norm:
                 add("ffn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+            if self.experts:
+                # Scores of standard deviation 2: some experts matter much more than others.
+                n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", self.n_ff)
+                add("ffn_gate_inp.weight", self.matrix(n, N_EMBD, 2.0))
+                for name, n_out, n_in in (("gate", n_ff, N_EMBD), ("up", n_ff, N_EMBD), ("down", N_EMBD, n_ff)):
+                    add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, 1.6) for _ in range(n)]))
+                if self.sandwich or self.post_norm:
+                    add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
+                continue
             gate, up = self.matrix(self.n_ff, N_EMBD, 1.3), self.matrix(self.n_ff, N_EMBD, 1.3)
             if self.fused:
                 add("ffn_up.weight", np.concatenate([gate, up]))
@@ -204,6 +217,13 @@ def models():
             "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}, **{**gemma, "eps": 1e-2}),
         Tiny("gemma3_softcap_untied", "gemma3", n_layer=3, n_ff=96, keys={
             "final_logit_softcapping": 5.0}, **{**gemma, "tied": False}),
+        Tiny("llama_experts", "llama", n_ff=48, experts=(8, 2), runs=[(512, 48, 1), SHIFTED]),
+        Tiny("qwen3moe", "qwen3moe", head_dim=32, n_ff=96, qk_norm=True, experts=(7, 3), eps=1e-2,
+             keys={"expert_feed_forward_length": 32}),
+        Tiny("olmoe", "olmoe", n_head_kv=4, n_ff=32, qk_norm="rows", experts=(16, 4), eps=1e-2,
+             runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("granitemoe", "granitemoe", emb=1 / 6, n_ff=48, experts=(5, 2), eps=1e-2, keys={
+            "embedding_scale": 6.0, "residual_scale": 0.5, "attention.scale": 0.15, "logit_scale": 3.0}),
         Tiny("gemma", "gemma", n_head_kv=1, head_dim=32, n_ff=96, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("gemma2", "gemma2", n_layer=5, head_dim=32, n_ff=96, keys={
             "attention.sliding_window": 8, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},

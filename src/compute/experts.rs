@@ -1,0 +1,271 @@
+//! Mixtures of experts (arXiv 1701.06538): a router picks a few of many gated networks for every token, and their results are added up
+//! with its weights.
+//!
+//! A pass sorts its tokens by expert first: each takes a place for every expert that was picked for it, places of one expert lie
+//! together, and an expert's matrices meet all of its places at once.
+
+use std::ops::Range;
+
+use ggml_ext::kernels::Kernels;
+
+use super::buffer::Rounded;
+use super::shares::Shares;
+use super::{Act, ActivationType, Activations, Form, Matrix, Operand, Ops, SharedBuf};
+use ggml_ext::kernels::takes_bf16;
+use ggml_ext::pack::{MatrixRef, ROWS};
+
+/// The matrices of all experts, one below the other.
+pub struct Stack {
+    /// The tensor in the file.
+    pub name: Box<str>,
+    /// `[n_expert * rows of one, cols]`
+    pub weight: Matrix,
+}
+
+/// How a router's scores choose.
+#[derive(Debug, Clone, Copy)]
+pub struct Choice {
+    /// Experts to choose from.
+    pub n_expert: usize,
+    /// How many are chosen for a token.
+    pub n_used: usize,
+    /// Whether the weights of those chosen are made to add up to 1.
+    pub normalised: bool,
+}
+
+/// Work space of a pass.
+pub struct ExpertBuffers {
+    /// Scores, `[n_tokens, n_expert]`.
+    pub scores: SharedBuf<f32>,
+    /// The experts chosen for each token, `[n_tokens, n_used]`, best first.
+    chosen: SharedBuf<u32>,
+    /// Their weights.
+    weights: SharedBuf<f32>,
+    /// The place of each of `chosen`.
+    places: SharedBuf<u32>,
+    /// Where each expert's places start, and at last how many there are.
+    starts: SharedBuf<u32>,
+    /// What networks are given, a row per place.
+    input: Activations,
+    gate: SharedBuf<f32>,
+    up: SharedBuf<f32>,
+    hidden: Activations,
+    output: SharedBuf<f32>,
+    most_experts: usize,
+}
+
+/// The networks of a layer.
+#[derive(Clone, Copy)]
+pub struct Networks<'a> {
+    /// Who is chosen.
+    pub choice: Choice,
+    /// Gate projections.
+    pub gate: &'a Stack,
+    /// Up projections.
+    pub up: &'a Stack,
+    /// Down projections.
+    pub down: &'a Stack,
+    /// The gates' activation.
+    pub act: Act,
+}
+
+/// Sizes of the largest mixture.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ExpertSizes {
+    /// Experts to choose from.
+    pub n_expert: usize,
+    /// How many are chosen.
+    pub n_used: usize,
+    /// Hidden units of one.
+    pub n_ff: usize,
+}
+
+impl ExpertBuffers {
+    /// Room for passes of up to `n_tokens`, whose rows have `n_embd` values.
+    pub fn new(kernels: &Kernels, n_tokens: usize, n_embd: usize, s: ExpertSizes, ty: ActivationType) -> Self {
+        let n = n_tokens * s.n_used;
+        Self {
+            scores: SharedBuf::new(n_tokens * s.n_expert),
+            chosen: SharedBuf::new(n),
+            weights: SharedBuf::new(n),
+            places: SharedBuf::new(n),
+            starts: SharedBuf::new(s.n_expert + 1),
+            input: Activations::of_either_form(kernels, n, n_embd, ty),
+            gate: SharedBuf::new(n * s.n_ff),
+            up: SharedBuf::new(n * s.n_ff),
+            hidden: Activations::of_either_form(kernels, n, s.n_ff, ty),
+            output: SharedBuf::new(n * n_embd),
+            most_experts: s.n_expert,
+        }
+    }
+
+    /// The places of expert `e`.
+    ///
+    /// # Safety
+    /// Nobody sorts before the next barrier.
+    unsafe fn places_of(&self, e: usize) -> Range<usize> {
+        // SAFETY: passed on to the caller.
+        let ends = unsafe { self.starts.get(e..e + 2) };
+        ends[0] as usize..ends[1] as usize
+    }
+}
+
+impl Choice {
+    /// Turns a token's scores into probabilities and chooses: the most likely first, of equals the one with the smaller number.
+    fn choose(&self, kernels: &Kernels, scores: &mut [f32], chosen: &mut [u32], weights: &mut [f32]) {
+        /// Smallest sum that weights are divided by, as in llama.cpp: the smallest normal number of F16.
+        const SMALLEST: f32 = 6.103_515_6e-5;
+        kernels.float.softmax(scores);
+        for (i, (e, weight)) in chosen.iter_mut().zip(weights.iter_mut()).enumerate() {
+            let mut best = 0;
+            for (j, &p) in scores.iter().enumerate() {
+                if p > scores[best] || scores[best].is_nan() {
+                    best = j;
+                }
+            }
+            // A NaN anywhere makes all NaN; any experts will do then, but not one twice.
+            if scores[best].is_nan() {
+                best = i;
+            }
+            (*e, *weight) = (best as u32, scores[best]);
+            scores[best] = -1.0;
+        }
+        if self.normalised {
+            let sum = weights.iter().sum::<f32>().max(SMALLEST);
+            weights.iter_mut().for_each(|w| *w /= sum);
+        }
+    }
+}
+
+impl Ops<'_> {
+    /// Adds up, for `n` tokens whose scores are in `b`, what the experts chosen for each make of its row of `x`: into `out`.
+    /// `fine_step`: of what the networks are given, and of their hidden units.
+    pub fn experts(
+        &mut self,
+        x: Operand,
+        n: usize,
+        net: Networks,
+        b: &ExpertBuffers,
+        fine_step: [f32; 2],
+        out: &SharedBuf<f32>,
+    ) {
+        let (choice, n_used) = (net.choice, net.choice.n_used);
+        self.choose(n, choice, b);
+        // Which form is worth its while depends on how many rows an expert meets.
+        let form = Form::of(self.kernels, n * n_used / choice.n_expert.min(n * n_used).max(1));
+        let input = b.input.with(form, fine_step[0]);
+        for i in self.worker.share(n * n_used) {
+            // SAFETY: places are shared out disjointly, and nobody writes the operands in this phase.
+            unsafe {
+                let place = b.places.get(i..i + 1)[0] as usize;
+                let token = i / n_used;
+                input.row_mut(place).copy_from_slice(x.f32(token..token + 1));
+                input.finish_row(self.kernels, place);
+            }
+        }
+        self.worker.barrier();
+        self.products(input, choice.n_expert, b, &[(net.gate, &b.gate), (net.up, &b.up)]);
+        let hidden = b.hidden.with(form, fine_step[1]);
+        self.gated(net.act, &b.gate, &b.up, n * n_used, hidden);
+        self.products(hidden, choice.n_expert, b, &[(net.down, &b.output)]);
+        let n_embd = x.k();
+        for t in self.worker.share(n) {
+            let chosen = t * n_used..(t + 1) * n_used;
+            // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
+            unsafe {
+                let row = out.get_mut(t * n_embd..(t + 1) * n_embd);
+                row.fill(0.0);
+                for (&weight, &place) in b.weights.get(chosen.clone()).iter().zip(b.places.get(chosen)) {
+                    let place = place as usize;
+                    self.kernels.float.axpy(weight, b.output.get(place * n_embd..(place + 1) * n_embd), row);
+                }
+            }
+        }
+        self.worker.barrier();
+    }
+
+    /// Chooses experts for `n` tokens and gives out places.
+    fn choose(&mut self, n: usize, choice: Choice, b: &ExpertBuffers) {
+        let (n_expert, n_used) = (choice.n_expert, choice.n_used);
+        assert!(n_expert <= b.most_experts && n_used <= n_expert);
+        for t in self.worker.share(n) {
+            let chosen = t * n_used..(t + 1) * n_used;
+            // SAFETY: rows are shared out disjointly.
+            unsafe {
+                let scores = b.scores.get_mut(t * n_expert..(t + 1) * n_expert);
+                choice.choose(self.kernels, scores, b.chosen.get_mut(chosen.clone()), b.weights.get_mut(chosen));
+            }
+        }
+        self.worker.barrier();
+        if self.worker.id == 0 {
+            // SAFETY: the first member alone is at work until the barrier.
+            unsafe {
+                let (chosen, starts) = (b.chosen.get(0..n * n_used), b.starts.get_mut(0..n_expert + 1));
+                starts.fill(0);
+                chosen.iter().for_each(|&e| starts[e as usize + 1] += 1);
+                (0..n_expert).for_each(|e| starts[e + 1] += starts[e]);
+                // The next free place of each expert; afterwards the start of the next expert's.
+                for (&e, place) in chosen.iter().zip(b.places.get_mut(0..n * n_used)) {
+                    *place = starts[e as usize];
+                    starts[e as usize] += 1;
+                }
+                starts.copy_within(0..n_expert, 1);
+                starts[0] = 0;
+            }
+        }
+        self.worker.barrier();
+    }
+
+    /// Multiplies every expert's matrices with its rows of `x`, in one phase.
+    fn products(&mut self, x: Operand, n_expert: usize, b: &ExpertBuffers, jobs: &[(&Stack, &SharedBuf<f32>)]) {
+        // SAFETY: places are given out before, and not again before the next barrier.
+        let places = |e: usize| unsafe { b.places_of(e) };
+        let busy = || (0..n_expert).filter(|&e| !places(e).is_empty());
+        let n_groups = |stack: &Stack| (stack.weight.rows() / n_expert).div_ceil(ROWS);
+        let per_expert: usize = jobs.iter().map(|(s, _)| n_groups(s)).sum();
+        let shares = Shares::new(busy().count() * per_expert, self.worker.n);
+        let worker = self.worker;
+        worker.for_each_chunk(shares.n_chunks(), |c| {
+            let chunk = shares.chunk(c);
+            let mut first = 0;
+            for e in busy() {
+                for (stack, out) in jobs {
+                    let end = first + n_groups(stack);
+                    let groups = chunk.start.max(first)..chunk.end.min(end);
+                    if !groups.is_empty() {
+                        let rows = stack.weight.rows() / n_expert;
+                        let part = (groups.start - first) * ROWS..((groups.end - first) * ROWS).min(rows);
+                        let w = stack.weight.rows_view(e * rows..(e + 1) * rows);
+                        self.expert_product(x, places(e), &w, part, out);
+                    }
+                    first = end;
+                }
+            }
+        });
+        worker.barrier();
+    }
+
+    /// Rows `part` of `w` with the rows `places` of `x`, into the same rows of `out`.
+    fn expert_product(
+        &mut self,
+        x: Operand,
+        places: Range<usize>,
+        w: &MatrixRef,
+        part: Range<usize>,
+        out: &SharedBuf<f32>,
+    ) {
+        assert!(places.end * w.rows <= out.len() && w.cols == x.k());
+        // SAFETY: chunks are handed out once each, so that columns `part` of these rows are this member's; the assertion keeps all of
+        // them inside `out`; nobody writes `x` in this phase.
+        unsafe {
+            let (int, scratch, y) = (&self.kernels.int, &mut *self.scratch, out.as_ptr().add(places.start * w.rows));
+            match x.rounded() {
+                Rounded::Int8(q8) if !w.ty.is_float() => int.matmul(w, part, q8.view(places), scratch, y, w.rows),
+                Rounded::Bf16(bf16, digits) if takes_bf16(w) => {
+                    int.matmul_bf16(w, part, bf16.view(places), digits, scratch, y, w.rows)
+                }
+                _ => int.matmul_f32(w, part, x.f32(places), scratch, y, w.rows),
+            }
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! OLMoE: mixtures of experts, norms before each half of a layer, and on queries and keys, all heads together.
+
+use super::builder::{Builder, QkNorm};
+use super::decoder::{ContextRope, Decoder};
+use super::{Family, no_windows};
+use crate::Result;
+use crate::attention::RopeStyle;
+
+/// The registry row.
+pub const FAMILY: Family = Family { arch: "olmoe", build, windows: no_windows };
+
+fn build(b: &mut Builder) -> Result<Decoder> {
+    b.ignore_window()?;
+    let shape = b.shape();
+    let rope = b.rope(RopeStyle::Neox, None);
+    let mut layers = Vec::with_capacity(b.config.n_layer);
+    for i in 0..b.config.n_layer {
+        let attn = b.attention(i, shape, 0, QkNorm::Rows)?;
+        let ffn = b.experts(i, b.config.n_ff, false)?;
+        layers.push(b.layer(i, attn, ffn)?);
+    }
+    b.decoder(layers, vec![ContextRope::always(rope)])
+}
