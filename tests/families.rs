@@ -4,7 +4,8 @@
 #[path = "common/reference.rs"]
 mod reference;
 
-use lisa_cpp::{Model, ModelFile, ModelParams};
+use lisa_cpp::attention::CacheType;
+use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
 use reference::{Subject, folder, gunzip, names};
 
 fn load(name: &'static str) -> Subject {
@@ -55,6 +56,42 @@ families! {
     gemma gemma2 gemma2_pattern
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key
+}
+
+/// Experts of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding.
+#[test]
+fn quantised_experts_stay_close() {
+    let program = env!("CARGO_BIN_EXE_lisa-cpp");
+    let folder = tempfile::tempdir().unwrap();
+    let [base, out] = ["base.gguf", "q8_0.gguf"].map(|name| folder.path().join(name));
+    for name in ["llama_experts", "olmoe"] {
+        std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
+        let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let model = Model::load(&ModelFile::open(&out).unwrap(), ModelParams::default()).unwrap();
+        let reference = gunzip(&self::folder("families").join(format!("{name}.json.gz")));
+        let subject = Subject::new("q8_0", model, serde_json::from_slice(&reference).unwrap());
+        for run in subject.reference.runs.iter().filter(|r| r.shift.is_none()) {
+            let together = subject.logits(run, CacheType::F32, 512, 2);
+            // In places rounding makes another choice of experts: differences are small in the mean alone.
+            let kept: Vec<_> = run.positions.iter().map(|&p| together[p].clone()).collect();
+            let (mean, _) = differences(&kept, &run.logits, run.spread());
+            assert!(mean < 0.06, "{name}: {mean} of the spread from weights in F32");
+            let params = SessionParams { n_ctx: run.n_ctx, n_threads: 2, ..Default::default() };
+            let mut session = Session::new(subject.model.clone(), params).unwrap();
+            let (mean, _) = differences(&together, &reference::collect(&mut session, &run.ids), run.spread());
+            assert!(0.0 < mean && mean < 0.03, "{name}: {mean} of the spread from activations in F32");
+            let (_, most) = differences(&together, &subject.logits(run, CacheType::F32, 1, 1), run.spread());
+            assert!(most < reference::TOLERANCE, "{name}: one by one {most} of the spread away");
+        }
+    }
+}
+
+/// The mean and the largest difference, in units of `spread`.
+fn differences(a: &[Vec<f32>], b: &[Vec<f32>], spread: f64) -> (f64, f64) {
+    let all = a.iter().flatten().zip(b.iter().flatten()).map(|(a, b)| f64::from((a - b).abs()) / spread);
+    let (n, sum, most) = all.fold((0, 0.0, 0.0), |(n, sum, most), d| (n + 1, sum + d, f64::max(most, d)));
+    (sum / f64::from(n), most)
 }
 
 #[test]

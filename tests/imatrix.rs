@@ -165,6 +165,30 @@ fn fused_projections_are_counted_once() {
     }
 }
 
+/// Every row goes to as many experts as are chosen for a token, and an expert's columns are those of the rows it met.
+#[test]
+fn experts_are_measured_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("olmoe.gguf");
+    std::fs::write(&path, common::bytes("families/olmoe.gguf.gz")).unwrap();
+    let m = measured(&["-m", path.to_str().unwrap(), "--no-ppl"]);
+    let router = &m.entries["blk.1.ffn_gate_inp.weight"];
+    for stack in ["gate", "up", "down"] {
+        let e = &m.entries[&format!("blk.1.ffn_{stack}_exps.weight")];
+        assert_eq!((e.counts.len(), e.n_cols()), (16, if stack == "down" { 32 } else { 64 }));
+        assert_eq!(e.counts.iter().sum::<u64>(), 4 * router.counts[0], "{stack}");
+        for (squares, &n) in e.squares.chunks(e.n_cols()).zip(&e.counts) {
+            assert_eq!(squares.iter().any(|&x| x > 0.0), n > 0);
+        }
+    }
+    // A row that four experts met is in the sums of four.
+    let gates = &m.entries["blk.1.ffn_gate_exps.weight"];
+    for (c, &of_router) in router.squares.iter().enumerate() {
+        let of_experts: f64 = gates.squares.iter().skip(c).step_by(router.squares.len()).sum();
+        assert!((of_experts - 4.0 * of_router).abs() < 1e-6 * of_experts, "column {c}: {of_experts} and {of_router}");
+    }
+}
+
 #[test]
 fn mistakes_are_named() {
     let folder = tempfile::tempdir().unwrap();

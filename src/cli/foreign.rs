@@ -109,7 +109,10 @@ const FLAGS: &[(&str, &[&str])] = &[
         "drafts by a second model are not supported",
         &["-md", "--model-draft", "--draft", "--draft-max", "-devd", "-ngld"],
     ),
-    ("mixtures of experts are not supported", &["-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe"]),
+    (
+        "there is no other device: experts are computed by the CPU anyway",
+        &["-cmoe", "--cpu-moe", "-ncmoe", "--n-cpu-moe"],
+    ),
     ("-cnv chats; --reverse-prompt ends an answer early", &["-i", "--interactive", "-if", "--interactive-first"]),
     ("a line that ends with \\ goes on in the next: leave it out", &["-mli", "--multiline-input"]),
     (

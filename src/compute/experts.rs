@@ -6,13 +6,12 @@
 
 use std::ops::Range;
 
-use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::{Kernels, takes_bf16};
+use ggml_ext::pack::{MatrixRef, ROWS};
 
 use super::buffer::Rounded;
 use super::shares::Shares;
 use super::{Act, ActivationType, Activations, Form, Matrix, Operand, Ops, SharedBuf};
-use ggml_ext::kernels::takes_bf16;
-use ggml_ext::pack::{MatrixRef, ROWS};
 
 /// The matrices of all experts, one below the other.
 pub struct Stack {
@@ -116,16 +115,14 @@ impl Choice {
         /// Smallest sum that weights are divided by, as in llama.cpp: the smallest normal number of F16.
         const SMALLEST: f32 = 6.103_515_6e-5;
         kernels.float.softmax(scores);
-        for (i, (e, weight)) in chosen.iter_mut().zip(weights.iter_mut()).enumerate() {
+        // Where a damaged model makes NaN, any experts will do, but not one twice.
+        let rank = |p: f32| if p.is_nan() { 0.0 } else { p };
+        for (e, weight) in chosen.iter_mut().zip(weights.iter_mut()) {
             let mut best = 0;
-            for (j, &p) in scores.iter().enumerate() {
-                if p > scores[best] || scores[best].is_nan() {
+            for j in 1..scores.len() {
+                if rank(scores[j]) > rank(scores[best]) {
                     best = j;
                 }
-            }
-            // A NaN anywhere makes all NaN; any experts will do then, but not one twice.
-            if scores[best].is_nan() {
-                best = i;
             }
             (*e, *weight) = (best as u32, scores[best]);
             scores[best] = -1.0;
@@ -225,6 +222,13 @@ impl Ops<'_> {
         let per_expert: usize = jobs.iter().map(|(s, _)| n_groups(s)).sum();
         let shares = Shares::new(busy().count() * per_expert, self.worker.n);
         let worker = self.worker;
+        if let Some(observer) = self.observer {
+            for e in busy().filter(|e| e % worker.n == worker.id) {
+                // SAFETY: nobody writes `x` in this phase.
+                let rows = unsafe { x.f32(places(e)) };
+                jobs.iter().for_each(|(stack, _)| observer.expert_operand(stack, e, rows));
+            }
+        }
         worker.for_each_chunk(shares.n_chunks(), |c| {
             let chunk = shares.chunk(c);
             let mut first = 0;
@@ -266,6 +270,45 @@ impl Ops<'_> {
                 }
                 _ => int.matmul_f32(w, part, x.f32(places), scratch, y, w.rows),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(choice: Choice, scores: &[f32]) -> (Vec<u32>, Vec<f32>) {
+        let (mut scores, n) = (scores.to_vec(), choice.n_used);
+        let (mut chosen, mut weights) = (vec![0; n], vec![0.0; n]);
+        choice.choose(Kernels::detect(), &mut scores, &mut chosen, &mut weights);
+        (chosen, weights)
+    }
+
+    #[test]
+    fn the_most_likely_are_chosen() {
+        let choice = Choice { n_expert: 5, n_used: 3, normalised: false };
+        // Probabilities in the ratio 1 : 4 : 2 : 4 : 1.
+        let ln = |x: f32| x.ln();
+        let (experts, weights) = chosen(choice, &[1.0, 4.0, 2.0, 4.0, 1.0].map(ln));
+        assert_eq!(experts, [1, 3, 2]);
+        let close = |a: &[f32], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+        assert!(close(&weights, [4.0, 4.0, 2.0].map(|x| x / 12.0)), "{weights:?}");
+        let (_, weights) = chosen(Choice { normalised: true, ..choice }, &[1.0, 4.0, 2.0, 4.0, 1.0].map(ln));
+        assert!(close(&weights, [0.4, 0.4, 0.2]), "{weights:?}");
+    }
+
+    /// Whatever the scores, no expert is chosen twice, and none that there is not.
+    #[test]
+    fn choices_are_different_ones() {
+        let choice = Choice { n_expert: 4, n_used: 4, normalised: true };
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        for scores in
+            [[nan; 4], [0.0, nan, 1.0, 2.0], [inf, 0.0, inf, -inf], [-inf; 4], [0.0; 4], [3e38, -3e38, 0.0, 1.0]]
+        {
+            let (mut experts, _) = chosen(choice, &scores);
+            experts.sort_unstable();
+            assert_eq!(experts, [0, 1, 2, 3], "{scores:?}");
         }
     }
 }

@@ -8,7 +8,7 @@ use ggml_ext::pack::ROWS;
 
 use super::buffer::Rounded;
 use super::shares::Shares;
-use super::{Linear, Matrix, Operand, SharedBuf, Worker};
+use super::{Linear, Matrix, Operand, SharedBuf, Stack, Worker};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
 pub struct Ops<'a> {
@@ -27,6 +27,9 @@ pub trait Observer: Send + Sync {
     /// `rows`, whole rows of as many values as the matrix has columns, are about to be multiplied with `linear`. Of the parts
     /// of one tensor that meet the same rows only one is told.
     fn operand(&self, linear: &Linear, rows: &[f32]);
+
+    /// The same of the matrix of one `expert`.
+    fn expert_operand(&self, stack: &Stack, expert: usize, rows: &[f32]);
 }
 
 /// A matrix product: the matrix, and the buffer for its result.

@@ -41,6 +41,8 @@ phases! {
     Gated => "activation function",
     /// The product back to the stream.
     Down => "down product",
+    /// Choosing experts, and all of their networks.
+    Experts => "experts",
     /// Logits.
     Head => "output head",
 }

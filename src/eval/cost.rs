@@ -73,6 +73,7 @@ impl PlanCost {
         let files = parts.iter().chain(sidecar);
         let tensors: HashMap<&str, &TensorInfo> =
             files.flat_map(|g| g.tensors()).map(|t| (t.name.as_str(), t)).collect();
+        let chosen = parts.first().map_or([1, 1], chosen_experts);
         let mut cost =
             Self { layers: Vec::new(), weights: BeforeAfter::default(), cache_per_token: BeforeAfter::default() };
         for (i, heads) in geometry.layers.iter().enumerate() {
@@ -82,7 +83,7 @@ impl PlanCost {
             let cache = |spec: LayerCacheSpec| spec.bytes_per_token(ty_k, ty_v).map(|b| b as u64);
             let cache_per_token =
                 BeforeAfter { before: cache(cached(Kind::Full, 0, heads))?, after: cache(cached(kind, rank, heads))? };
-            let weights = layer_weights(&tensors, i, kind, geometry.n_embd, heads);
+            let weights = layer_weights(&tensors, i, kind, geometry.n_embd, heads, chosen);
             cost.cache_per_token.add(cache_per_token);
             cost.weights.add(weights);
             cost.layers.push(LayerCost {
@@ -141,12 +142,24 @@ fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
+/// How many of a layer's experts a token meets, and of how many; the same of one network.
+fn chosen_experts(gguf: &Gguf) -> [u64; 2] {
+    let arch = gguf.str("general.architecture").ok().flatten().unwrap_or_default();
+    let count = |key: &str| gguf.u64(&format!("{arch}.{key}")).ok().flatten().filter(|&n| n > 0);
+    match [count("expert_used_count"), count("expert_count")] {
+        [Some(used), Some(all)] => [used.min(all), all],
+        _ => [1, 1],
+    }
+}
+
+/// Bytes of a layer's tensors that the generation of a token reads.
 fn layer_weights(
     tensors: &HashMap<&str, &TensorInfo>,
     layer: usize,
     kind: Kind,
     n_embd: usize,
     heads: &Heads,
+    chosen: [u64; 2],
 ) -> BeforeAfter {
     let bytes = |name: &str| tensors.get(format!("blk.{layer}.{name}").as_str()).map(|t| t.n_bytes);
     let (q, k, v) =
@@ -159,12 +172,16 @@ fn layer_weights(
     let in_layer = || tensors.values().filter(|t| layer_of(&t.name) == Some(layer));
     let is_lisa = |t: &&&TensorInfo| is_lisa_name(&t.name);
     let modules: u64 = in_layer().filter(is_lisa).map(|t| t.n_bytes).sum();
-    let mut before: u64 = in_layer().filter(|t| !is_lisa(t)).map(|t| t.n_bytes).sum();
-    let mut dropped = 0u64;
     // A damaged file can claim any sizes.
     let share = |bytes: u64, part: u64, of: u64| {
         u64::try_from(u128::from(bytes) * u128::from(part) / u128::from(of.max(1))).unwrap_or(u64::MAX)
     };
+    let read = |t: &TensorInfo| {
+        let [used, all] = if t.name.ends_with("_exps.weight") { chosen } else { [1, 1] };
+        share(t.n_bytes, used, all)
+    };
+    let mut before: u64 = in_layer().filter(|t| !is_lisa(t)).map(|t| read(t)).sum();
+    let mut dropped = 0u64;
     for p in kind.idle_projections() {
         let own = ["weight", "bias"].map(|s| bytes(&format!("attn_{p}.{s}")).unwrap_or(0)).iter().sum::<u64>();
         let norm = bytes(&format!("attn_{p}_norm.weight")).unwrap_or(0);

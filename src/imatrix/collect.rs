@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 use super::{Entry, Imatrix};
-use crate::compute::{Linear, Observer};
+use crate::compute::{Linear, Observer, Stack};
 use crate::model::Model;
 
 /// Sums for every matrix of a model's layers. Each tensor has sums of its own, also where several share an operand.
@@ -14,8 +14,16 @@ pub struct Collector {
 
 /// Double precision: single loses digits over long texts.
 struct Sums {
+    /// A row of columns for each matrix: one, or those of all experts.
     squares: Vec<f64>,
-    rows: u64,
+    /// Rows of activations that each matrix met.
+    rows: Vec<u64>,
+}
+
+impl Sums {
+    fn new(n_matrices: usize, n_cols: usize) -> Mutex<Self> {
+        Mutex::new(Self { squares: vec![0.0; n_matrices * n_cols], rows: vec![0; n_matrices] })
+    }
 }
 
 impl Collector {
@@ -24,8 +32,13 @@ impl Collector {
         let decoder = model.decoder();
         let layers = decoder.matrices().filter(|l| l.name.starts_with("blk."));
         let all = layers.chain(output.then(|| decoder.head()));
-        let sums = |l: &Linear| Mutex::new(Sums { squares: vec![0.0; l.weight.cols()], rows: 0 });
-        Self { sums: all.map(|l| (l.name.clone(), sums(l))).collect() }
+        let all = all.map(|l| (l.name.clone(), Sums::new(1, l.weight.cols())));
+        let stacks = decoder
+            .layers
+            .iter()
+            .filter_map(|l| l.ffn.experts())
+            .flat_map(|e| e.stacks().map(|s| (s.name.clone(), Sums::new(e.choice.n_expert, s.weight.cols()))));
+        Self { sums: all.chain(stacks).collect() }
     }
 
     /// What has been measured so far; matrices that nothing met are left out.
@@ -33,8 +46,8 @@ impl Collector {
         let mut entries = BTreeMap::new();
         for (name, sums) in &self.sums {
             let sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
-            if sums.rows > 0 {
-                entries.insert(name.to_string(), Entry { squares: sums.squares.clone(), counts: vec![sums.rows] });
+            if sums.rows.iter().any(|&n| n > 0) {
+                entries.insert(name.to_string(), Entry { squares: sums.squares.clone(), counts: sums.rows.clone() });
             }
         }
         entries
@@ -46,16 +59,27 @@ impl Collector {
     }
 }
 
-impl Observer for Collector {
-    fn operand(&self, linear: &Linear, rows: &[f32]) {
-        let Some(sums) = self.sums.get(&linear.name) else { return };
+impl Collector {
+    fn add(&self, name: &str, matrix: usize, rows: &[f32]) {
+        let Some(sums) = self.sums.get(name) else { return };
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
-        let n = sums.squares.len();
+        let n = sums.squares.len() / sums.rows.len();
+        let squares = &mut sums.squares[matrix * n..(matrix + 1) * n];
         for row in rows.chunks_exact(n) {
-            for (sum, &x) in sums.squares.iter_mut().zip(row) {
+            for (sum, &x) in squares.iter_mut().zip(row) {
                 *sum += f64::from(x) * f64::from(x);
             }
         }
-        sums.rows += (rows.len() / n) as u64;
+        sums.rows[matrix] += (rows.len() / n) as u64;
+    }
+}
+
+impl Observer for Collector {
+    fn operand(&self, linear: &Linear, rows: &[f32]) {
+        self.add(&linear.name, 0, rows);
+    }
+
+    fn expert_operand(&self, stack: &Stack, expert: usize, rows: &[f32]) {
+        self.add(&stack.name, expert, rows);
     }
 }

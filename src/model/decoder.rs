@@ -141,7 +141,8 @@ pub struct Experts {
 }
 
 impl Experts {
-    fn stacks(&self) -> [&Stack; 3] {
+    /// The stacks of all experts' matrices.
+    pub fn stacks(&self) -> [&Stack; 3] {
         [&self.gate, &self.up, &self.down]
     }
 

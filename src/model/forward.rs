@@ -271,16 +271,16 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
                 ops.gated(ffn.act, &buf.gate, &buf.up, n, hidden);
                 laps.end(Phase::Gated);
                 ops.linear(hidden, rows, &[(&ffn.down, &buf.delta)]);
+                laps.end(Phase::Down);
             }
             Ffn::Experts(experts) => {
                 let b = buf.experts.as_ref().expect("work space for experts");
                 ops.linear(normed, rows, &[(&experts.router, &b.scores)]);
-                laps.end(Phase::GateUp);
                 let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(step);
                 ops.experts(normed, n, experts.networks(), b, steps, &buf.delta);
+                laps.end(Phase::Experts);
             }
         }
-        laps.end(Phase::Down);
         let post = layer.post_ffn_norm.as_deref();
         let (norm, out) = input(i + 1);
         ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, norm, eps, out);

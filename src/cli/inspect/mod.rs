@@ -232,6 +232,11 @@ impl Memory {
         let head_k = number("attention.key_length").unwrap_or(n_embd / most_heads);
         let head_v = number("attention.value_length").unwrap_or(n_embd / most_heads);
         let n_ff = per_layer("feed_forward_length")?.into_iter().max().unwrap_or(0);
+        // Experts: hidden units of those that a token meets, and for each a row that it is given and one that it makes.
+        let n_used = number("expert_used_count").filter(|_| number("expert_count") > Some(0));
+        let n_ff_expert = number("expert_feed_forward_length").filter(|&n| n > 0).unwrap_or(n_ff);
+        let n_ff = n_used.map_or(n_ff, |n| n.saturating_mul(n_ff_expert));
+        let of_experts = n_used.unwrap_or(0).saturating_mul(n_embd).saturating_mul(2);
         let n_ctx = args.ctx_size.filter(|&n| n > 0).or_else(|| number("context_length"))?;
 
         // A claim of more layers than this is no decoder's.
@@ -264,7 +269,7 @@ impl Memory {
         let q = most_heads.saturating_mul(head_k);
         let kv = n_head_kv.iter().max()?.saturating_mul(head_k.saturating_add(head_v));
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
-        let per_token = [n_embd.saturating_mul(3), q.saturating_mul(2), kv, n_ff.saturating_mul(3)];
+        let per_token = [n_embd.saturating_mul(3), q.saturating_mul(2), kv, n_ff.saturating_mul(3), of_experts];
         let per_token = per_token.into_iter().fold(0u64, u64::saturating_add).saturating_mul(4);
         let n_vocab = match gguf.get("tokenizer.ggml.tokens") {
             Some(Value::Array(tokens)) => tokens.len() as u64,
