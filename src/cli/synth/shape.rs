@@ -23,6 +23,8 @@ pub enum Preset {
     SmolLm2,
     #[value(name = "qwen2.5-0.5b")]
     Qwen25,
+    #[value(name = "granite-3.1-1b-a400m")]
+    GraniteMoe,
 }
 
 /// Hyper-parameters of a model.
@@ -52,6 +54,10 @@ pub struct Shape {
     pub tied: bool,
     /// Biases on queries, keys and values.
     pub qkv_bias: bool,
+    /// Networks of a layer, and how many of them a token meets, where there is more than one.
+    pub experts: Option<[usize; 2]>,
+    /// Other keys of the architecture.
+    pub factors: &'static [(&'static str, f32)],
 }
 
 impl Preset {
@@ -70,6 +76,8 @@ impl Preset {
             norm_eps: 1e-5,
             tied: false,
             qkv_bias: false,
+            experts: None,
+            factors: &[],
         };
         match self {
             Self::Llama2_7b => llama2,
@@ -103,6 +111,28 @@ impl Preset {
                 norm_eps: 1e-6,
                 tied: true,
                 qkv_bias: true,
+                ..llama2
+            },
+            Self::GraniteMoe => Shape {
+                arch: "granitemoe",
+                n_layer: 24,
+                n_embd: 1024,
+                n_head: 16,
+                n_head_kv: 8,
+                n_ff: 512,
+                n_vocab: 49_155,
+                n_ctx: 131_072,
+                freq_base: 1_500_000.0,
+                norm_eps: 1e-6,
+                tied: true,
+                experts: Some([32, 8]),
+                factors: &[
+                    ("embedding_scale", 12.0),
+                    ("residual_scale", 0.22),
+                    ("attention.scale", 0.015_625),
+                    ("logit_scale", 6.0),
+                ],
+                ..llama2
             },
         }
     }
@@ -269,9 +299,18 @@ pub fn tensors(s: &Shape, ty: GgmlType, substitution: Option<&Substitution>) -> 
         }
         all.push(matrix(name("attn_output.weight"), n_embd, n_embd));
         all.push(norm(name("ffn_norm.weight")));
-        all.push(matrix(name("ffn_gate.weight"), n_embd, s.n_ff));
-        all.push(matrix(name("ffn_up.weight"), n_embd, s.n_ff));
-        all.push(matrix(name("ffn_down.weight"), s.n_ff, n_embd));
+        let networks = [("ffn_gate", n_embd, s.n_ff), ("ffn_up", n_embd, s.n_ff), ("ffn_down", s.n_ff, n_embd)];
+        match s.experts {
+            None => all.extend(networks.map(|(part, cols, rows)| matrix(name(&format!("{part}.weight")), cols, rows))),
+            Some([n_expert, _]) => {
+                all.push(matrix_of(name("ffn_gate_inp.weight"), n_embd, n_expert, GgmlType::F32));
+                all.extend(networks.map(|(part, cols, rows)| {
+                    let mut stack = matrix(name(&format!("{part}_exps.weight")), cols, rows);
+                    stack.shape.push(n_expert as u64);
+                    stack
+                }));
+            }
+        }
         if let Some(sub) = sub.filter(|sub| sub.kind == Kind::Lisa) {
             all.extend(lisa_tensors(s, sub, i));
         }
@@ -326,6 +365,13 @@ pub fn write_keys<W: Write>(w: &mut GgufWriter<W>, name: &str, s: &Shape) -> Res
     w.u32(&key("feed_forward_length"), s.n_ff as u32)?;
     w.u32(&key("attention.head_count"), s.n_head as u32)?;
     w.u32(&key("attention.head_count_kv"), s.n_head_kv as u32)?;
+    if let Some([n_expert, n_used]) = s.experts {
+        w.u32(&key("expert_count"), n_expert as u32)?;
+        w.u32(&key("expert_used_count"), n_used as u32)?;
+    }
+    for (factor, value) in s.factors {
+        w.f32(&key(factor), *value)?;
+    }
     w.u32(&key("rope.dimension_count"), s.head_dim() as u32)?;
     w.f32(&key("rope.freq_base"), s.freq_base)?;
     w.f32(&key("attention.layer_norm_rms_epsilon"), s.norm_eps)?;
