@@ -79,8 +79,8 @@ impl fmt::Display for Profile {
         let part = |d: Duration| 100.0 * d.as_secs_f64() / total.as_secs_f64().max(f64::MIN_POSITIVE);
         let passes = self.passes().max(1) as f64;
         writeln!(f, "{:<26} {:>12} {:>7} {:>13}", "operation", "ms", "%", "ms per pass")?;
-        for &phase in Phase::ALL {
-            let t = self.time(phase);
+        // A model has one kind of feed-forward network or another.
+        for (phase, t) in Phase::ALL.iter().map(|&p| (p, self.time(p))).filter(|(_, t)| !t.is_zero()) {
             writeln!(f, "{:<26} {:>12.2} {:>7.1} {:>13.4}", phase.name(), ms(t), part(t), ms(t) / passes)?;
         }
         write!(f, "{:<26} {:>12.2} {:>7.1} {:>13.4}", "all", ms(total), 100.0, ms(total) / passes)

@@ -1,5 +1,5 @@
-//! Granite 3, with or without mixtures of experts, and MiniCPM: Llama's shape with constant factors (muP) on the embeddings, on the scores, on what every half of a layer
-//! adds to the residual stream, and on the logits.
+//! Granite 3, with or without mixtures of experts, and MiniCPM: Llama's shape with constant factors (muP) on the embeddings, on the
+//! scores, on what every half of a layer adds to the residual stream, and on the logits.
 //!
 //! None of them needs a step of its own. With the residual stream in units of its factor `r`, halves of layers add to it what they
 //! made, embeddings are divided by `r`, and norms, which see values `r` times too small, have an epsilon `r^2` times smaller. The logits'

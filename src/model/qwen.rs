@@ -13,7 +13,6 @@ use crate::compute::Act;
 pub const QWEN2: Family = Family { arch: "qwen2", build: |b| build(b, QkNorm::None), windows: no_windows };
 /// The registry row of Qwen3.
 pub const QWEN3: Family = Family { arch: "qwen3", build: |b| build(b, QkNorm::Heads), windows: no_windows };
-
 /// The registry row of Qwen3's mixtures of experts.
 pub const QWEN3MOE: Family = Family { arch: "qwen3moe", build: |b| build(b, QkNorm::Heads), windows: no_windows };
 
