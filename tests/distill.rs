@@ -11,6 +11,7 @@ use lisa_cpp::distill::dense::DenseModel;
 use lisa_cpp::distill::frozen::Precision;
 use lisa_cpp::distill::modules::{Module, Modules};
 use lisa_cpp::distill::student::{Pair, Workspace};
+use lisa_cpp::model::{Override, OverrideValue};
 use lisa_cpp::{ActivationType, Model, ModelFile, ModelParams, Session, SessionParams};
 use std::sync::Arc;
 use testing::{check, noise};
@@ -60,8 +61,18 @@ fn ids(model: &DenseModel) -> Vec<u32> {
 }
 
 fn end_to_end_gradient(name: &str, layers: &[(usize, usize, Kind)], n_hidden: usize, act: Activation, domain: Domain) {
-    let model = family(name);
-    let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
+    gradient_of(&family(name), name, layers, n_hidden, act, domain);
+}
+
+fn gradient_of(
+    model: &Model,
+    name: &str,
+    layers: &[(usize, usize, Kind)],
+    n_hidden: usize,
+    act: Activation,
+    domain: Domain,
+) {
+    let model = DenseModel::new(model, 24, Precision::Exact).unwrap();
     let all = modules(&model, layers, n_hidden, act, domain);
     let (ids, mut w) = (ids(&model), Workspace::default());
     let mut loss = |all: &Modules, gradient| Pair { model: &model, modules: all }.end_to_end(&mut w, &ids, gradient);
@@ -99,6 +110,19 @@ fn end_to_end_gradients_of_every_family() {
     }
     // Its sliding windows are those of every second layer.
     end_to_end_gradient("gemma2", &[(2, 0, Kind::Lisa), (4, 2, Kind::Lisa)], 0, Activation::Relu, Domain::Log);
+}
+
+/// Through experts and the weights that the router gives them. A small step must not change who is chosen, hence all are; or all but the
+/// least likely.
+#[test]
+fn end_to_end_gradients_of_experts() {
+    for (name, arch, n_used) in [("olmoe", "olmoe", 16), ("llama_experts", "llama", 8), ("qwen3moe", "qwen3moe", 6)] {
+        let mut file = ModelFile::from_bytes(name, common::bytes(&format!("families/{name}.gguf.gz")));
+        let used = Override::new(format!("{arch}.expert_used_count"), OverrideValue::Int(n_used));
+        file.set_overrides(vec![used]).unwrap();
+        let model = Model::load(&file, ModelParams::default()).unwrap();
+        gradient_of(&model, name, CHAIN, 0, Activation::Relu, Domain::Log);
+    }
 }
 
 #[test]

@@ -111,7 +111,7 @@ impl ExpertBuffers {
 
 impl Choice {
     /// Turns a token's scores into probabilities and chooses: the most likely first, of equals the one with the smaller number.
-    fn choose(&self, kernels: &Kernels, scores: &mut [f32], chosen: &mut [u32], weights: &mut [f32]) {
+    pub fn choose(&self, kernels: &Kernels, scores: &mut [f32], chosen: &mut [u32], weights: &mut [f32]) {
         /// Smallest sum that weights are divided by, as in llama.cpp: the smallest normal number of F16.
         const SMALLEST: f32 = 6.103_515_6e-5;
         kernels.float.softmax(scores);

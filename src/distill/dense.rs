@@ -4,9 +4,9 @@ use ggml_ext::kernels::Kernels;
 use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 
 use super::frozen::{Frozen, Precision};
+use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
-use crate::compute::Act;
-use crate::model::{Decoder, Ffn, Model, QueryKey, Scores};
+use crate::model::{Decoder, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
 /// `y = a b^T`, rows of both of length `len`.
@@ -90,14 +90,8 @@ pub struct DenseLayer<'m> {
     pub post_attn_norm: Option<Box<[f32]>>,
     /// RMSNorm before the feed-forward network.
     pub ffn_norm: Option<Box<[f32]>>,
-    /// Gate projection.
-    pub gate: Frozen<'m>,
-    /// Up projection.
-    pub up: Frozen<'m>,
-    /// Down projection.
-    pub down: Frozen<'m>,
-    /// The gate's activation.
-    pub act: Act,
+    /// Feed-forward half.
+    pub ffn: FeedForward<'m>,
     /// RMSNorm on the network's result.
     pub post_ffn_norm: Option<Box<[f32]>>,
     /// Heads, scale, window.
@@ -176,9 +170,6 @@ impl<'m> DenseModel<'m> {
                     t.n_ctx
                 )));
             }
-            let Ffn::Gated(ffn) = &layer.ffn else {
-                return Err(Error::Params(format!("layer {i} is a mixture of experts, which cannot be trained through yet")));
-            };
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {
                 attn_norm: layer.attn_norm.clone(),
@@ -188,10 +179,7 @@ impl<'m> DenseModel<'m> {
                 out: frozen(&layer.attn.out),
                 post_attn_norm: layer.post_attn_norm.clone(),
                 ffn_norm: layer.ffn_norm.clone(),
-                gate: frozen(&ffn.gate),
-                up: frozen(&ffn.up),
-                down: frozen(&ffn.down),
-                act: ffn.act,
+                ffn: FeedForward::new(&layer.ffn, model.kernels(), precision),
                 post_ffn_norm: layer.post_ffn_norm.clone(),
                 shape: layer.attn.shape,
                 rope: layer.attn.rope,
@@ -230,6 +218,8 @@ impl<'m> DenseModel<'m> {
 
     /// Bytes that training takes for weights besides those of the engine: with `reverse`, for stages with a reverse pass too.
     pub fn bytes(model: &Model, precision: Precision, reverse: bool) -> u64 {
-        model.decoder().matrices().map(|l| Frozen::bytes(l, precision, reverse)).sum()
+        let d = model.decoder();
+        let others = [&d.embed].into_iter().chain(&d.output).map(|l| &l.weight);
+        d.layer_weights().chain(others).map(|w| Frozen::bytes(w, precision, reverse)).sum()
     }
 }

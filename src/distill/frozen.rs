@@ -6,6 +6,7 @@
 //! under [`Precision::Exact`], is in F32.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use ggml_ext::GgmlType;
@@ -15,7 +16,7 @@ use ggml_ext::kernels::{Bf16Rows, Digits, FINE_STEP, Kernels, MatmulScratch, Q8R
 use ggml_ext::pack::{self, MatrixRef};
 
 use super::dense::{matmul_nt, transpose};
-use crate::compute::Linear;
+use crate::compute::{Linear, Matrix};
 
 /// How frozen matrices are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,15 +28,18 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Whether `linear` is multiplied in F32.
-    fn is_float_for(self, linear: &Linear) -> bool {
-        self == Self::Exact || !linear.weight.is_quantized()
+    /// Whether `weight` is multiplied in F32.
+    fn is_float_for(self, weight: &Matrix) -> bool {
+        self == Self::Exact || !weight.is_quantized()
     }
 }
 
 /// A frozen matrix, a row of `n_in` per output, with its bias.
 pub struct Frozen<'m> {
-    linear: &'m Linear,
+    weight: &'m Matrix,
+    /// The rows of `weight` that the matrix has.
+    part: Range<usize>,
+    bias: Option<&'m [f32]>,
     kernels: &'static Kernels,
     /// The weights, where they are multiplied in F32.
     floats: Option<Vec<f32>>,
@@ -169,19 +173,31 @@ fn product(kernels: &Kernels, w: &MatrixRef, x: &[f32], n_in: usize, fine_step: 
 impl<'m> Frozen<'m> {
     /// The matrix of `linear`.
     pub fn new(linear: &'m Linear, kernels: &'static Kernels, precision: Precision) -> Self {
-        let (n_out, n_in) = (linear.weight.rows(), linear.weight.cols());
-        let floats = precision.is_float_for(linear).then(|| {
-            let mut w = vec![0.0; n_out * n_in];
-            w.chunks_exact_mut(n_in).enumerate().for_each(|(i, row)| linear.weight.row(i, row));
-            w
-        });
-        Self { linear, kernels, floats, transposed: OnceLock::new(), n_out, n_in }
+        let all = 0..linear.weight.rows();
+        Self::of_rows(&linear.weight, all, linear.bias.as_deref(), kernels, precision)
     }
 
-    /// Bytes beside the engine's weights that the matrix of `linear` takes: with `reverse`, when it has been asked for reverse products.
-    pub fn bytes(linear: &Linear, precision: Precision, reverse: bool) -> u64 {
-        let (n_out, n_in) = (linear.weight.rows(), linear.weight.cols());
-        match precision.is_float_for(linear) {
+    /// The rows `part` of `weight`, with their `bias`.
+    pub fn of_rows(
+        weight: &'m Matrix,
+        part: Range<usize>,
+        bias: Option<&'m [f32]>,
+        kernels: &'static Kernels,
+        precision: Precision,
+    ) -> Self {
+        let (n_out, n_in) = (part.len(), weight.cols());
+        let floats = precision.is_float_for(weight).then(|| {
+            let mut w = vec![0.0; n_out * n_in];
+            w.chunks_exact_mut(n_in).zip(part.clone()).for_each(|(row, i)| weight.row(i, row));
+            w
+        });
+        Self { weight, part, bias, kernels, floats, transposed: OnceLock::new(), n_out, n_in }
+    }
+
+    /// Bytes beside the engine's `weight` that the matrix takes: with `reverse`, when it has been asked for reverse products.
+    pub fn bytes(weight: &Matrix, precision: Precision, reverse: bool) -> u64 {
+        let (n_out, n_in) = (weight.rows(), weight.cols());
+        match precision.is_float_for(weight) {
             true => 4 * (n_out * n_in) as u64,
             false if reverse => {
                 pack::packed_bytes(GgmlType::Q8_0, n_in, n_out.next_multiple_of(BLOCK)).unwrap_or(0) as u64
@@ -190,21 +206,25 @@ impl<'m> Frozen<'m> {
         }
     }
 
+    fn view(&self) -> MatrixRef<'m> {
+        if self.n_out == self.weight.rows() { self.weight.view() } else { self.weight.rows_view(self.part.clone()) }
+    }
+
     /// Added to every result.
     pub fn bias(&self) -> Option<&[f32]> {
-        self.linear.bias.as_deref()
+        self.bias
     }
 
     /// Row `i`.
     pub fn row(&self, i: usize, out: &mut [f32]) {
-        self.linear.weight.row(i, out);
+        self.weight.row(self.part.start + i, out);
     }
 
     /// `y = x W^T + b` for every row of `x`.
     pub fn forward(&self, k: &FloatKernels, x: &[f32], y: &mut [f32]) {
         match &self.floats {
             Some(w) => matmul_nt(k, x, w, y, self.n_in),
-            None => product(self.kernels, &self.linear.weight.view(), x, self.n_in, FINE_STEP, y),
+            None => product(self.kernels, &self.view(), x, self.n_in, FINE_STEP, y),
         }
         if let Some(bias) = self.bias() {
             y.chunks_exact_mut(self.n_out).for_each(|row| k.add_assign(row, bias));
@@ -257,7 +277,7 @@ impl<'m> Frozen<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compute::{FileBytes, Hold, Matrix, Pool, Slabs};
+    use crate::compute::{FileBytes, Hold, Pool, Slabs};
     use crate::distill::testing::noise;
     use std::sync::Arc;
 
@@ -277,7 +297,7 @@ mod tests {
         for (ty, n_out, n_in) in [(GgmlType::Q4_1, 50, 96), (GgmlType::Q8_0, 128, 64), (GgmlType::Q6_K, 33, 256)] {
             let linear = linear(ty, n_out, n_in);
             let [int8, exact] = [Precision::Int8, Precision::Exact].map(|p| Frozen::new(&linear, kernels, p));
-            assert!(int8.floats.is_none() && Frozen::bytes(&linear, Precision::Int8, false) == 0);
+            assert!(int8.floats.is_none() && Frozen::bytes(&linear.weight, Precision::Int8, false) == 0);
             let (n, f) = (600, &kernels.float);
             let close = |a: &[f32], b: &[f32]| {
                 let error: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
@@ -298,7 +318,7 @@ mod tests {
             });
             close(&a, &b);
             let transposed = int8.transposed.get().map(|t| t.data.len() as u64);
-            assert_eq!(transposed, Some(Frozen::bytes(&linear, Precision::Int8, true)));
+            assert_eq!(transposed, Some(Frozen::bytes(&linear.weight, Precision::Int8, true)));
         }
     }
 }

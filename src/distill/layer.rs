@@ -2,19 +2,19 @@
 //! and with everything kept that the reverse pass needs.
 
 use ggml_ext::kernels::float::FloatKernels;
-use ggml_ext::lisa::{Activation, Kind, Part};
+use ggml_ext::lisa::{Kind, Part};
 
-use super::align::{Align, activation_slope};
+use super::align::Align;
 use super::dense::{
     DenseLayer, DenseModel, HeadProjection, Turns, matmul_nn, matmul_nt, matmul_tn, rms_norm, rms_norm_backward,
 };
 use super::modules::{Module, Modules};
+use super::network::FeedForwardTape;
 use super::scores::{
     Causal, HeadShape, log_softmax, scores, scores_backward, soft_cap_backward, weighted_values,
     weighted_values_backward,
 };
 use crate::attention::RopeTable;
-use crate::compute::Act;
 
 /// What a layer computed on its way forward.
 #[derive(Default)]
@@ -37,8 +37,7 @@ pub struct Tape {
     out: Vec<f32>,
     x1: Vec<f32>,
     n2: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
+    ffn: FeedForwardTape,
     /// The network's result before a norm on it.
     down: Vec<f32>,
 }
@@ -68,7 +67,7 @@ pub fn zeroed(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
 }
 
 /// Makes `v` of length `n`, with values to be overwritten.
-fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
+pub fn sized(v: &mut Vec<f32>, n: usize) -> &mut [f32] {
     v.resize(n, 0.0);
     v
 }
@@ -203,18 +202,8 @@ impl<'a> LayerPass<'a> {
         tape.x1.clear();
         tape.x1.extend_from_slice(x);
         rms_norm(f, x, l.ffn_norm.as_deref(), eps, sized(&mut tape.n2, x.len()));
-        l.gate.forward(f, &tape.n2, sized(&mut tape.gate, n * l.gate.n_out));
-        l.up.forward(f, &tape.n2, sized(&mut tape.up, n * l.up.n_out));
-        self.gated(&tape.gate, &tape.up, sized(&mut scratch.b, n * l.up.n_out));
-        l.down.forward(f, &scratch.b, sized(&mut tape.down, x.len()));
+        l.ffn.forward(f, &tape.n2, &mut tape.ffn, &mut scratch.b, sized(&mut tape.down, x.len()));
         self.add(l.post_ffn_norm.as_deref(), &tape.down, x, scratch);
-    }
-
-    fn gated(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        match self.layer.act {
-            Act::Silu => self.f.silu_mul(gate, up, out),
-            Act::Gelu => self.f.gelu_mul(gate, up, out),
-        }
     }
 
     fn add(&self, norm: Option<&[f32]>, delta: &[f32], x: &mut [f32], scratch: &mut Scratch) {
@@ -243,14 +232,9 @@ impl<'a> LayerPass<'a> {
         let (f, l, n, eps) = (self.f, self.layer, self.c.n, self.model.eps);
         // Feed-forward half.
         let d = self.delta(l.post_ffn_norm.as_deref(), &tape.down, dx, &mut s.a);
-        let n_ff = l.up.n_out;
-        l.down.backward(f, d, zeroed(&mut s.b, n * n_ff));
-        // s.b: hidden; s.c: gate; s.d: up.
-        self.gated_backward(tape, s);
-        zeroed(&mut s.a, dx.len());
-        l.gate.backward(f, &s.c, &mut s.a);
-        l.up.backward(f, &s.d, &mut s.a);
-        rms_norm_backward(f, &tape.x1, l.ffn_norm.as_deref(), eps, &s.a, dx);
+        let mut dn = vec![0.0; d.len()];
+        l.ffn.backward(f, &tape.ffn, d, &mut dn, [&mut s.b, &mut s.c, &mut s.d]);
+        rms_norm_backward(f, &tape.x1, l.ffn_norm.as_deref(), eps, &dn, dx);
         // Attention half.
         let d = self.delta(l.post_attn_norm.as_deref(), &tape.out, dx, &mut s.a);
         l.out.backward(f, d, zeroed(&mut s.b, n * l.out.n_in));
@@ -270,19 +254,6 @@ impl<'a> LayerPass<'a> {
         if asked.input {
             rms_norm_backward(f, &tape.x, l.attn_norm.as_deref(), eps, &s.c, dx);
         }
-    }
-
-    fn gated_backward(&self, tape: &Tape, s: &mut Scratch) {
-        let (f, n) = (self.f, tape.gate.len());
-        let act = match self.layer.act {
-            Act::Silu => Activation::Silu,
-            Act::Gelu => Activation::Gelu,
-        };
-        s.c.clone_from(&tape.gate);
-        activation_slope(f, act, &mut s.c, &mut s.d);
-        f.mul_assign(&mut s.c, &s.b);
-        f.mul_assign(&mut s.c, &tape.up);
-        self.gated(&tape.gate, &s.b, sized(&mut s.d, n));
     }
 
     /// From the gradient `ds` of the scores: adds that of the normalised input to `dn`, of the modules' values to `grads`, of

@@ -14,6 +14,7 @@ pub mod dense;
 pub mod frozen;
 pub mod layer;
 pub mod modules;
+mod network;
 pub mod scores;
 pub mod similarity;
 mod solve;

@@ -356,7 +356,7 @@ impl Pair<'_> {
             let dim = modules.get(i).map_or(s.head_dim_k, |m| m.rank);
             let low = (s.n_head + s.n_head_kv) * dim + d.n_embd;
             let logs = s.n_head * n_ctx;
-            let body = 5 * d.n_embd + 2 * l.gate.n_out + s.n_head_kv * s.head_dim_v + s.n_head * s.head_dim_v;
+            let body = 5 * d.n_embd + 2 * l.ffn.n_hidden() + s.n_head_kv * s.head_dim_v + s.n_head * s.head_dim_v;
             4 * n_ctx as u64 * (low + logs + if whole { body } else { 0 }) as u64
         };
         let n_layer = d.layers.len();

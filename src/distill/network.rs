@@ -1,0 +1,231 @@
+//! The frozen feed-forward half of a layer, forward and in reverse: one gated network, or a mixture of experts (`compute/experts.rs`).
+
+use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::FloatKernels;
+use ggml_ext::lisa::Activation;
+
+use super::align::activation_slope;
+use super::frozen::{Frozen, Precision};
+use super::layer::{sized, zeroed};
+use crate::compute::{Act, Choice, Matrix};
+use crate::model::{Experts, Ffn};
+
+/// The feed-forward half of a layer.
+pub enum FeedForward<'m> {
+    /// One network.
+    Gated(Network<'m>),
+    /// Many, of which some are chosen for a token.
+    Mixture(Mixture<'m>),
+}
+
+/// A gated network: `down(act(gate x) * up x)`.
+pub struct Network<'m> {
+    gate: Frozen<'m>,
+    up: Frozen<'m>,
+    down: Frozen<'m>,
+    act: Act,
+}
+
+/// Networks and what chooses among them. The choice is as good as constant: gradients pass through the weights of those chosen.
+pub struct Mixture<'m> {
+    router: Frozen<'m>,
+    choice: Choice,
+    experts: Vec<Network<'m>>,
+    kernels: &'static Kernels,
+}
+
+/// What the half computed on its way forward.
+#[derive(Default)]
+pub struct FeedForwardTape {
+    /// Of every network, in the order of the rows that it was given.
+    networks: Vec<NetworkTape>,
+    /// Of all experts, `[n, n_expert]`.
+    probabilities: Vec<f32>,
+    /// The experts chosen for each token, `[n, n_used]`, and their weights.
+    chosen: Vec<u32>,
+    weights: Vec<f32>,
+    /// For each of `chosen` the row among those that the expert was given.
+    rows: Vec<usize>,
+    /// What each expert made of its rows.
+    outputs: Vec<Vec<f32>>,
+}
+
+#[derive(Default)]
+struct NetworkTape {
+    gate: Vec<f32>,
+    up: Vec<f32>,
+}
+
+/// Work space: the hidden units, and the gradients of gates and of up-projections.
+pub type Hidden<'s> = [&'s mut Vec<f32>; 3];
+
+impl<'m> FeedForward<'m> {
+    /// The frozen `ffn`.
+    pub fn new(ffn: &'m Ffn, kernels: &'static Kernels, precision: Precision) -> Self {
+        match ffn {
+            Ffn::Gated(n) => {
+                let frozen = |linear| Frozen::new(linear, kernels, precision);
+                let (gate, up, down) = (frozen(&n.gate), frozen(&n.up), frozen(&n.down));
+                Self::Gated(Network { gate, up, down, act: n.act })
+            }
+            Ffn::Experts(e) => Self::Mixture(Mixture::new(e, kernels, precision)),
+        }
+    }
+
+    /// Hidden units that a token meets.
+    pub fn n_hidden(&self) -> usize {
+        match self {
+            Self::Gated(n) => n.up.n_out,
+            Self::Mixture(m) => m.choice.n_used * m.experts.first().map_or(0, |n| n.up.n_out),
+        }
+    }
+
+    /// What it makes of the rows `x`, into `y`.
+    pub fn forward(
+        &self,
+        f: &FloatKernels,
+        x: &[f32],
+        tape: &mut FeedForwardTape,
+        hidden: &mut Vec<f32>,
+        y: &mut [f32],
+    ) {
+        match self {
+            Self::Gated(n) => {
+                tape.networks.resize_with(1, Default::default);
+                n.forward(f, x, &mut tape.networks[0], hidden, y);
+            }
+            Self::Mixture(m) => m.forward(f, x, tape, hidden, y),
+        }
+    }
+
+    /// Adds the gradient of the rows that it was given to `dx`, from that of what it made of them.
+    pub fn backward(&self, f: &FloatKernels, tape: &FeedForwardTape, dy: &[f32], dx: &mut [f32], s: Hidden) {
+        match self {
+            Self::Gated(n) => n.backward(f, &tape.networks[0], dy, dx, s),
+            Self::Mixture(m) => m.backward(f, tape, dy, dx, s),
+        }
+    }
+}
+
+impl Network<'_> {
+    fn forward(&self, f: &FloatKernels, x: &[f32], tape: &mut NetworkTape, hidden: &mut Vec<f32>, y: &mut [f32]) {
+        let n = x.len() / self.up.n_in * self.up.n_out;
+        self.gate.forward(f, x, sized(&mut tape.gate, n));
+        self.up.forward(f, x, sized(&mut tape.up, n));
+        self.gated(f, &tape.gate, &tape.up, sized(hidden, n));
+        self.down.forward(f, hidden, y);
+    }
+
+    fn gated(&self, f: &FloatKernels, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match self.act {
+            Act::Silu => f.silu_mul(gate, up, out),
+            Act::Gelu => f.gelu_mul(gate, up, out),
+        }
+    }
+
+    fn backward(&self, f: &FloatKernels, tape: &NetworkTape, dy: &[f32], dx: &mut [f32], [hidden, gate, up]: Hidden) {
+        let act = match self.act {
+            Act::Silu => Activation::Silu,
+            Act::Gelu => Activation::Gelu,
+        };
+        self.down.backward(f, dy, zeroed(hidden, tape.gate.len()));
+        gate.clone_from(&tape.gate);
+        activation_slope(f, act, gate, up);
+        f.mul_assign(gate, hidden);
+        f.mul_assign(gate, &tape.up);
+        self.gated(f, &tape.gate, hidden, sized(up, tape.gate.len()));
+        self.gate.backward(f, gate, dx);
+        self.up.backward(f, up, dx);
+    }
+}
+
+impl<'m> Mixture<'m> {
+    fn new(e: &'m Experts, kernels: &'static Kernels, precision: Precision) -> Self {
+        let part = |weight: &'m Matrix, i: usize| {
+            let n = weight.rows() / e.choice.n_expert;
+            Frozen::of_rows(weight, i * n..(i + 1) * n, None, kernels, precision)
+        };
+        let network = |i| Network {
+            gate: part(&e.gate.weight, i),
+            up: part(&e.up.weight, i),
+            down: part(&e.down.weight, i),
+            act: e.act,
+        };
+        let router = Frozen::new(&e.router, kernels, precision);
+        Self { router, choice: e.choice, experts: (0..e.choice.n_expert).map(network).collect(), kernels }
+    }
+
+    /// The rows of `x`, one for each token, that go to expert `e`, one after the other.
+    fn gather(&self, tape: &FeedForwardTape, e: usize, x: &[f32], scaled: bool, f: &FloatKernels) -> Vec<f32> {
+        let d = self.router.n_in;
+        let mut rows = Vec::new();
+        for (i, _) in tape.chosen.iter().enumerate().filter(|(_, c)| **c as usize == e) {
+            let start = rows.len();
+            rows.extend_from_slice(&x[i / self.choice.n_used * d..][..d]);
+            if scaled {
+                f.scale(&mut rows[start..], tape.weights[i]);
+            }
+        }
+        rows
+    }
+
+    fn forward(&self, f: &FloatKernels, x: &[f32], tape: &mut FeedForwardTape, hidden: &mut Vec<f32>, y: &mut [f32]) {
+        let (d, Choice { n_expert, n_used, .. }) = (self.router.n_in, self.choice);
+        let n = x.len() / d;
+        self.router.forward(f, x, sized(&mut tape.probabilities, n * n_expert));
+        tape.chosen.resize(n * n_used, 0);
+        sized(&mut tape.weights, n * n_used);
+        let places = tape.chosen.chunks_exact_mut(n_used).zip(tape.weights.chunks_exact_mut(n_used));
+        for (scores, (chosen, weights)) in tape.probabilities.chunks_exact_mut(n_expert).zip(places) {
+            self.choice.choose(self.kernels, &mut scores.to_vec(), chosen, weights);
+            f.softmax(scores);
+        }
+        let mut given = vec![0; n_expert];
+        let next = |&e: &u32| {
+            given[e as usize] += 1;
+            given[e as usize] - 1
+        };
+        tape.rows = tape.chosen.iter().map(next).collect();
+        tape.networks.resize_with(n_expert, Default::default);
+        tape.outputs.resize_with(n_expert, Vec::new);
+        for (e, expert) in self.experts.iter().enumerate() {
+            let rows = self.gather(tape, e, x, false, f);
+            let out = sized(&mut tape.outputs[e], rows.len());
+            expert.forward(f, &rows, &mut tape.networks[e], hidden, out);
+        }
+        y.fill(0.0);
+        for (i, ((&e, &w), &row)) in tape.chosen.iter().zip(&tape.weights).zip(&tape.rows).enumerate() {
+            f.axpy(w, &tape.outputs[e as usize][row * d..(row + 1) * d], &mut y[i / n_used * d..][..d]);
+        }
+    }
+
+    fn backward(&self, f: &FloatKernels, tape: &FeedForwardTape, dy: &[f32], dx: &mut [f32], [a, b, c]: Hidden) {
+        let (d, Choice { n_expert, n_used, normalised }) = (self.router.n_in, self.choice);
+        let mut back = vec![Vec::new(); n_expert];
+        for (e, expert) in self.experts.iter().enumerate() {
+            let rows = self.gather(tape, e, dy, true, f);
+            expert.backward(f, &tape.networks[e], &rows, zeroed(&mut back[e], rows.len()), [&mut *a, &mut *b, &mut *c]);
+        }
+        let mut dscores = vec![0.0; tape.probabilities.len()];
+        let tokens = tape.probabilities.chunks_exact(n_expert).zip(dscores.chunks_exact_mut(n_expert));
+        for (t, (p, ds)) in tokens.enumerate() {
+            let (dy, dx) = (&dy[t * d..(t + 1) * d], &mut dx[t * d..(t + 1) * d]);
+            let of_token =
+                || (t * n_used..(t + 1) * n_used).map(|i| (tape.chosen[i] as usize, tape.rows[i], tape.weights[i]));
+            // First of the weights, then of the probabilities, then of the scores.
+            for (e, row, _) in of_token() {
+                let at = row * d..(row + 1) * d;
+                f.add_assign(dx, &back[e][at.clone()]);
+                ds[e] = f.dot(dy, &tape.outputs[e][at]);
+            }
+            if normalised {
+                let along: f32 = of_token().map(|(e, _, w)| ds[e] * w).sum();
+                let sum: f32 = of_token().map(|(e, ..)| p[e]).sum();
+                of_token().for_each(|(e, ..)| ds[e] = (ds[e] - along) / sum);
+            }
+            let along = f.dot(p, ds);
+            ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - along));
+        }
+        self.router.backward(f, &dscores, dx);
+    }
+}
