@@ -13,7 +13,7 @@ use crate::model::{Experts, Ffn};
 /// The feed-forward half of a layer.
 pub enum FeedForward<'m> {
     /// One network.
-    Gated(Network<'m>),
+    Gated(Box<Network<'m>>),
     /// Many, of which some are chosen for a token.
     Mixture(Mixture<'m>),
 }
@@ -66,7 +66,7 @@ impl<'m> FeedForward<'m> {
             Ffn::Gated(n) => {
                 let frozen = |linear| Frozen::new(linear, kernels, precision);
                 let (gate, up, down) = (frozen(&n.gate), frozen(&n.up), frozen(&n.down));
-                Self::Gated(Network { gate, up, down, act: n.act })
+                Self::Gated(Box::new(Network { gate, up, down, act: n.act }))
             }
             Ffn::Experts(e) => Self::Mixture(Mixture::new(e, kernels, precision)),
         }
