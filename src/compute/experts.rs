@@ -6,10 +6,9 @@
 
 use std::ops::Range;
 
-use ggml_ext::kernels::{Kernels, takes_bf16};
-use ggml_ext::pack::{MatrixRef, ROWS};
+use ggml_ext::kernels::Kernels;
+use ggml_ext::pack::ROWS;
 
-use super::buffer::Rounded;
 use super::shares::Shares;
 use super::{Act, ActivationType, Activations, Form, Matrix, Operand, Ops, SharedBuf};
 
@@ -54,16 +53,15 @@ pub struct ExpertBuffers {
 }
 
 /// The networks of a layer.
-#[derive(Clone, Copy)]
-pub struct Networks<'a> {
+pub struct Networks {
     /// Who is chosen.
     pub choice: Choice,
     /// Gate projections.
-    pub gate: &'a Stack,
+    pub gate: Stack,
     /// Up projections.
-    pub up: &'a Stack,
+    pub up: Stack,
     /// Down projections.
-    pub down: &'a Stack,
+    pub down: Stack,
     /// The gates' activation.
     pub act: Act,
 }
@@ -77,6 +75,19 @@ pub struct ExpertSizes {
     pub n_used: usize,
     /// Hidden units of one.
     pub n_ff: usize,
+}
+
+impl Networks {
+    /// The stacks of all experts' matrices.
+    pub fn stacks(&self) -> [&Stack; 3] {
+        [&self.gate, &self.up, &self.down]
+    }
+
+    /// How large they are.
+    pub fn sizes(&self) -> ExpertSizes {
+        let Choice { n_expert, n_used, .. } = self.choice;
+        ExpertSizes { n_expert, n_used, n_ff: self.down.weight.cols() }
+    }
 }
 
 impl ExpertBuffers {
@@ -141,7 +152,7 @@ impl Ops<'_> {
         &mut self,
         x: Operand,
         n: usize,
-        net: Networks,
+        net: &Networks,
         b: &ExpertBuffers,
         fine_step: [f32; 2],
         out: &SharedBuf<f32>,
@@ -161,10 +172,10 @@ impl Ops<'_> {
             }
         }
         self.worker.barrier();
-        self.products(input, choice.n_expert, b, &[(net.gate, &b.gate), (net.up, &b.up)]);
+        self.products(input, choice.n_expert, b, &[(&net.gate, &b.gate), (&net.up, &b.up)]);
         let hidden = b.hidden.with(form, fine_step[1]);
         self.gated(net.act, &b.gate, &b.up, n * n_used, hidden);
-        self.products(hidden, choice.n_expert, b, &[(net.down, &b.output)]);
+        self.products(hidden, choice.n_expert, b, &[(&net.down, &b.output)]);
         let n_embd = x.k();
         for t in self.worker.share(n) {
             let chosen = t * n_used..(t + 1) * n_used;
@@ -240,37 +251,20 @@ impl Ops<'_> {
                         let rows = stack.weight.rows() / n_expert;
                         let part = (groups.start - first) * ROWS..((groups.end - first) * ROWS).min(rows);
                         let w = stack.weight.rows_view(e * rows..(e + 1) * rows);
-                        self.expert_product(x, places(e), &w, part, out);
+                        let places = places(e);
+                        assert!(places.end * rows <= out.len() && w.cols == x.k());
+                        // SAFETY: chunks are handed out once each, so that columns `part` of these rows are this member's; the
+                        // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
+                        unsafe {
+                            let y = out.as_ptr().add(places.start * rows);
+                            self.multiply(x, places, &w, part, y);
+                        }
                     }
                     first = end;
                 }
             }
         });
         worker.barrier();
-    }
-
-    /// Rows `part` of `w` with the rows `places` of `x`, into the same rows of `out`.
-    fn expert_product(
-        &mut self,
-        x: Operand,
-        places: Range<usize>,
-        w: &MatrixRef,
-        part: Range<usize>,
-        out: &SharedBuf<f32>,
-    ) {
-        assert!(places.end * w.rows <= out.len() && w.cols == x.k());
-        // SAFETY: chunks are handed out once each, so that columns `part` of these rows are this member's; the assertion keeps all of
-        // them inside `out`; nobody writes `x` in this phase.
-        unsafe {
-            let (int, scratch, y) = (&self.kernels.int, &mut *self.scratch, out.as_ptr().add(places.start * w.rows));
-            match x.rounded() {
-                Rounded::Int8(q8) if !w.ty.is_float() => int.matmul(w, part, q8.view(places), scratch, y, w.rows),
-                Rounded::Bf16(bf16, digits) if takes_bf16(w) => {
-                    int.matmul_bf16(w, part, bf16.view(places), digits, scratch, y, w.rows)
-                }
-                _ => int.matmul_f32(w, part, x.f32(places), scratch, y, w.rows),
-            }
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use ggml_ext::kernels::{Kernels, MatmulScratch, takes_bf16};
-use ggml_ext::pack::ROWS;
+use ggml_ext::pack::{MatrixRef, ROWS};
 
 use super::buffer::Rounded;
 use super::shares::Shares;
@@ -74,7 +74,8 @@ impl Ops<'_> {
     }
 
     /// Adds a sub-layer's result to `rows` of the residual stream and normalises these for the next: `x += delta`, with `delta` itself
-    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`, or `x` without a weight. `delta` and `out` have these rows alone.
+    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`, or `x` without a weight. `delta` and `out`
+    /// have these rows alone.
     #[allow(clippy::too_many_arguments)]
     pub fn residual_norm(
         &mut self,
@@ -186,22 +187,37 @@ impl Ops<'_> {
         // SAFETY: chunks are handed out once each, so columns `part` of every output row are this member's; the
         // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
         unsafe {
-            let (int, scratch, y) = (&self.kernels.int, &mut *self.scratch, out.as_ptr());
-            let (part_of_w, of_x) = (part.clone(), rows.clone());
-            match x.rounded() {
-                Rounded::Int8(q8) if linear.weight.is_quantized() => {
-                    int.matmul(&w, part_of_w, q8.view(of_x), scratch, y, n)
-                }
-                Rounded::Bf16(bf16, digits) if takes_bf16(&w) => {
-                    int.matmul_bf16(&w, part_of_w, bf16.view(of_x), digits, scratch, y, n)
-                }
-                _ => int.matmul_f32(&w, part_of_w, x.f32(of_x), scratch, y, n),
-            }
+            self.multiply(x, rows.clone(), &w, part.clone(), out.as_ptr());
             if let Some(bias) = &linear.bias {
                 for i in 0..rows.len() {
                     let row = out.get_mut(i * n + part.start..i * n + part.end);
                     self.kernels.float.add_assign(row, &bias[part.clone()]);
                 }
+            }
+        }
+    }
+
+    /// Rows `part` of `w` with `rows` of `x`, in the form that both have; the first of `rows` gives the row at `y`.
+    ///
+    /// # Safety
+    /// Nobody writes `rows` of `x` before the next barrier, and columns `part` of as many rows of `w.rows` at `y` are this member's.
+    pub(super) unsafe fn multiply(
+        &mut self,
+        x: Operand,
+        rows: Range<usize>,
+        w: &MatrixRef,
+        part: Range<usize>,
+        y: *mut f32,
+    ) {
+        let (int, scratch) = (&self.kernels.int, &mut *self.scratch);
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match x.rounded() {
+                Rounded::Int8(q8) if !w.ty.is_float() => int.matmul(w, part, q8.view(rows), scratch, y, w.rows),
+                Rounded::Bf16(bf16, digits) if takes_bf16(w) => {
+                    int.matmul_bf16(w, part, bf16.view(rows), digits, scratch, y, w.rows)
+                }
+                _ => int.matmul_f32(w, part, x.f32(rows), scratch, y, w.rows),
             }
         }
     }

@@ -56,6 +56,7 @@ pub struct Scratch {
     b: Vec<f32>,
     c: Vec<f32>,
     d: Vec<f32>,
+    dn: Vec<f32>,
     ds: Vec<f32>,
 }
 
@@ -232,9 +233,9 @@ impl<'a> LayerPass<'a> {
         let (f, l, n, eps) = (self.f, self.layer, self.c.n, self.model.eps);
         // Feed-forward half.
         let d = self.delta(l.post_ffn_norm.as_deref(), &tape.down, dx, &mut s.a);
-        let mut dn = vec![0.0; d.len()];
-        l.ffn.backward(f, &tape.ffn, d, &mut dn, [&mut s.b, &mut s.c, &mut s.d]);
-        rms_norm_backward(f, &tape.x1, l.ffn_norm.as_deref(), eps, &dn, dx);
+        let dn = zeroed(&mut s.dn, d.len());
+        l.ffn.backward(f, &tape.ffn, d, dn, [&mut s.b, &mut s.c, &mut s.d]);
+        rms_norm_backward(f, &tape.x1, l.ffn_norm.as_deref(), eps, dn, dx);
         // Attention half.
         let d = self.delta(l.post_attn_norm.as_deref(), &tape.out, dx, &mut s.a);
         l.out.backward(f, d, zeroed(&mut s.b, n * l.out.n_in));

@@ -141,18 +141,20 @@ impl Network<'_> {
 
 impl<'m> Mixture<'m> {
     fn new(e: &'m Experts, kernels: &'static Kernels, precision: Precision) -> Self {
+        let all = &e.networks;
+        let n_expert = all.choice.n_expert;
         let part = |weight: &'m Matrix, i: usize| {
-            let n = weight.rows() / e.choice.n_expert;
+            let n = weight.rows() / n_expert;
             Frozen::of_rows(weight, i * n..(i + 1) * n, None, kernels, precision)
         };
         let network = |i| Network {
-            gate: part(&e.gate.weight, i),
-            up: part(&e.up.weight, i),
-            down: part(&e.down.weight, i),
-            act: e.act,
+            gate: part(&all.gate.weight, i),
+            up: part(&all.up.weight, i),
+            down: part(&all.down.weight, i),
+            act: all.act,
         };
         let router = Frozen::new(&e.router, kernels, precision);
-        Self { router, choice: e.choice, experts: (0..e.choice.n_expert).map(network).collect(), kernels }
+        Self { router, choice: all.choice, experts: (0..n_expert).map(network).collect(), kernels }
     }
 
     /// The rows of `x`, one for each token, that go to expert `e`, one after the other.

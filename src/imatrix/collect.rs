@@ -36,8 +36,8 @@ impl Collector {
         let stacks = decoder
             .layers
             .iter()
-            .filter_map(|l| l.ffn.experts())
-            .flat_map(|e| e.stacks().map(|s| (s.name.clone(), Sums::new(e.choice.n_expert, s.weight.cols()))));
+            .filter_map(|l| Some(&l.ffn.experts()?.networks))
+            .flat_map(|n| n.stacks().map(|s| (s.name.clone(), Sums::new(n.choice.n_expert, s.weight.cols()))));
         Self { sums: all.chain(stacks).collect() }
     }
 
@@ -57,9 +57,7 @@ impl Collector {
     pub fn to_imatrix(&self, dataset: Option<&str>, chunk_size: u32) -> Imatrix {
         Imatrix { entries: self.entries(), datasets: dataset.map(str::to_owned).into_iter().collect(), chunk_size }
     }
-}
 
-impl Collector {
     fn add(&self, name: &str, matrix: usize, rows: &[f32]) {
         let Some(sums) = self.sums.get(name) else { return };
         let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ use super::decoder::{Attention, ContextRope, Decoder, Experts, FeedForward, Ffn,
 use super::weights::Loader;
 use crate::Result;
 use crate::attention::{AttentionShape, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan};
-use crate::compute::{Act, Choice, Linear};
+use crate::compute::{Act, Choice, Linear, Networks};
 
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
@@ -247,14 +247,14 @@ impl Builder<'_, '_, '_, '_> {
         let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
         let mut stack =
             |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps.weight"), n_expert, rows, cols);
-        Ok(Ffn::Experts(Experts {
-            router,
+        let networks = Networks {
             choice: Choice { n_expert, n_used, normalised },
             gate: stack("gate", n_ff, n_embd)?,
             up: stack("up", n_ff, n_embd)?,
             down: stack("down", n_embd, n_ff)?,
             act: Act::Silu,
-        }))
+        };
+        Ok(Ffn::Experts(Experts { router, networks }))
     }
 
     /// A pre-norm layer from its halves.

@@ -2,7 +2,7 @@
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
 use crate::attention::{AttentionShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature};
-use crate::compute::{Act, Choice, ExpertSizes, Linear, Matrix, Networks, Stack};
+use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks};
 
 /// The attention half of a layer.
 pub struct Attention {
@@ -128,33 +128,8 @@ pub struct FeedForward {
 pub struct Experts {
     /// Makes the scores that experts are chosen by.
     pub router: Linear,
-    /// How they are chosen.
-    pub choice: Choice,
-    /// Gate projections.
-    pub gate: Stack,
-    /// Up projections.
-    pub up: Stack,
-    /// Down projections.
-    pub down: Stack,
-    /// The gates' activation.
-    pub act: Act,
-}
-
-impl Experts {
-    /// The stacks of all experts' matrices.
-    pub fn stacks(&self) -> [&Stack; 3] {
-        [&self.gate, &self.up, &self.down]
-    }
-
-    fn sizes(&self) -> ExpertSizes {
-        let Choice { n_expert, n_used, .. } = self.choice;
-        ExpertSizes { n_expert, n_used, n_ff: self.down.weight.cols() }
-    }
-
-    /// What the forward pass needs.
-    pub fn networks(&self) -> Networks<'_> {
-        Networks { choice: self.choice, gate: &self.gate, up: &self.up, down: &self.down, act: self.act }
-    }
+    /// Who is chosen, and the networks.
+    pub networks: Networks,
 }
 
 /// The feed-forward half of a layer.
@@ -185,8 +160,8 @@ impl Ffn {
 
     /// A number for each of the experts' stacks, scaled down to those that a token meets.
     fn of_chosen(&self, number: impl Fn(&Matrix) -> usize) -> usize {
-        let per_token = |e: &Experts| {
-            e.stacks().map(|s| number(&s.weight) / e.choice.n_expert * e.choice.n_used).into_iter().sum::<usize>()
+        let per_token = |Experts { networks: n, .. }: &Experts| {
+            n.stacks().map(|s| number(&s.weight) / n.choice.n_expert * n.choice.n_used).into_iter().sum::<usize>()
         };
         self.experts().map_or(0, per_token)
     }
@@ -271,18 +246,23 @@ impl Decoder {
         self.embed.weight.rows()
     }
 
-    /// Hidden units of the widest feed-forward network; of experts, of all that a token meets.
+    /// Hidden units of the widest network that is not an expert, 0 where there is none.
     pub fn n_ff(&self) -> usize {
         let n_ff = |ffn: &Ffn| match ffn {
             Ffn::Gated(f) => f.down.weight.cols(),
-            Ffn::Experts(e) => e.choice.n_used * e.sizes().n_ff,
+            Ffn::Experts(_) => 0,
         };
         self.layers.iter().map(|l| n_ff(&l.ffn)).max().unwrap_or(0)
     }
 
+    /// Most hidden units that a token meets in a layer.
+    pub fn n_ff_per_token(&self) -> usize {
+        self.n_ff().max(self.experts().map_or(0, |e| e.n_used * e.n_ff))
+    }
+
     /// Sizes of the largest mixture of experts, if there is one.
     pub fn experts(&self) -> Option<ExpertSizes> {
-        let all = self.layers.iter().filter_map(|l| Some(l.ffn.experts()?.sizes()));
+        let all = self.layers.iter().filter_map(|l| Some(l.ffn.experts()?.networks.sizes()));
         all.reduce(|a, b| ExpertSizes {
             n_expert: a.n_expert.max(b.n_expert),
             n_used: a.n_used.max(b.n_used),
@@ -298,7 +278,7 @@ impl Decoder {
     /// The weights of all layers.
     pub fn layer_weights(&self) -> impl Iterator<Item = &Matrix> {
         self.layers.iter().flat_map(|l| {
-            let stacks = l.ffn.experts().into_iter().flat_map(Experts::stacks);
+            let stacks = l.ffn.experts().into_iter().flat_map(|e| e.networks.stacks());
             l.matrices().map(|m| &m.weight).chain(stacks.map(|s| &s.weight))
         })
     }

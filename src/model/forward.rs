@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
-use super::decoder::{Attention, Decoder, Ffn, Layer, QueryKey, Scores};
+use super::decoder::{Attention, Decoder, Ffn, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
     attention_scratch,
@@ -123,9 +123,7 @@ impl Buffers {
         let n_head = model.shapes().map(|s| s.n_head).max().unwrap_or(0);
         let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
-        // Experts have room of their own.
-        let gated = |l: &Layer| l.ffn.experts().is_none();
-        let n_ff = if model.layers.iter().any(gated) { model.n_ff() } else { 0 };
+        let n_ff = model.n_ff();
         let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
         let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
@@ -277,7 +275,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
                 let b = buf.experts.as_ref().expect("work space for experts");
                 ops.linear(normed, rows, &[(&experts.router, &b.scores)]);
                 let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(step);
-                ops.experts(normed, n, experts.networks(), b, steps, &buf.delta);
+                ops.experts(normed, n, &experts.networks, b, steps, &buf.delta);
                 laps.end(Phase::Experts);
             }
         }

@@ -60,7 +60,7 @@ impl SessionParams {
 
     /// Most tokens of a pass through `model`.
     fn pass(&self, model: &Model) -> usize {
-        let fast = pass_tokens(model.kernels(), model.decoder().n_ff(), self.prompt_threads());
+        let fast = pass_tokens(model.kernels(), model.decoder().n_ff_per_token(), self.prompt_threads());
         self.n_ubatch.min(self.n_batch).min(self.context(model)).min(fast)
     }
 

@@ -7,7 +7,8 @@ use crate::GgmlType;
 use crate::blocks;
 
 /// Hex SHA-256 over the little-endian F32 values of `blk.0.attn_norm.weight`, `blk.1...`, ..., `output_norm.weight`, with a layer's
-/// `post_attention_norm` where it has no norm before attention: norms are not quantised, so all quantisations of a model have one fingerprint. `tensor` looks a tensor up by name.
+/// `post_attention_norm` where it has no norm before attention: norms are not quantised, so all quantisations of a model have one
+/// fingerprint. `tensor` looks a tensor up by name.
 ///
 /// # Errors
 /// [`LisaError::MissingTensor`], and [`LisaError::Tensor`] for a norm that is not in a float type.
