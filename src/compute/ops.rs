@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use ggml_ext::kernels::{Kernels, MatmulScratch, takes_bf16};
+use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 use ggml_ext::pack::{MatrixRef, ROWS};
 
 use super::buffer::Rounded;
@@ -42,6 +42,16 @@ pub enum Act {
     Silu,
     /// The tanh approximation of x * Phi(x): GeGLU.
     Gelu,
+}
+
+impl Act {
+    /// `out = act(gate) * up`.
+    pub(super) fn gate(self, kernels: &Kernels, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        match self {
+            Self::Silu => kernels.float.silu_mul(gate, up, out),
+            Self::Gelu => kernels.float.gelu_mul(gate, up, out),
+        }
+    }
 }
 
 impl Ops<'_> {
@@ -108,6 +118,40 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
+    /// The inner values of a gated feed-forward network, `out = act(W_gate x) * (W_up x)`, in one phase: what the two products give becomes
+    /// the operand of `down` as it is made. False, with nothing done, where it does not: in other forms than bf16, with biases, or if
+    /// somebody looks on.
+    pub fn gated_products(
+        &mut self,
+        x: Operand,
+        rows: Range<usize>,
+        [gate, up, down]: [&Linear; 3],
+        act: Act,
+        out: Operand,
+    ) -> bool {
+        let [w, v, d] = [gate, up, down].map(|linear| linear.weight.view());
+        let (Rounded::Bf16(x, digits), Rounded::Bf16(to, out_digits)) = (x.rounded(), out.rounded()) else { return false };
+        let plain = self.observer.is_none() && gate.bias.is_none() && up.bias.is_none();
+        if !plain || (w.ty, w.packed) != (v.ty, v.packed) || !takes_bf16(&w) || !takes_bf16(&d) {
+            return false;
+        }
+        // Floats are multiplied in two digits however many are asked for.
+        let out_digits = if d.packed { out_digits } else { Digits::Two };
+        let shares = Shares::new(w.rows / ROWS, self.worker.n);
+        let (worker, kernels) = (self.worker, self.kernels);
+        worker.for_each_chunk(shares.n_chunks(), |c| {
+            let part = shares.chunk(c);
+            let (part, act) = (part.start * ROWS..part.end * ROWS, |g: &[f32], u: &[f32], o: &mut [f32]| act.gate(kernels, g, u, o));
+            // SAFETY: chunks are handed out once each, so these elements of all rows are this member's; nobody writes `x` in this phase.
+            unsafe {
+                let x = x.view(rows.clone());
+                kernels.int.matmul_gated_bf16([&w, &v], part, x, digits, &act, self.scratch, (to, out_digits))
+            }
+        });
+        worker.barrier();
+        true
+    }
+
     /// `out = act(gate) * up`, row by row.
     pub fn gated(&mut self, act: Act, gate: &SharedBuf<f32>, up: &SharedBuf<f32>, n_rows: usize, out: Operand) {
         let n = out.k();
@@ -115,10 +159,7 @@ impl Ops<'_> {
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
             unsafe {
                 let (gate, up) = (gate.get(i * n..(i + 1) * n), up.get(i * n..(i + 1) * n));
-                match act {
-                    Act::Silu => self.kernels.float.silu_mul(gate, up, out.row_mut(i)),
-                    Act::Gelu => self.kernels.float.gelu_mul(gate, up, out.row_mut(i)),
-                }
+                act.gate(self.kernels, gate, up, out.row_mut(i));
                 out.finish_row(self.kernels, i);
             }
         }

@@ -263,11 +263,15 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
 
         match &layer.ffn {
             Ffn::Gated(ffn) => {
-                ops.linear(normed, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
-                laps.end(Phase::GateUp);
                 let hidden = buf.hidden.with(form, step(fine_step::HIDDEN));
-                ops.gated(ffn.act, &buf.gate, &buf.up, n, hidden);
-                laps.end(Phase::Gated);
+                if ops.gated_products(normed, rows.clone(), [&ffn.gate, &ffn.up, &ffn.down], ffn.act, hidden) {
+                    laps.end(Phase::GateUp);
+                } else {
+                    ops.linear(normed, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
+                    laps.end(Phase::GateUp);
+                    ops.gated(ffn.act, &buf.gate, &buf.up, n, hidden);
+                    laps.end(Phase::Gated);
+                }
                 ops.linear(hidden, rows, &[(&ffn.down, &buf.delta)]);
                 laps.end(Phase::Down);
             }

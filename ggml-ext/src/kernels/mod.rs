@@ -10,7 +10,7 @@ pub mod int;
 
 pub use float::FloatKernels;
 pub use int::{
-    Bf16Factor, Bf16Rows, Bf16View, Digits, FINE_STEP, IntKernels, MatmulScratch, Q8Rows, Q8View, takes_bf16,
+    Bf16Factor, Bf16Rows, Bf16View, Digits, FINE_STEP, GateFn, IntKernels, MatmulScratch, Q8Rows, Q8View, takes_bf16,
 };
 
 use std::sync::LazyLock;

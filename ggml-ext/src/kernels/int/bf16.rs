@@ -37,6 +37,7 @@ type ExpRow = unsafe fn(&[f32], Range<usize>, f32, [&mut [u16]; 2], Digits) -> f
 pub(super) struct Kernels {
     pub round_row: unsafe fn(&[f32], [&mut [u16]; 2]),
     pub matmul: unsafe fn(&Product, &mut MatmulScratch),
+    pub matmul_gated: unsafe fn(&GatedProduct, &mut MatmulScratch),
     pub set_f32: unsafe fn(Rows<f32>, FactorPart),
     pub set_f16: unsafe fn(Rows<f16>, FactorPart),
     pub product_of_rows: unsafe fn(&RowsProduct),
@@ -72,6 +73,21 @@ pub(super) struct Product<'a> {
     pub out_stride: usize,
 }
 
+/// An activation function's values times those of another slice: gate, up, result, all of one length.
+pub type GateFn<'a> = &'a dyn Fn(&[f32], &[f32], &mut [f32]);
+
+/// Two products with the same rows, one of which gates the other; the fields are those of [`IntKernels::matmul_gated_bf16`], already checked.
+pub(super) struct GatedProduct<'a> {
+    pub gate: &'a MatrixRef<'a>,
+    pub up: &'a MatrixRef<'a>,
+    pub rows: Range<usize>,
+    pub x: Bf16View<'a>,
+    pub digits: Digits,
+    pub act: GateFn<'a>,
+    pub out: &'a Bf16Rows,
+    pub out_digits: Digits,
+}
+
 /// Rows of activations in bf16, in two digits, written and read by several threads in turn.
 #[derive(Debug)]
 pub struct Bf16Rows {
@@ -83,7 +99,7 @@ pub struct Bf16Rows {
     stride: usize,
 }
 
-// SAFETY: the cells are written by `round_row` and read through `view` only, whose callers promise that no row is
+// SAFETY: the cells are written by `round_row` and gated products and read through `view` only, whose callers promise that no row is
 // written while anybody else reads or writes it. (Products read rows after those of a view too, and make nothing of them.)
 unsafe impl Sync for Bf16Rows {}
 
@@ -138,6 +154,13 @@ impl Bf16Rows {
             // thread's alone.
             unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()).cast(), self.k) }
         })
+    }
+
+    /// The addresses of row `row`'s first and second digits, for writers that share it by elements.
+    pub(super) fn row_ptr(&self, row: usize) -> [*mut u16; 2] {
+        assert!(row < self.n_rows, "row {row} of {}", self.n_rows);
+        let (first, second) = self.lines.split_at(self.lines.len() / 2);
+        [first, second].map(|cells| UnsafeCell::raw_get(cells[row * self.stride..].as_ptr()).cast())
     }
 
     /// The operand of a product: rows `rows`.
@@ -234,5 +257,40 @@ impl IntKernels {
         // SAFETY: the table exists, so the CPU has the tier's features; the operands were checked to be as large as
         // they claim, and the caller vouches for the output.
         unsafe { (self.bf16().matmul)(&p, scratch) }
+    }
+
+    /// `out[t][r] = act(gate[r] . x[t], up[r] . x[t])` for `r` in `rows` and all rows `t` of `x`, rounded to so many digits: the inner values of
+    /// a gated feed-forward network as the operand of its last product, without a detour through memory. The matrices are of one shape, type
+    /// and form, such as [`takes_bf16`] names, and `rows` are whole groups of both.
+    ///
+    /// # Safety
+    /// No other thread reads or writes these elements of `out` meanwhile.
+    ///
+    /// # Panics
+    /// If the tier has no bf16 kernels ([`IntKernels::has_bf16`]), or the operands are not as described.
+    #[allow(clippy::too_many_arguments)]
+    pub unsafe fn matmul_gated_bf16(
+        &self,
+        [gate, up]: [&MatrixRef; 2],
+        rows: Range<usize>,
+        x: Bf16View,
+        digits: Digits,
+        act: GateFn,
+        scratch: &mut MatmulScratch,
+        (out, out_digits): (&Bf16Rows, Digits),
+    ) {
+        check(gate, &rows, x.k());
+        check(up, &rows, x.k());
+        assert!(takes_bf16(gate), "{} weights have no bf16 product", gate.ty);
+        assert!((gate.ty, gate.packed) == (up.ty, up.packed), "{} and {} weights", gate.ty, up.ty);
+        assert!(rows.start.is_multiple_of(ROWS) && rows.end.is_multiple_of(ROWS), "rows {rows:?} are not whole groups");
+        assert!(rows.end <= out.k() && x.n_rows() <= out.n_rows(), "the result is too small");
+        if rows.is_empty() || x.n_rows() == 0 {
+            return;
+        }
+        let p = GatedProduct { gate, up, rows, x, digits, act, out, out_digits };
+        // SAFETY: the table exists, so the CPU has the tier's features; the operands were checked to be as large as they claim, and the
+        // caller vouches for the output.
+        unsafe { (self.bf16().matmul_gated)(&p, scratch) }
     }
 }

@@ -31,7 +31,7 @@ mod q8;
 mod quantize;
 mod raw;
 
-pub use bf16::{Bf16Rows, Bf16View, Digits, takes_bf16};
+pub use bf16::{Bf16Rows, Bf16View, Digits, GateFn, takes_bf16};
 pub use factor::Bf16Factor;
 pub use q8::{FINE_STEP, Q8Rows, Q8View};
 

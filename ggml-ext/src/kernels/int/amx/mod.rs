@@ -8,20 +8,27 @@
 //! Weights become tiles once for all tokens of a call ([`unpack`]). Arithmetic on tiles and the unpacking of the next weights, which
 //! vector units do, go on side by side ([`product`]).
 
+mod block;
+mod output;
 mod product;
 mod registers;
 mod rows;
 mod unpack;
 
-pub(super) use product::{PEAK_MACS, Tiles, peak};
+pub(super) use block::{PEAK_MACS, peak};
+pub(super) use product::Tiles;
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::f16;
 
-use super::bf16::{Digits, Kernels, Product};
+use super::bf16::{Bf16View, Digits, GatedProduct, Kernels, Product};
 use super::{MatmulScratch, with_half};
-use crate::pack::{COLS, with_packed};
+use crate::pack::{COLS, MatrixRef, ROWS, with_packed};
+use output::Output;
+use product::Factors;
+use unpack::Group;
 
 /// True if the CPU has AMX-BF16 and the operating system lets this process use it, which is asked for here.
 pub(in crate::kernels) fn is_supported() -> bool {
@@ -63,6 +70,7 @@ fn is_permitted() -> bool {
 pub(super) const KERNELS: Kernels = Kernels {
     round_row,
     matmul,
+    matmul_gated,
     set_f32: rows::set::<f32>,
     set_f16: rows::set::<f16>,
     product_of_rows: rows::product,
@@ -84,16 +92,52 @@ unsafe fn round_row(x: &[f32], [first, second]: [&mut [u16]; 2]) {
 }
 
 unsafe fn matmul(p: &Product, scratch: &mut MatmulScratch) {
-    let tiles = &mut scratch.tiles;
-    // SAFETY: the caller's promise; the type is the matrix's.
+    let groups = p.rows.start / ROWS..p.rows.end.div_ceil(ROWS);
+    // SAFETY: the caller's promise; the types are those of the matrices, and these groups exist.
+    unsafe { multiply(&[p.w], groups, p.x, p.digits, p, scratch) }
+}
+
+unsafe fn matmul_gated(p: &GatedProduct, scratch: &mut MatmulScratch) {
+    let groups = 2 * p.rows.start / ROWS..2 * p.rows.end / ROWS;
+    // SAFETY: as above.
+    unsafe { multiply(&[p.gate, p.up], groups, p.x, p.digits, p, scratch) }
+}
+
+/// The product with row groups of matrices of one type, whose groups take turns.
+///
+/// # Safety
+/// As [`product::matmul`], and the matrices are of one form.
+unsafe fn multiply<const N: usize>(
+    w: &[&MatrixRef; N],
+    groups: Range<usize>,
+    x: Bf16View,
+    digits: Digits,
+    output: &impl Output,
+    scratch: &mut MatmulScratch,
+) {
+    /// The same in `D` digits of weights that are held as `W`.
+    unsafe fn of<W: Group, const D: usize, const N: usize>(
+        w: &[&MatrixRef; N],
+        groups: Range<usize>,
+        x: Bf16View,
+        output: &impl Output,
+        scratch: &mut MatmulScratch,
+    ) {
+        // SAFETY: the caller's promise.
+        let group = |i: usize| unsafe { W::new(w[i % N], i / N) };
+        let factors = Factors { groups, group, cols: w[0].cols, x };
+        // SAFETY: the caller's promise.
+        unsafe { product::matmul::<W, D>(&factors, output, &mut scratch.tiles) }
+    }
+    // SAFETY: the caller's promise; the type is the matrices'.
     unsafe {
-        if p.w.packed {
-            with_packed!(p.w.ty, P => match p.digits {
-                Digits::One => product::matmul::<unpack::PackedGroup<P>, 1>(p, tiles),
-                Digits::Two => product::matmul::<unpack::PackedGroup<P>, 2>(p, tiles),
-            }, else => unreachable!("{} has no packed layout", p.w.ty))
+        if w[0].packed {
+            with_packed!(w[0].ty, P => match digits {
+                Digits::One => of::<unpack::PackedGroup<P>, 1, N>(w, groups, x, output, scratch),
+                Digits::Two => of::<unpack::PackedGroup<P>, 2, N>(w, groups, x, output, scratch),
+            }, else => unreachable!("{} has no packed layout", w[0].ty))
         } else {
-            with_half!(p.w.ty, W => product::matmul::<unpack::FloatGroup<W>, 2>(p, tiles))
+            with_half!(w[0].ty, W => of::<unpack::FloatGroup<W>, 2, N>(w, groups, x, output, scratch))
         }
     }
 }

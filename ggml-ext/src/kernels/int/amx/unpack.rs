@@ -6,12 +6,12 @@
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
 
-use super::product::Tile;
+use super::block::Tile;
 use crate::kernels::int::avx512::Avx512;
 use crate::kernels::int::dense::Weights;
 use crate::kernels::int::formats::Format;
 use crate::kernels::int::packed;
-use crate::pack::{COLS, MatrixRef, ROWS};
+use crate::pack::{COLS, LINE, MatrixRef, ROWS};
 
 /// 16 rows of weights.
 pub(super) trait Group {
@@ -27,6 +27,16 @@ pub(super) trait Group {
     /// # Safety
     /// The CPU has the tier's features, and the matrix has these columns.
     unsafe fn unpack(&self, i: usize, high: *mut Tile, low: *mut Tile);
+
+    /// Asks for columns `32 * i..`, which are to be unpacked later.
+    fn fetch(&self, i: usize);
+}
+
+/// Asks memory for a cache line.
+#[inline(always)]
+fn fetch(at: *const u8) {
+    // SAFETY: no address is bad for that.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
 }
 
 pub(super) fn bits(pairs: __m512bh) -> __m512i {
@@ -70,6 +80,13 @@ impl<P: Format> Group for PackedGroup<P> {
     unsafe fn unpack(&self, i: usize, high: *mut Tile, low: *mut Tile) {
         // SAFETY: passed on.
         unsafe { unpack_packed::<P>(&self.group, i, high, low) }
+    }
+
+    #[inline(always)]
+    fn fetch(&self, i: usize) {
+        let lines = self.group.lines.wrapping_add(i * P::LINES_BYTES);
+        (0..P::LINES_BYTES).step_by(LINE).for_each(|l| fetch(lines.wrapping_add(l)));
+        fetch(self.group.fields.wrapping_add(i / (P::LEN / COLS) * P::FIELDS_BYTES));
     }
 }
 
@@ -147,6 +164,12 @@ impl<W: Weights> Group for FloatGroup<W> {
     unsafe fn unpack(&self, i: usize, high: *mut Tile, low: *mut Tile) {
         // SAFETY: passed on.
         unsafe { unpack_floats(self, i, high, low) }
+    }
+
+    #[inline(always)]
+    fn fetch(&self, i: usize) {
+        let first = self.first.wrapping_add(i * COLS * W::BYTES);
+        (0..self.n_rows).for_each(|r| fetch(first.wrapping_add(r * self.row_bytes)));
     }
 }
 
