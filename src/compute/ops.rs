@@ -130,7 +130,9 @@ impl Ops<'_> {
         out: Operand,
     ) -> bool {
         let [w, v, d] = [gate, up, down].map(|linear| linear.weight.view());
-        let (Rounded::Bf16(x, digits), Rounded::Bf16(to, out_digits)) = (x.rounded(), out.rounded()) else { return false };
+        let (Rounded::Bf16(x, digits), Rounded::Bf16(to, out_digits)) = (x.rounded(), out.rounded()) else {
+            return false;
+        };
         let plain = self.observer.is_none() && gate.bias.is_none() && up.bias.is_none();
         if !plain || (w.ty, w.packed) != (v.ty, v.packed) || !takes_bf16(&w) || !takes_bf16(&d) {
             return false;
@@ -141,7 +143,8 @@ impl Ops<'_> {
         let (worker, kernels) = (self.worker, self.kernels);
         worker.for_each_chunk(shares.n_chunks(), |c| {
             let part = shares.chunk(c);
-            let (part, act) = (part.start * ROWS..part.end * ROWS, |g: &[f32], u: &[f32], o: &mut [f32]| act.gate(kernels, g, u, o));
+            let (part, act) =
+                (part.start * ROWS..part.end * ROWS, |g: &[f32], u: &[f32], o: &mut [f32]| act.gate(kernels, g, u, o));
             // SAFETY: chunks are handed out once each, so these elements of all rows are this member's; nobody writes `x` in this phase.
             unsafe {
                 let x = x.view(rows.clone());

@@ -470,8 +470,8 @@ fn bf16_products_are_those_of_rounded_weights_and_activations() {
 fn bf16_products_do_not_depend_on_the_batch_or_the_share_of_rows() {
     let mut random = Random(6);
     for kernels in bf16_kernels() {
-        // Rows of several segments.
-        with_bf16_types(85, 45, Fill::Random, &mut random.clone(), |w| {
+        // Two bands of rows, of several segments.
+        with_bf16_types(213, 45, Fill::Random, &mut random.clone(), |w| {
             let n = 70;
             let operand = bf16_rows(kernels, &activations(n, w.cols, &mut random), w.cols);
             for digits in [Digits::One, Digits::Two] {
@@ -480,12 +480,76 @@ fn bf16_products_do_not_depend_on_the_batch_or_the_share_of_rows() {
                     let some = matmul_bf16(kernels, w, 0..w.rows, &operand, tokens.clone(), digits);
                     assert!(some == all[tokens.start * w.rows..tokens.end * w.rows], "{}: tokens {tokens:?}", w.ty);
                 }
-                for rows in [0..16, 16..64, 32..85, 80..85] {
+                for rows in [0..16, 16..144, 128..213, 208..213] {
                     let part = matmul_bf16(kernels, w, rows.clone(), &operand, 0..n, digits);
                     for (i, (part, all)) in part.iter().zip(&all).enumerate() {
                         let want = if rows.contains(&(i % w.rows)) { *all } else { UNTOUCHED };
                         assert_eq!(part.to_bits(), want.to_bits(), "{}: element {i} of rows {rows:?}", w.ty);
                     }
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn bf16_products_of_many_tokens_are_those_of_few() {
+    let mut random = Random(7);
+    for kernels in bf16_kernels() {
+        let (rows, cols, n) = (147, 704, 1100);
+        let bytes = weights(GgmlType::Q4_0, rows, cols, Fill::Random, &mut random);
+        with_both_forms(GgmlType::Q4_0, rows, cols, &bytes, |w| {
+            if !takes_bf16(w) {
+                return;
+            }
+            let operand = bf16_rows(kernels, &activations(n, cols, &mut random), cols);
+            for digits in [Digits::One, Digits::Two] {
+                let all = matmul_bf16(kernels, w, 0..rows, &operand, 0..n, digits);
+                for tokens in [500..530, 1020..1100, 7..700] {
+                    let some = matmul_bf16(kernels, w, 0..rows, &operand, tokens.clone(), digits);
+                    assert!(some == all[tokens.start * rows..tokens.end * rows], "{digits:?}, tokens {tokens:?}");
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn gated_products_are_two_products_and_an_activation() {
+    let mut random = Random(8);
+    for kernels in bf16_kernels() {
+        let (rows, n) = (224, 70);
+        with_bf16_types(2 * rows, 33, Fill::Random, &mut random.clone(), |both| {
+            let half = both.data.len() / 2;
+            let [gate, up] = [&both.data[..half], &both.data[half..]].map(|data| MatrixRef { rows, data, ..*both });
+            let operand = bf16_rows(kernels, &activations(n, both.cols, &mut random), both.cols);
+            for (digits, part) in
+                [(Digits::One, 0..rows), (Digits::Two, 0..rows), (Digits::One, 16..208), (Digits::Two, 48..64)]
+            {
+                let [g, u] = [&gate, &up].map(|w| matmul_bf16(kernels, w, 0..rows, &operand, 0..n, digits));
+                let mut want = vec![0.0; g.len()];
+                kernels.float.silu_mul(&g, &u, &mut want);
+                let want = bf16_rows(kernels, &want, rows);
+                let out = Bf16Rows::new(n, rows);
+                let act = |gate: &[f32], up: &[f32], out: &mut [f32]| kernels.float.silu_mul(gate, up, out);
+                // SAFETY: nobody else has the operands.
+                unsafe {
+                    let (x, scratch) = (operand.view(0..n), &mut MatmulScratch::default());
+                    let out = (&out, digits);
+                    kernels.int.matmul_gated_bf16([&gate, &up], part.clone(), x, digits, &act, scratch, out);
+                }
+                for t in 0..n {
+                    // SAFETY: nobody writes any more.
+                    let [got, want] = [&out, &want].map(|rows| unsafe { rows.digits_mut(t) });
+                    for (i, (got, want)) in got.into_iter().zip(want).enumerate().take(digits.count()) {
+                        let (got, want) = (&got[part.clone()], &want[part.clone()]);
+                        assert!(got == want, "{}: digit {i} of token {t}, rows {part:?}, {digits:?}", both.ty);
+                    }
+                    // SAFETY: as above.
+                    let untouched = unsafe { out.digits_mut(t) }
+                        .into_iter()
+                        .all(|row| row[..part.start].iter().chain(&row[part.end..]).all(|&x| x == 0));
+                    assert!(untouched, "{}: beyond rows {part:?}", both.ty);
                 }
             }
         });

@@ -225,9 +225,8 @@ pub(super) unsafe fn matmul<W: Group, const D: usize>(
     let sums = grown(&mut tiles.sums, 2 * BAND_GROUPS * BAND_TOKENS);
     let mut jobs = jobs(p);
     let (mut next, mut after) = (jobs.next(), jobs.next());
-    let steps_of_band = |band: &Band| {
-        band.tokens.len().div_ceil(2 * TOKENS) * (p.cols / COLS) * band.groups.len().div_ceil(2)
-    };
+    let steps_of_band =
+        |band: &Band| band.tokens.len().div_ceil(2 * TOKENS) * (p.cols / COLS) * band.groups.len().div_ceil(2);
     let mut finished: Option<(Band, Pace)> = None;
     // SAFETY: there is room for two segments and for the sums of two bands; the rest is passed on.
     unsafe {
