@@ -206,8 +206,8 @@ impl FloatKernels {
         unsafe { (self.exp)(x) }
     }
 
-    /// `x[i] = e^(x[i] - max)`; returns their sum. A score of `-inf` becomes 0, and all of them do when `max` is `-inf`:
-    /// a fully masked tile adds nothing.
+    /// `x[i] = e^(x[i] - max)`, but 2e-35 where that is less, as for a score of `-inf`: smaller numbers cost far more time than they are worth.
+    /// Returns their sum. All become 0 when `max` is `-inf`: a fully masked tile adds nothing.
     pub fn exp_sub_sum(&self, x: &mut [f32], max: f32) -> f32 {
         // SAFETY: see the impl.
         unsafe { (self.exp_sub_sum)(x, max) }

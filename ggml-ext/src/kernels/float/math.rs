@@ -55,6 +55,23 @@ unsafe fn exp<V: Simd>(x: V) -> V {
     unsafe { exp2(x.mul(V::splat(LOG2_E))) }
 }
 
+/// Results that are not normal numbers, below about 1e-38, cost some hundred times as much as others, and nothing that is built here tells
+/// them from slightly greater ones: arguments that lead there are taken as this one.
+const LEAST_EXPONENT: f32 = -126.0;
+
+/// The same for `e`, and for what may be divided by a sum of such.
+const LEAST_LOG: f32 = -80.0;
+
+/// `e^x`, for the weights of a softmax: those below 2e-35 are 2e-35, negative infinity's among them.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn weight<V: Simd>(x: V) -> V {
+    // SAFETY: the caller's contract.
+    unsafe { exp(V::splat(LEAST_LOG).max(x)) }
+}
+
 /// `x / (1 + 2^-z)`, `z` given as `-z`: `x` times a logistic function.
 ///
 /// # Safety
@@ -62,7 +79,7 @@ unsafe fn exp<V: Simd>(x: V) -> V {
 #[inline(always)]
 unsafe fn gated<V: Simd>(x: V, minus_z: V) -> V {
     // SAFETY: the caller's contract.
-    unsafe { x.div(exp2(minus_z).add(V::splat(1.0))) }
+    unsafe { x.div(exp2(V::splat(LEAST_EXPONENT).max(minus_z)).add(V::splat(1.0))) }
 }
 
 /// # Safety
@@ -140,7 +157,7 @@ impl Unary for Silu2 {
     #[inline(always)]
     unsafe fn apply<V: Simd>(&self, x: V) -> V {
         // SAFETY: the caller's contract.
-        unsafe { x.div(exp2_near(x).add(V::splat(1.0))) }
+        unsafe { x.div(exp2_near(V::splat(LEAST_EXPONENT).max(x)).add(V::splat(1.0))) }
     }
 }
 
@@ -235,21 +252,21 @@ pub(super) unsafe fn exp_sub_sum<V: Simd>(x: &mut [f32], max: f32) -> f32 {
         while i + 2 * V::LANES <= n {
             for (j, sum) in sums.iter_mut().enumerate() {
                 let q = p.add(i + j * V::LANES);
-                let e = exp(V::load(q).sub(m));
+                let e = weight(V::load(q).sub(m));
                 e.store(q);
                 *sum = sum.add(e);
             }
             i += 2 * V::LANES;
         }
         if i + V::LANES <= n {
-            let e = exp(V::load(p.add(i)).sub(m));
+            let e = weight(V::load(p.add(i)).sub(m));
             e.store(p.add(i));
             sums[0] = sums[0].add(e);
             i += V::LANES;
         }
         if i < n {
             // Read back so that the lanes beyond the slice count as 0 and not as e^-max.
-            exp(V::load_partial(p.add(i), n - i).sub(m)).store_partial(p.add(i), n - i);
+            weight(V::load_partial(p.add(i), n - i).sub(m)).store_partial(p.add(i), n - i);
             sums[1] = sums[1].add(V::load_partial(p.add(i), n - i));
         }
         sums[0].add(sums[1]).sum()
