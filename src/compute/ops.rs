@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use ggml_ext::kernels::float::FloatKernels;
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 use ggml_ext::pack::{MatrixRef, ROWS};
 
@@ -46,10 +47,10 @@ pub enum Act {
 
 impl Act {
     /// `out = act(gate) * up`.
-    pub(super) fn gate(self, kernels: &Kernels, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    pub fn gate(self, kernels: &FloatKernels, gate: &[f32], up: &[f32], out: &mut [f32]) {
         match self {
-            Self::Silu => kernels.float.silu_mul(gate, up, out),
-            Self::Gelu => kernels.float.gelu_mul(gate, up, out),
+            Self::Silu => kernels.silu_mul(gate, up, out),
+            Self::Gelu => kernels.gelu_mul(gate, up, out),
         }
     }
 }
@@ -143,8 +144,9 @@ impl Ops<'_> {
         let (worker, kernels) = (self.worker, self.kernels);
         worker.for_each_chunk(shares.n_chunks(), |c| {
             let part = shares.chunk(c);
-            let (part, act) =
-                (part.start * ROWS..part.end * ROWS, |g: &[f32], u: &[f32], o: &mut [f32]| act.gate(kernels, g, u, o));
+            let (part, act) = (part.start * ROWS..part.end * ROWS, |g: &[f32], u: &[f32], o: &mut [f32]| {
+                act.gate(&kernels.float, g, u, o)
+            });
             // SAFETY: chunks are handed out once each, so these elements of all rows are this member's; nobody writes `x` in this phase.
             unsafe {
                 let x = x.view(rows.clone());
@@ -162,7 +164,7 @@ impl Ops<'_> {
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
             unsafe {
                 let (gate, up) = (gate.get(i * n..(i + 1) * n), up.get(i * n..(i + 1) * n));
-                act.gate(self.kernels, gate, up, out.row_mut(i));
+                act.gate(&self.kernels.float, gate, up, out.row_mut(i));
                 out.finish_row(self.kernels, i);
             }
         }

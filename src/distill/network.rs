@@ -112,15 +112,8 @@ impl Network<'_> {
         let n = x.len() / self.up.n_in * self.up.n_out;
         self.gate.forward(f, x, sized(&mut tape.gate, n));
         self.up.forward(f, x, sized(&mut tape.up, n));
-        self.gated(f, &tape.gate, &tape.up, sized(hidden, n));
+        self.act.gate(f, &tape.gate, &tape.up, sized(hidden, n));
         self.down.forward(f, hidden, y);
-    }
-
-    fn gated(&self, f: &FloatKernels, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        match self.act {
-            Act::Silu => f.silu_mul(gate, up, out),
-            Act::Gelu => f.gelu_mul(gate, up, out),
-        }
     }
 
     fn backward(&self, f: &FloatKernels, tape: &NetworkTape, dy: &[f32], dx: &mut [f32], [hidden, gate, up]: Hidden) {
@@ -133,7 +126,7 @@ impl Network<'_> {
         activation_slope(f, act, gate, up);
         f.mul_assign(gate, hidden);
         f.mul_assign(gate, &tape.up);
-        self.gated(f, &tape.gate, hidden, sized(up, tape.gate.len()));
+        self.act.gate(f, &tape.gate, hidden, sized(up, tape.gate.len()));
         self.gate.backward(f, gate, dx);
         self.up.backward(f, up, dx);
     }

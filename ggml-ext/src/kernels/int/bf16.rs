@@ -146,14 +146,8 @@ impl Bf16Rows {
     /// As [`Bf16Rows::round_row`].
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn digits_mut(&self, row: usize) -> [&mut [u16]; 2] {
-        assert!(row < self.n_rows, "row {row} of {}", self.n_rows);
-        let (first, second) = self.lines.split_at(self.lines.len() / 2);
-        [first, second].map(|cells| {
-            let cells = &cells[row * self.stride..][..self.k / LINE];
-            // SAFETY: UnsafeCell<T> has the layout of T, and lines are elements without gaps; the caller promises that the row is this
-            // thread's alone.
-            unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()).cast(), self.k) }
-        })
+        // SAFETY: lines are elements without gaps, and a row has so many; the caller promises that it is this thread's alone.
+        self.row_ptr(row).map(|first| unsafe { std::slice::from_raw_parts_mut(first, self.k) })
     }
 
     /// The addresses of row `row`'s first and second digits, for writers that share it by elements.

@@ -152,7 +152,7 @@ impl IntKernels {
 }
 
 impl Bf16Rows {
-    /// Makes row `row` the softmax's weights of `scores`: `e^(scores[i] - max)` for `i` in `seen`, else 0, up to a multiple of 32. Rounds
+    /// Makes row `row` the softmax's weights of `scores`: `e^(scores[i] - max)` for `i` in `seen`, but 2e-35 where that is less, else 0, up to a multiple of 32. Rounds
     /// them to so many digits and returns the sum of what was rounded. Relative error before rounding: 4e-6 and what rounding `scores[i] - max` does.
     ///
     /// # Safety

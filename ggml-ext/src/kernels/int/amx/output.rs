@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::bf16::{Digits, GatedProduct, Product};
-use super::product::GROUP_SUMS;
+use super::product::{BAND_GROUPS, GROUP_SUMS};
 use super::unpack::round;
 use crate::pack::{COLS, ROWS};
 
@@ -43,8 +43,8 @@ impl Output for GatedProduct<'_> {
     }
 }
 
-/// Groups that are put out together, at most.
-const PAIRS: usize = 4;
+/// Most pairs of groups that are put out together.
+const PAIRS: usize = BAND_GROUPS / 2;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
 unsafe fn gate(p: &GatedProduct, groups: Range<usize>, token: usize, sums: *const f32) {
@@ -72,5 +72,3 @@ unsafe fn gate(p: &GatedProduct, groups: Range<usize>, token: usize, sums: *cons
         }
     }
 }
-
-const _: () = assert!(super::product::BAND_GROUPS == 2 * PAIRS);

@@ -62,6 +62,11 @@ struct Band {
 }
 
 impl Band {
+    /// How many blocks of tokens there are.
+    fn n_blocks(&self) -> usize {
+        self.tokens.len().div_ceil(2 * TOKENS)
+    }
+
     /// The sums of the band's first token with its first group.
     fn sums(&self, both: *mut Line) -> *mut f32 {
         both.cast::<f32>().wrapping_add(self.place * BAND_GROUPS * GROUP_SUMS)
@@ -122,7 +127,7 @@ impl<W: Group> Job<W> {
 
     /// How many steps of arithmetic there are.
     fn n_steps(&self) -> usize {
-        self.band.tokens.len().div_ceil(2 * TOKENS) * self.tiles.len()
+        self.band.n_blocks() * self.tiles.len()
     }
 
     /// Unpacks the `i`th tile, in two digits if `D` says so.
@@ -225,8 +230,7 @@ pub(super) unsafe fn matmul<W: Group, const D: usize>(
     let sums = grown(&mut tiles.sums, 2 * BAND_GROUPS * BAND_TOKENS);
     let mut jobs = jobs(p);
     let (mut next, mut after) = (jobs.next(), jobs.next());
-    let steps_of_band =
-        |band: &Band| band.tokens.len().div_ceil(2 * TOKENS) * (p.cols / COLS) * band.groups.len().div_ceil(2);
+    let steps_of_band = |band: &Band| band.n_blocks() * (p.cols / COLS) * band.groups.len().div_ceil(2);
     let mut finished: Option<(Band, Pace)> = None;
     // SAFETY: there is room for two segments and for the sums of two bands; the rest is passed on.
     unsafe {
