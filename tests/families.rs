@@ -49,7 +49,7 @@ macro_rules! families {
 families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
-    internlm2 ernie4_5 exaone smollm3 smollm3_tied
+    internlm2 ernie4_5 exaone exaone4 exaone4_windows seed_oss glm4 hunyuan hunyuan_alpha smollm3 smollm3_tied
     olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
     qwen2 qwen2_tied_yarn qwen3 qwen3_tied
@@ -96,7 +96,7 @@ fn differences(a: &[Vec<f32>], b: &[Vec<f32>], spread: f64) -> (f64, f64) {
 
 #[test]
 fn windows_are_all_that_is_seen() {
-    for name in ["olmo2_windows", "gemma2", "gemma2_pattern", "gemma3", "gemma3_pattern"] {
+    for name in ["olmo2_windows", "exaone4_windows", "gemma2", "gemma2_pattern", "gemma3", "gemma3_pattern"] {
         reference::windows_are_all_that_is_seen(&load(name));
     }
 }

@@ -170,6 +170,10 @@ impl<'m> DenseModel<'m> {
                     t.n_ctx
                 )));
             }
+            if layer.attn.norm_after_turn {
+                let what = "layers that normalise queries and keys after their rotation are not supported here";
+                return Err(Error::Params(what.into()));
+            }
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {
                 attn_norm: layer.attn_norm.clone(),

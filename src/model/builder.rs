@@ -154,6 +154,7 @@ impl Builder<'_, '_, '_, '_> {
             shape,
             rope,
             temperature: None,
+            norm_after_turn: false,
             scores,
             v,
             out: self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?,
@@ -216,6 +217,15 @@ impl Builder<'_, '_, '_, '_> {
         Ok(LisaAttention { skip, hidden, domain: meta.domain, low_rank, scale: meta.scale })
     }
 
+    /// Refuses files whose positions have several dimensions, as those of models that see images.
+    pub fn refuse_sections(&self) -> Result<()> {
+        const SECTIONS: &str = "rope.dimension_sections";
+        match self.keys.numbers(SECTIONS)?.iter().any(|&n| n != 0) {
+            true => Err(self.keys.error(SECTIONS, "positions of several dimensions are not supported")),
+            false => Ok(()),
+        }
+    }
+
     /// Refuses files with experts, for families that have none.
     pub fn refuse_experts(&self) -> Result<()> {
         match self.config.n_expert {
@@ -257,14 +267,31 @@ impl Builder<'_, '_, '_, '_> {
         Ok(Ffn::Experts(Experts { router, networks }))
     }
 
+    /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.
+    pub fn fused_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
+        self.refuse_experts()?;
+        let (n_embd, n_ff, name) = (self.config.n_embd, self.config.n_ff, format!("blk.{i}.ffn_up"));
+        Ok(Ffn::Gated(FeedForward {
+            gate: self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?,
+            up: self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?,
+            down: self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?,
+            act,
+        }))
+    }
+
     /// A pre-norm layer from its halves.
     pub fn layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
+        self.pre_norm_layer(i, attn, ffn, "ffn_norm")
+    }
+
+    /// The same where the norm before the feed-forward network is called `ffn_norm`.
+    pub fn pre_norm_layer(&mut self, i: usize, attn: Attention, ffn: Ffn, ffn_norm: &str) -> Result<Layer> {
         let n_embd = self.config.n_embd;
         Ok(Layer {
             attn_norm: Some(self.loader.vector(&format!("blk.{i}.attn_norm.weight"), n_embd)?),
             attn,
             post_attn_norm: None,
-            ffn_norm: Some(self.loader.vector(&format!("blk.{i}.ffn_norm.weight"), n_embd)?),
+            ffn_norm: Some(self.loader.vector(&format!("blk.{i}.{ffn_norm}.weight"), n_embd)?),
             ffn,
             post_ffn_norm: None,
         })

@@ -64,6 +64,12 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
     }
 
+    /// Numbers, none where the key is missing.
+    pub fn numbers(&self, key: &str) -> Result<Vec<u32>> {
+        let values = self.gguf.u32s(&self.key(key)).map_err(|e| gguf_error(self.file, e))?;
+        Ok(values.unwrap_or_default())
+    }
+
     /// An optional finite number.
     pub fn float(&self, key: &str) -> Result<Option<f32>> {
         let value = self.gguf.f32(&self.key(key)).map_err(|e| gguf_error(self.file, e))?;

@@ -12,6 +12,8 @@ pub struct Attention {
     pub rope: usize,
     /// What queries are multiplied with, by position.
     pub temperature: Option<Temperature>,
+    /// Norms on heads come after their rotation instead of before.
+    pub norm_after_turn: bool,
     /// Where the attention weights come from.
     pub scores: Scores,
     /// Value projection; `None` where the values are another layer's.

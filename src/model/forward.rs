@@ -380,10 +380,15 @@ fn place(
     let (s, kernels) = (&attn.shape, ops.kernels);
     let rope = &buf.ropes[attn.rope];
     let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
+        if attn.norm_after_turn {
+            rope.rotate(kernels, t, head);
+        }
         if let Some(weight) = proj.head_norm(s) {
             kernels.float.rms_norm_in_place(head, weight, eps);
         }
-        rope.rotate(kernels, t, head);
+        if !attn.norm_after_turn {
+            rope.rotate(kernels, t, head);
+        }
     };
     let (n_q, n_k) = match &attn.scores {
         Scores::Own { .. } => (s.n_head, s.n_head_kv),

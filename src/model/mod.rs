@@ -7,17 +7,21 @@
 mod builder;
 mod config;
 mod decoder;
+mod exaone4;
 mod file;
 mod forward;
 mod gemma;
 mod gemma3;
+mod glm4;
 mod granite;
+mod hunyuan;
 mod llama;
 mod olmo2;
 mod olmoe;
 mod overrides;
 mod phi3;
 mod qwen;
+mod seed_oss;
 mod sharing;
 mod smollm3;
 mod weights;
@@ -82,6 +86,10 @@ pub const FAMILIES: &[Family] = &[
     llama::ERNIE4_5,
     llama::EXAONE,
     llama::MISTRAL3,
+    exaone4::FAMILY,
+    hunyuan::FAMILY,
+    seed_oss::FAMILY,
+    glm4::FAMILY,
     smollm3::FAMILY,
     olmo2::FAMILY,
     olmoe::FAMILY,

@@ -1,7 +1,7 @@
 //! Phi-3 and Phi-4: Llama's shape with Q, K, V in one tensor, gate and up in another, and LongRoPE frequencies.
 
 use super::builder::{Builder, QkNorm};
-use super::decoder::{Decoder, FeedForward, Ffn};
+use super::decoder::Decoder;
 use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
@@ -17,19 +17,8 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = b.attention(i, shape, 0, QkNorm::None)?;
-        let ffn = fused_feed_forward(b, i)?;
+        let ffn = b.fused_feed_forward(i, Act::Silu)?;
         layers.push(b.layer(i, attn, ffn)?);
     }
     b.decoder(layers, vec![rope])
-}
-
-fn fused_feed_forward(b: &mut Builder, i: usize) -> Result<Ffn> {
-    b.refuse_experts()?;
-    let (n_embd, n_ff, name) = (b.config.n_embd, b.config.n_ff, format!("blk.{i}.ffn_up"));
-    Ok(Ffn::Gated(FeedForward {
-        gate: b.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?,
-        up: b.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?,
-        down: b.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?,
-        act: Act::Silu,
-    }))
 }

@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 experts=None,                  fused=False, n_rot=None, emb=None, keys=None, tensors=None, runs=None):
+                 experts=None, fused=False, n_rot=None, emb=None, ffn_norm="ffn_norm", keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
@@ -37,6 +37,7 @@ class Tiny:
         self.n_rot = n_rot
         self.emb = emb
         self.post_norm = post_norm
+        self.ffn_norm = ffn_norm
         self.experts = experts  # how many, and how many of them are chosen
         self.keys, self.tensors = keys or {}, tensors or {}
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -129,7 +130,7 @@ class Tiny:
                 add("attn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
             q, k = self.matrix(d_q, N_EMBD, 1.4), self.matrix(d_kv, N_EMBD, 1.4)
             v = self.matrix(d_kv, N_EMBD, 1.0)
-            if self.fused:
+            if self.fused and self.fused != "ffn":
                 add("attn_qkv.weight", np.concatenate([q, k, v]))
             else:
                 add("attn_q.weight", q)
@@ -148,7 +149,7 @@ class Tiny:
             if self.sandwich or self.post_norm:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
             if not self.post_norm:
-                add("ffn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+                add(f"{self.ffn_norm}.weight", self.vector(N_EMBD, 1.0, 0.2))
             if self.experts:
                 # Scores of standard deviation 2: some experts matter much more than others.
                 n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", self.n_ff)
@@ -253,6 +254,18 @@ def models():
         Tiny("internlm2", "internlm2", eps=1e-2),
         Tiny("ernie4_5", "ernie4_5", tied=True, freq_base=500000.0, eps=1e-2),
         Tiny("exaone", "exaone", freq_base=500000.0, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
+        Tiny("seed_oss", "seed_oss", head_dim=32, bias=("q", "k", "v"), ffn_norm="post_attention_norm", eps=1e-2,
+             runs=[(512, 48, 1), SHIFTED]),
+        Tiny("exaone4", "exaone4", qk_norm=True, post_norm=True, tied=True, eps=1e-2,
+             tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}, runs=[(512, 48, 1), SHIFTED]),
+        # As deep as the model whose layers alternate, which is told by that.
+        Tiny("exaone4_windows", "exaone4", n_layer=64, emb=6.0, n_head_kv=1, n_ff=8, qk_norm=True, post_norm=True,
+             keys={"attention.sliding_window": 8}, runs=[(512, 48, 2), (512, 300, 12)]),
+        Tiny("glm4", "glm4", sandwich=True, fused="ffn", n_rot=8, bias=("q", "k", "v"), eps=1e-2,
+             runs=[(512, 48, 1), SHIFTED]),
+        Tiny("hunyuan", "hunyuan-dense", head_dim=32, qk_norm=True, tied=True, eps=1e-2,
+             runs=[(512, 48, 1), SHIFTED]),
+        Tiny("hunyuan_alpha", "hunyuan-dense", head_dim=32, qk_norm=True, keys={"rope.scaling.alpha": 50.0}),
         Tiny("phi3", "phi3", fused=True, n_rot=16),
         Tiny("phi3_longrope", "phi3", fused=True, n_rot=16, n_ctx=1024, tensors={
             "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},

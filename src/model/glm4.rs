@@ -1,0 +1,26 @@
+//! GLM-4 (0414): norms before and after each half of a layer, gate and up projections in one tensor, biases on Q, K and V, and heads of
+//! which a half rotates.
+
+use super::builder::{Builder, QkNorm};
+use super::decoder::{ContextRope, Decoder};
+use super::{Family, no_windows};
+use crate::Result;
+use crate::attention::RopeStyle;
+use crate::compute::Act;
+
+/// The registry row.
+pub const FAMILY: Family = Family { arch: "glm4", build, windows: no_windows };
+
+fn build(b: &mut Builder) -> Result<Decoder> {
+    b.ignore_window()?;
+    b.refuse_sections()?;
+    let shape = b.shape();
+    let rope = b.rope(RopeStyle::Norm, None);
+    let mut layers = Vec::with_capacity(b.config.n_layer);
+    for i in 0..b.config.n_layer {
+        let attn = b.attention(i, shape, 0, QkNorm::None)?;
+        let ffn = b.fused_feed_forward(i, Act::Silu)?;
+        layers.push(b.sandwiched_layer(i, attn, ffn)?);
+    }
+    b.decoder(layers, vec![ContextRope::always(rope)])
+}
