@@ -116,10 +116,20 @@ fn end_to_end_gradients_of_every_family() {
 /// least likely.
 #[test]
 fn end_to_end_gradients_of_experts() {
-    for (name, arch, n_used) in [("olmoe", "olmoe", 16), ("llama_experts", "llama", 8), ("qwen3moe", "qwen3moe", 6)] {
+    for (name, arch, n_used) in [
+        ("olmoe", "olmoe", 16),
+        ("llama_experts", "llama", 8),
+        ("qwen3moe", "qwen3moe", 6),
+        // Beside a network that all tokens meet, weighed and not; chosen by sigmoids, with a bias, out of groups.
+        ("qwen2moe", "qwen2moe", 7),
+        ("deepseek", "deepseek", 8),
+        ("bailingmoe2", "bailingmoe2", 16),
+        ("dots1", "dots1", 8),
+    ] {
         let mut file = ModelFile::from_bytes(name, common::bytes(&format!("families/{name}.gguf.gz")));
-        let used = Override::new(format!("{arch}.expert_used_count"), OverrideValue::Int(n_used));
-        file.set_overrides(vec![used]).unwrap();
+        let set = |key: &str, n| Override::new(format!("{arch}.{key}"), OverrideValue::Int(n));
+        let all_groups = (name == "bailingmoe2").then(|| set("expert_group_used_count", 4));
+        file.set_overrides([set("expert_used_count", n_used)].into_iter().chain(all_groups).collect()).unwrap();
         let model = Model::load(&file, ModelParams::default()).unwrap();
         gradient_of(&model, name, CHAIN, 0, Activation::Relu, Domain::Log);
     }

@@ -49,6 +49,7 @@ macro_rules! families {
 families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
+    granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe
     internlm2 ernie4_5 exaone exaone4 exaone4_windows seed_oss glm4 hunyuan hunyuan_alpha smollm3 smollm3_tied
     olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
@@ -64,7 +65,7 @@ fn quantised_experts_stay_close() {
     let program = env!("CARGO_BIN_EXE_lisa-cpp");
     let folder = tempfile::tempdir().unwrap();
     let [base, out] = ["base.gguf", "q8_0.gguf"].map(|name| folder.path().join(name));
-    for name in ["llama_experts", "olmoe"] {
+    for name in ["llama_experts", "olmoe", "qwen2moe", "deepseek"] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));

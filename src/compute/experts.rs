@@ -18,6 +18,17 @@ pub struct Stack {
     pub name: Box<str>,
     /// `[n_expert * rows of one, cols]`
     pub weight: Matrix,
+    /// What is added to the results, `[n_expert * rows of one]`.
+    pub bias: Option<Box<[f32]>>,
+}
+
+/// What makes probabilities of a router's scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gating {
+    /// A softmax over all experts.
+    Softmax,
+    /// Of every score by itself `1 / (1 + e^-score)` (DeepSeek-V3, arXiv 2412.19437).
+    Sigmoid,
 }
 
 /// How a router's scores choose.
@@ -27,9 +38,19 @@ pub struct Choice {
     pub n_expert: usize,
     /// How many are chosen for a token.
     pub n_used: usize,
+    /// What makes probabilities of scores.
+    pub gating: Gating,
     /// Whether the weights of those chosen are made to add up to 1.
     pub normalised: bool,
+    /// Factor on the weights.
+    pub scale: f32,
+    /// In how many groups of equal size experts are, of which only the best ones count for a token, and how many that are. A group is as
+    /// good as its two best experts together (DeepSeek-V3).
+    pub groups: Option<[usize; 2]>,
 }
+
+/// Most groups of experts.
+pub const MAX_GROUPS: usize = 64;
 
 /// Work space of a pass.
 pub struct ExpertBuffers {
@@ -49,6 +70,8 @@ pub struct ExpertBuffers {
     up: SharedBuf<f32>,
     hidden: Activations,
     output: SharedBuf<f32>,
+    /// What a network that all tokens meet makes of them.
+    pub shared: SharedBuf<f32>,
     most_experts: usize,
 }
 
@@ -56,6 +79,8 @@ pub struct ExpertBuffers {
 pub struct Networks {
     /// Who is chosen.
     pub choice: Choice,
+    /// Is added to the experts' probabilities for the choice, not for the weights.
+    pub selection_bias: Option<Box<[f32]>>,
     /// Gate projections.
     pub gate: Stack,
     /// Up projections.
@@ -105,6 +130,7 @@ impl ExpertBuffers {
             up: SharedBuf::new(n * s.n_ff),
             hidden: Activations::of_either_form(kernels, n, s.n_ff, ty),
             output: SharedBuf::new(n * n_embd),
+            shared: SharedBuf::new(n_tokens * n_embd),
             most_experts: s.n_expert,
         }
     }
@@ -121,28 +147,74 @@ impl ExpertBuffers {
 }
 
 impl Choice {
-    /// Turns a token's scores into probabilities and chooses: the most likely first, of equals the one with the smaller number.
-    pub fn choose(&self, kernels: &Kernels, scores: &mut [f32], chosen: &mut [u32], weights: &mut [f32]) {
+    /// Turns a token's scores into probabilities.
+    pub fn probabilities(&self, kernels: &Kernels, scores: &mut [f32]) {
+        match self.gating {
+            Gating::Softmax => kernels.float.softmax(scores),
+            Gating::Sigmoid => scores.iter_mut().for_each(|s| *s = 1.0 / (1.0 + (-*s).exp())),
+        }
+    }
+
+    /// Turns a token's scores into probabilities and chooses: the best first, of equals the one with the smaller number. `bias` is added to
+    /// probabilities where they are compared. Makes no sense of `scores` afterwards.
+    pub fn choose(
+        &self,
+        kernels: &Kernels,
+        scores: &mut [f32],
+        bias: Option<&[f32]>,
+        chosen: &mut [u32],
+        weights: &mut [f32],
+    ) {
         /// Smallest sum that weights are divided by, as in llama.cpp: the smallest normal number of F16.
         const SMALLEST: f32 = 6.103_515_6e-5;
-        kernels.float.softmax(scores);
+        /// Marks those that cannot be chosen any more: no probability is below 0.
+        const GONE: f32 = -1.0;
+        self.probabilities(kernels, scores);
         // Where a damaged model makes NaN, any experts will do, but not one twice.
-        let rank = |p: f32| if p.is_nan() { 0.0 } else { p };
-        for (e, weight) in chosen.iter_mut().zip(weights.iter_mut()) {
-            let mut best = 0;
-            for j in 1..scores.len() {
-                if rank(scores[j]) > rank(scores[best]) {
-                    best = j;
+        let rank = |p: f32, j: usize| {
+            let r = p + bias.map_or(0.0, |b| b[j]);
+            if r.is_nan() { 0.0 } else { r }
+        };
+        if let Some([n_groups, n_best]) = self.groups {
+            let len = scores.len() / n_groups;
+            let goodness = |g: usize| {
+                let mut best = [f32::NEG_INFINITY; 2];
+                for r in (g * len..(g + 1) * len).map(|j| rank(scores[j], j)) {
+                    if r > best[0] {
+                        best = [r, best[0]];
+                    } else if r > best[1] {
+                        best[1] = r;
+                    }
                 }
+                best[0] + if len > 1 { best[1] } else { 0.0 }
+            };
+            let mut kept = 0u64;
+            for _ in 0..n_best {
+                kept |= 1 << best_of((0..n_groups).filter(|g| kept >> g & 1 == 0).map(|g| (g, goodness(g))));
             }
+            let groups = scores.chunks_exact_mut(len).enumerate();
+            groups.filter(|(g, _)| kept >> g & 1 == 0).for_each(|(_, group)| group.fill(GONE));
+        }
+        for (e, weight) in chosen.iter_mut().zip(weights.iter_mut()) {
+            let left = scores.iter().enumerate().filter(|(_, p)| **p != GONE);
+            let best = best_of(left.map(|(j, &p)| (j, rank(p, j))));
             (*e, *weight) = (best as u32, scores[best]);
-            scores[best] = -1.0;
+            scores[best] = GONE;
         }
         if self.normalised {
             let sum = weights.iter().sum::<f32>().max(SMALLEST);
             weights.iter_mut().for_each(|w| *w /= sum);
         }
+        if self.scale != 1.0 {
+            weights.iter_mut().for_each(|w| *w *= self.scale);
+        }
     }
+}
+
+/// The number with the greatest rank, the first of equals.
+fn best_of(mut all: impl Iterator<Item = (usize, f32)>) -> usize {
+    let first = all.next().expect("more candidates than are chosen");
+    all.fold(first, |best, one| if one.1 > best.1 { one } else { best }).0
 }
 
 impl Ops<'_> {
@@ -158,7 +230,7 @@ impl Ops<'_> {
         out: &SharedBuf<f32>,
     ) {
         let (choice, n_used) = (net.choice, net.choice.n_used);
-        self.choose(n, choice, b);
+        self.choose(n, net, b);
         // Which form is worth its while depends on how many rows an expert meets.
         let form = Form::of(self.kernels, n * n_used / choice.n_expert.min(n * n_used).max(1));
         let input = b.input.with(form, fine_step[0]);
@@ -193,7 +265,8 @@ impl Ops<'_> {
     }
 
     /// Chooses experts for `n` tokens and gives out places.
-    fn choose(&mut self, n: usize, choice: Choice, b: &ExpertBuffers) {
+    fn choose(&mut self, n: usize, net: &Networks, b: &ExpertBuffers) {
+        let (choice, bias) = (net.choice, net.selection_bias.as_deref());
         let (n_expert, n_used) = (choice.n_expert, choice.n_used);
         assert!(n_expert <= b.most_experts && n_used <= n_expert);
         for t in self.worker.share(n) {
@@ -201,7 +274,7 @@ impl Ops<'_> {
             // SAFETY: rows are shared out disjointly.
             unsafe {
                 let scores = b.scores.get_mut(t * n_expert..(t + 1) * n_expert);
-                choice.choose(self.kernels, scores, b.chosen.get_mut(chosen.clone()), b.weights.get_mut(chosen));
+                choice.choose(self.kernels, scores, bias, b.chosen.get_mut(chosen.clone()), b.weights.get_mut(chosen));
             }
         }
         self.worker.barrier();
@@ -257,7 +330,14 @@ impl Ops<'_> {
                         // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
                         unsafe {
                             let y = out.as_ptr().add(places.start * rows);
-                            self.multiply(x, places, &w, part, y);
+                            self.multiply(x, places.clone(), &w, part.clone(), y);
+                            if let Some(bias) = &stack.bias {
+                                let bias = &bias[e * rows..][part.clone()];
+                                for at in places.map(|p| p * rows) {
+                                    let row = out.get_mut(at + part.start..at + part.end);
+                                    self.kernels.float.add_assign(row, bias);
+                                }
+                            }
                         }
                     }
                     first = end;
@@ -272,37 +352,72 @@ impl Ops<'_> {
 mod tests {
     use super::*;
 
-    fn chosen(choice: Choice, scores: &[f32]) -> (Vec<u32>, Vec<f32>) {
+    const PLAIN: Choice =
+        Choice { n_expert: 5, n_used: 3, gating: Gating::Softmax, normalised: false, scale: 1.0, groups: None };
+
+    fn chosen(choice: Choice, scores: &[f32], bias: Option<&[f32]>) -> (Vec<u32>, Vec<f32>) {
         let (mut scores, n) = (scores.to_vec(), choice.n_used);
         let (mut chosen, mut weights) = (vec![0; n], vec![0.0; n]);
-        choice.choose(Kernels::detect(), &mut scores, &mut chosen, &mut weights);
+        choice.choose(Kernels::detect(), &mut scores, bias, &mut chosen, &mut weights);
         (chosen, weights)
+    }
+
+    fn close(a: &[f32], b: &[f32]) -> bool {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6)
     }
 
     #[test]
     fn the_most_likely_are_chosen() {
-        let choice = Choice { n_expert: 5, n_used: 3, normalised: false };
         // Probabilities in the ratio 1 : 4 : 2 : 4 : 1.
-        let ln = |x: f32| x.ln();
-        let (experts, weights) = chosen(choice, &[1.0, 4.0, 2.0, 4.0, 1.0].map(ln));
+        let scores = [1.0, 4.0, 2.0, 4.0, 1.0].map(f32::ln);
+        let (experts, weights) = chosen(PLAIN, &scores, None);
         assert_eq!(experts, [1, 3, 2]);
-        let close = |a: &[f32], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
-        assert!(close(&weights, [4.0, 4.0, 2.0].map(|x| x / 12.0)), "{weights:?}");
-        let (_, weights) = chosen(Choice { normalised: true, ..choice }, &[1.0, 4.0, 2.0, 4.0, 1.0].map(ln));
-        assert!(close(&weights, [0.4, 0.4, 0.2]), "{weights:?}");
+        assert!(close(&weights, &[4.0, 4.0, 2.0].map(|x| x / 12.0)), "{weights:?}");
+        let (_, weights) = chosen(Choice { normalised: true, scale: 2.5, ..PLAIN }, &scores, None);
+        assert!(close(&weights, &[1.0, 1.0, 0.5]), "{weights:?}");
+    }
+
+    #[test]
+    fn a_bias_chooses_and_does_not_weigh() {
+        let choice = Choice { gating: Gating::Sigmoid, n_used: 2, ..PLAIN };
+        let scores = [0.0, 1.0, 2.0, 3.0, 4.0];
+        let sigmoid = |x: f32| 1.0 / (1.0 + (-x).exp());
+        assert_eq!(chosen(choice, &scores, None).0, [4, 3]);
+        let (experts, weights) = chosen(choice, &scores, Some(&[5.0, 0.0, 0.0, 0.0, -1.0]));
+        assert_eq!(experts, [0, 3]);
+        assert!(close(&weights, &[0.5, sigmoid(3.0)]), "{weights:?}");
+    }
+
+    #[test]
+    fn only_the_best_groups_count() {
+        let choice = Choice { n_expert: 6, n_used: 3, gating: Gating::Sigmoid, groups: Some([3, 2]), ..PLAIN };
+        // The best expert is in a group whose second is bad.
+        assert_eq!(chosen(choice, &[3.0, -9.0, 1.0, 0.9, 0.8, 0.7], None).0, [2, 3, 4]);
+        assert_eq!(chosen(Choice { groups: None, ..choice }, &[3.0, -9.0, 1.0, 0.9, 0.8, 0.7], None).0, [0, 2, 3]);
+        let groups_of_one = Choice { n_expert: 3, n_used: 2, groups: Some([3, 2]), ..choice };
+        assert_eq!(chosen(groups_of_one, &[1.0, 0.0, 2.0], None).0, [2, 0]);
     }
 
     /// Whatever the scores, no expert is chosen twice, and none that there is not.
     #[test]
     fn choices_are_different_ones() {
-        let choice = Choice { n_expert: 4, n_used: 4, normalised: true };
+        let all = Choice { n_expert: 4, n_used: 4, normalised: true, ..PLAIN };
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         for scores in
             [[nan; 4], [0.0, nan, 1.0, 2.0], [inf, 0.0, inf, -inf], [-inf; 4], [0.0; 4], [3e38, -3e38, 0.0, 1.0]]
         {
-            let (mut experts, _) = chosen(choice, &scores);
-            experts.sort_unstable();
-            assert_eq!(experts, [0, 1, 2, 3], "{scores:?}");
+            for gating in [Gating::Softmax, Gating::Sigmoid] {
+                for bias in [[0.0; 4], [nan; 4], [-inf, 0.0, inf, 1.0]] {
+                    let choice = Choice { gating, ..all };
+                    let (mut experts, _) = chosen(choice, &scores, Some(&bias));
+                    experts.sort_unstable();
+                    assert_eq!(experts, [0, 1, 2, 3], "{scores:?}");
+                    let (mut experts, _) =
+                        chosen(Choice { n_used: 2, groups: Some([2, 1]), ..choice }, &scores, Some(&bias));
+                    experts.sort_unstable();
+                    assert!(experts == [0, 1] || experts == [2, 3], "{scores:?}: {experts:?}");
+                }
+            }
         }
     }
 }

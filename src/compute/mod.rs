@@ -11,7 +11,7 @@ mod shares;
 mod slab;
 
 pub use buffer::{ActivationType, Activations, Floats, Form, Operand, SharedBuf};
-pub use experts::{Choice, ExpertBuffers, ExpertSizes, Networks, Stack};
+pub use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
 pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};

@@ -43,6 +43,8 @@ pub enum Act {
     Silu,
     /// The tanh approximation of x * Phi(x): GeGLU.
     Gelu,
+    /// [`FloatKernels::clamped_swiglu`].
+    ClampedSwiglu,
 }
 
 impl Act {
@@ -51,6 +53,7 @@ impl Act {
         match self {
             Self::Silu => kernels.silu_mul(gate, up, out),
             Self::Gelu => kernels.gelu_mul(gate, up, out),
+            Self::ClampedSwiglu => kernels.clamped_swiglu(gate, up, out),
         }
     }
 }
@@ -176,6 +179,19 @@ impl Ops<'_> {
         let part = self.worker.share(n);
         // SAFETY: shared out disjointly, and nobody writes `x` in this phase.
         unsafe { self.kernels.float.add_assign(y.get_mut(part.clone()), x.get(part)) };
+        self.worker.barrier();
+    }
+
+    /// `y += sigmoid(gate . x) * z` for the first `n` rows, all as long as `gate`: a result that every token weighs by itself.
+    pub fn add_gated(&mut self, y: &SharedBuf<f32>, z: &SharedBuf<f32>, n: usize, x: Operand, gate: &[f32]) {
+        let (k, len) = (&self.kernels.float, gate.len());
+        for i in self.worker.share(n) {
+            // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
+            unsafe {
+                let weight = 1.0 / (1.0 + (-k.dot(gate, x.f32(i..i + 1))).exp());
+                k.axpy(weight, z.get(i * len..(i + 1) * len), y.get_mut(i * len..(i + 1) * len));
+            }
+        }
         self.worker.barrier();
     }
 

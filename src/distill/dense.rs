@@ -6,6 +6,7 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
+use crate::compute::Act;
 use crate::model::{Decoder, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
@@ -173,6 +174,10 @@ impl<'m> DenseModel<'m> {
             if layer.attn.norm_after_turn {
                 let what = "layers that normalise queries and keys after their rotation are not supported here";
                 return Err(Error::Params(what.into()));
+            }
+            let act = layer.ffn.experts().map(|e| e.networks.act);
+            if act == Some(Act::ClampedSwiglu) {
+                return Err(Error::Params("clamped activations are not supported here".into()));
             }
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {

@@ -7,15 +7,15 @@ use ggml_ext::lisa::Activation;
 use super::align::activation_slope;
 use super::frozen::{Frozen, Precision};
 use super::layer::{sized, zeroed};
-use crate::compute::{Act, Choice, Matrix};
-use crate::model::{Experts, Ffn};
+use crate::compute::{Act, Choice, Gating, Stack};
+use crate::model::{self, Experts, Ffn};
 
 /// The feed-forward half of a layer.
 pub enum FeedForward<'m> {
     /// One network.
     Gated(Box<Network<'m>>),
     /// Many, of which some are chosen for a token.
-    Mixture(Mixture<'m>),
+    Mixture(Box<Mixture<'m>>),
 }
 
 /// A gated network: `down(act(gate x) * up x)`.
@@ -30,8 +30,16 @@ pub struct Network<'m> {
 pub struct Mixture<'m> {
     router: Frozen<'m>,
     choice: Choice,
+    selection_bias: Option<&'m [f32]>,
     experts: Vec<Network<'m>>,
+    shared: Option<Shared<'m>>,
     kernels: &'static Kernels,
+}
+
+/// A network that all tokens meet; `y += sigmoid(gate . x) * network(x)`, or without the factor.
+struct Shared<'m> {
+    network: Network<'m>,
+    gate: Option<&'m [f32]>,
 }
 
 /// What the half computed on its way forward.
@@ -48,6 +56,15 @@ pub struct FeedForwardTape {
     rows: Vec<usize>,
     /// What each expert made of its rows.
     outputs: Vec<Vec<f32>>,
+    shared: SharedTape,
+}
+
+#[derive(Default)]
+struct SharedTape {
+    network: NetworkTape,
+    output: Vec<f32>,
+    /// By token, where there is a gate.
+    factors: Vec<f32>,
 }
 
 #[derive(Default)]
@@ -63,12 +80,8 @@ impl<'m> FeedForward<'m> {
     /// The frozen `ffn`.
     pub fn new(ffn: &'m Ffn, kernels: &'static Kernels, precision: Precision) -> Self {
         match ffn {
-            Ffn::Gated(n) => {
-                let frozen = |linear| Frozen::new(linear, kernels, precision);
-                let (gate, up, down) = (frozen(&n.gate), frozen(&n.up), frozen(&n.down));
-                Self::Gated(Box::new(Network { gate, up, down, act: n.act }))
-            }
-            Ffn::Experts(e) => Self::Mixture(Mixture::new(e, kernels, precision)),
+            Ffn::Gated(n) => Self::Gated(Box::new(Network::new(n, kernels, precision))),
+            Ffn::Experts(e) => Self::Mixture(Box::new(Mixture::new(e, kernels, precision))),
         }
     }
 
@@ -76,7 +89,10 @@ impl<'m> FeedForward<'m> {
     pub fn n_hidden(&self) -> usize {
         match self {
             Self::Gated(n) => n.up.n_out,
-            Self::Mixture(m) => m.choice.n_used * m.experts.first().map_or(0, |n| n.up.n_out),
+            Self::Mixture(m) => {
+                let of_experts = m.choice.n_used * m.experts.first().map_or(0, |n| n.up.n_out);
+                of_experts + m.shared.as_ref().map_or(0, |s| s.network.up.n_out)
+            }
         }
     }
 
@@ -107,7 +123,12 @@ impl<'m> FeedForward<'m> {
     }
 }
 
-impl Network<'_> {
+impl<'m> Network<'m> {
+    fn new(n: &'m model::FeedForward, kernels: &'static Kernels, precision: Precision) -> Self {
+        let frozen = |linear| Frozen::new(linear, kernels, precision);
+        Self { gate: frozen(&n.gate), up: frozen(&n.up), down: frozen(&n.down), act: n.act }
+    }
+
     fn forward(&self, f: &FloatKernels, x: &[f32], tape: &mut NetworkTape, hidden: &mut Vec<f32>, y: &mut [f32]) {
         let n = x.len() / self.up.n_in * self.up.n_out;
         self.gate.forward(f, x, sized(&mut tape.gate, n));
@@ -120,6 +141,7 @@ impl Network<'_> {
         let act = match self.act {
             Act::Silu => Activation::Silu,
             Act::Gelu => Activation::Gelu,
+            Act::ClampedSwiglu => unreachable!("no model with it is trained"),
         };
         self.down.backward(f, dy, zeroed(hidden, tape.gate.len()));
         gate.clone_from(&tape.gate);
@@ -136,18 +158,26 @@ impl<'m> Mixture<'m> {
     fn new(e: &'m Experts, kernels: &'static Kernels, precision: Precision) -> Self {
         let all = &e.networks;
         let n_expert = all.choice.n_expert;
-        let part = |weight: &'m Matrix, i: usize| {
-            let n = weight.rows() / n_expert;
-            Frozen::of_rows(weight, i * n..(i + 1) * n, None, kernels, precision)
+        let part = |stack: &'m Stack, i: usize| {
+            let n = stack.weight.rows() / n_expert;
+            let rows = i * n..(i + 1) * n;
+            let bias = stack.bias.as_ref().map(|b| &b[rows.clone()]);
+            Frozen::of_rows(&stack.weight, rows, bias, kernels, precision)
         };
-        let network = |i| Network {
-            gate: part(&all.gate.weight, i),
-            up: part(&all.up.weight, i),
-            down: part(&all.down.weight, i),
-            act: all.act,
-        };
-        let router = Frozen::new(&e.router, kernels, precision);
-        Self { router, choice: all.choice, experts: (0..n_expert).map(network).collect(), kernels }
+        let network =
+            |i| Network { gate: part(&all.gate, i), up: part(&all.up, i), down: part(&all.down, i), act: all.act };
+        let shared = e
+            .shared
+            .as_ref()
+            .map(|s| Shared { network: Network::new(&s.network, kernels, precision), gate: s.gate.as_deref() });
+        Self {
+            router: Frozen::new(&e.router, kernels, precision),
+            choice: all.choice,
+            selection_bias: all.selection_bias.as_deref(),
+            experts: (0..n_expert).map(network).collect(),
+            shared,
+            kernels,
+        }
     }
 
     /// The rows of `x`, one for each token, that go to expert `e`, one after the other.
@@ -172,8 +202,8 @@ impl<'m> Mixture<'m> {
         sized(&mut tape.weights, n * n_used);
         let places = tape.chosen.chunks_exact_mut(n_used).zip(tape.weights.chunks_exact_mut(n_used));
         for (scores, (chosen, weights)) in tape.probabilities.chunks_exact_mut(n_expert).zip(places) {
-            self.choice.choose(self.kernels, &mut scores.to_vec(), chosen, weights);
-            f.softmax(scores);
+            self.choice.choose(self.kernels, &mut scores.to_vec(), self.selection_bias, chosen, weights);
+            self.choice.probabilities(self.kernels, scores);
         }
         let mut given = vec![0; n_expert];
         let next = |&e: &u32| {
@@ -192,10 +222,13 @@ impl<'m> Mixture<'m> {
         for (i, ((&e, &w), &row)) in tape.chosen.iter().zip(&tape.weights).zip(&tape.rows).enumerate() {
             f.axpy(w, &tape.outputs[e as usize][row * d..(row + 1) * d], &mut y[i / n_used * d..][..d]);
         }
+        if let Some(shared) = &self.shared {
+            shared.forward(f, x, &mut tape.shared, hidden, y);
+        }
     }
 
     fn backward(&self, f: &FloatKernels, tape: &FeedForwardTape, dy: &[f32], dx: &mut [f32], [a, b, c]: Hidden) {
-        let (d, Choice { n_expert, n_used, normalised }) = (self.router.n_in, self.choice);
+        let (d, Choice { n_expert, n_used, gating, normalised, scale, .. }) = (self.router.n_in, self.choice);
         let mut back = vec![Vec::new(); n_expert];
         for (e, expert) in self.experts.iter().enumerate() {
             let rows = self.gather(tape, e, dy, true, f);
@@ -216,11 +249,45 @@ impl<'m> Mixture<'m> {
             if normalised {
                 let along: f32 = of_token().map(|(e, _, w)| ds[e] * w).sum();
                 let sum: f32 = of_token().map(|(e, ..)| p[e]).sum();
-                of_token().for_each(|(e, ..)| ds[e] = (ds[e] - along) / sum);
+                of_token().for_each(|(e, ..)| ds[e] = (scale * ds[e] - along) / sum);
+            } else {
+                f.scale(ds, scale);
             }
-            let along = f.dot(p, ds);
-            ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - along));
+            match gating {
+                Gating::Softmax => {
+                    let along = f.dot(p, ds);
+                    ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - along));
+                }
+                Gating::Sigmoid => ds.iter_mut().zip(p).for_each(|(ds, p)| *ds *= p * (1.0 - p)),
+            }
         }
         self.router.backward(f, &dscores, dx);
+        if let Some(shared) = &self.shared {
+            shared.backward(f, &tape.shared, dy, dx, [a, b, c]);
+        }
+    }
+}
+
+impl Shared<'_> {
+    /// Adds what it makes of the rows `x` to `y`.
+    fn forward(&self, f: &FloatKernels, x: &[f32], tape: &mut SharedTape, hidden: &mut Vec<f32>, y: &mut [f32]) {
+        self.network.forward(f, x, &mut tape.network, hidden, sized(&mut tape.output, y.len()));
+        let Some(gate) = self.gate else { return f.add_assign(y, &tape.output) };
+        let d = gate.len();
+        tape.factors = x.chunks_exact(d).map(|x| 1.0 / (1.0 + (-f.dot(gate, x)).exp())).collect();
+        let rows = y.chunks_exact_mut(d).zip(tape.output.chunks_exact(d)).zip(&tape.factors);
+        rows.for_each(|((y, out), &factor)| f.axpy(factor, out, y));
+    }
+
+    fn backward(&self, f: &FloatKernels, tape: &SharedTape, dy: &[f32], dx: &mut [f32], s: Hidden) {
+        let Some(gate) = self.gate else { return self.network.backward(f, &tape.network, dy, dx, s) };
+        let d = gate.len();
+        let mut scaled = dy.to_vec();
+        scaled.chunks_exact_mut(d).zip(&tape.factors).for_each(|(dy, &factor)| f.scale(dy, factor));
+        self.network.backward(f, &tape.network, &scaled, dx, s);
+        let rows = dy.chunks_exact(d).zip(tape.output.chunks_exact(d)).zip(dx.chunks_exact_mut(d));
+        for (((dy, out), dx), &factor) in rows.zip(&tape.factors) {
+            f.axpy(f.dot(dy, out) * factor * (1.0 - factor), gate, dx);
+        }
     }
 }

@@ -2,12 +2,14 @@
 
 use ggml_ext::lisa::{Domain, Kind, LisaMeta, Part};
 
-use super::config::{Config, Keys};
-use super::decoder::{Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores};
+use super::config::{Config, Keys, MAX_WIDTH};
+use super::decoder::{
+    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert,
+};
 use super::weights::Loader;
 use crate::Result;
 use crate::attention::{AttentionShape, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan};
-use crate::compute::{Act, Choice, Linear, Networks};
+use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Networks};
 
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
@@ -49,8 +51,25 @@ pub enum QkNorm {
     None,
     /// On every head.
     Heads,
+    /// On every head, where the file has them.
+    HeadsIfAny,
     /// On all heads together.
     Rows,
+}
+
+/// What the mixtures of experts of a model are like.
+#[derive(Clone, Copy)]
+pub struct Mixture {
+    /// Hidden units of an expert.
+    pub n_ff: usize,
+    /// How experts are chosen.
+    pub choice: Choice,
+    /// The gates' activation.
+    pub act: Act,
+    /// Hidden units of the network that all tokens meet besides, 0 without one.
+    pub n_ff_shared: usize,
+    /// Whether each token weighs that network's results by itself.
+    pub weighed: bool,
 }
 
 impl Projection {
@@ -179,12 +198,13 @@ impl Builder<'_, '_, '_, '_> {
 
     fn query_key(&mut self, i: usize, which: Projection, shape: &AttentionShape, norm: QkNorm) -> Result<QueryKey> {
         let linear = self.projection(i, which, shape)?;
+        let name = format!("blk.{i}.attn_{}_norm.weight", which.name());
         let len = match norm {
             QkNorm::None => None,
-            QkNorm::Heads => Some(shape.head_dim_k),
+            QkNorm::HeadsIfAny if !self.loader.has(&name) => None,
+            QkNorm::Heads | QkNorm::HeadsIfAny => Some(shape.head_dim_k),
             QkNorm::Rows => Some(linear.weight.rows()),
         };
-        let name = format!("blk.{i}.attn_{}_norm.weight", which.name());
         Ok(QueryKey { linear, norm: len.map(|n| self.loader.vector(&name, n)).transpose()? })
     }
 
@@ -234,49 +254,87 @@ impl Builder<'_, '_, '_, '_> {
         }
     }
 
-    /// The feed-forward half of layer `i` with separate projections.
-    pub fn feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
-        self.refuse_experts()?;
-        let (n_embd, n_ff) = (self.config.n_embd, self.config.n_ff);
-        Ok(Ffn::Gated(FeedForward {
-            gate: self.loader.linear(&format!("blk.{i}.ffn_gate"), n_ff, n_embd)?,
-            up: self.loader.linear(&format!("blk.{i}.ffn_up"), n_ff, n_embd)?,
-            down: self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?,
-            act,
-        }))
+    /// The gated network of layer `i` with `n_ff` hidden units, its tensors' names ending in `suffix`.
+    fn network(&mut self, i: usize, suffix: &str, n_ff: usize, act: Act) -> Result<FeedForward> {
+        let n_embd = self.config.n_embd;
+        let mut linear =
+            |part: &str, rows, cols| self.loader.linear(&format!("blk.{i}.ffn_{part}{suffix}"), rows, cols);
+        let (gate, up, down) =
+            (linear("gate", n_ff, n_embd)?, linear("up", n_ff, n_embd)?, linear("down", n_embd, n_ff)?);
+        Ok(FeedForward { gate, up, down, act })
     }
 
-    /// The feed-forward half of layer `i` as a mixture of experts with `n_ff` hidden units each, chosen by a softmax over all of them; the
-    /// weights of those chosen are `normalised` or taken as they are.
-    pub fn experts(&mut self, i: usize, n_ff: usize, normalised: bool) -> Result<Ffn> {
-        let (n_embd, n_expert, n_used) = (self.config.n_embd, self.config.n_expert, self.config.n_expert_used);
+    /// The feed-forward half of layer `i` with separate projections, in a family without mixtures of experts.
+    pub fn feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
+        self.refuse_experts()?;
+        self.dense_feed_forward(i, act)
+    }
+
+    /// The same for a layer without experts of a model that has some.
+    pub fn dense_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
+        Ok(Ffn::Gated(Box::new(self.network(i, "", self.config.n_ff, act)?)))
+    }
+
+    /// Mixtures of experts with `n_ff` hidden units each, chosen by a softmax over all of them, as many as the file says.
+    ///
+    /// # Errors
+    /// Names the key where the file has no experts, or where their groups are impossible.
+    pub fn mixture(&self, n_ff: usize) -> Result<Mixture> {
+        let (n_expert, n_used) = (self.config.n_expert, self.config.n_expert_used);
         if n_expert == 0 {
             return Err(self.keys.error("expert_count", "is missing or 0"));
         }
+        if n_ff == 0 || n_ff > MAX_WIDTH {
+            let what = format_args!("{n_ff} is out of range, expected 1 to {MAX_WIDTH}");
+            return Err(self.keys.error("expert_feed_forward_length", what));
+        }
+        let groups = match self.keys.count("expert_group_count")?.unwrap_or(0) {
+            0 | 1 => None,
+            n_groups => {
+                let n_best = self.keys.required("expert_group_used_count", n_groups)?;
+                if n_groups > MAX_GROUPS || n_expert % n_groups != 0 || n_expert / n_groups * n_best < n_used {
+                    let what =
+                        format_args!("{n_groups} groups of {n_expert} experts, {n_best} of them for {n_used} chosen");
+                    return Err(self.keys.error("expert_group_count", what));
+                }
+                Some([n_groups, n_best])
+            }
+        };
+        let choice = Choice { n_expert, n_used, gating: Gating::Softmax, normalised: true, scale: 1.0, groups };
+        Ok(Mixture { n_ff, choice, act: Act::Silu, n_ff_shared: 0, weighed: false })
+    }
+
+    /// The feed-forward half of layer `i` as a mixture of experts.
+    pub fn experts(&mut self, i: usize, mixture: &Mixture) -> Result<Ffn> {
+        let Mixture { n_ff, choice, act, n_ff_shared, weighed } = *mixture;
+        let (n_embd, n_expert) = (self.config.n_embd, choice.n_expert);
         let l = &mut *self.loader;
         let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
+        let selection_bias = l.optional_vector(&format!("blk.{i}.exp_probs_b.bias"), n_expert)?;
         let mut stack =
             |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps.weight"), n_expert, rows, cols);
-        let networks = Networks {
-            choice: Choice { n_expert, n_used, normalised },
-            gate: stack("gate", n_ff, n_embd)?,
-            up: stack("up", n_ff, n_embd)?,
-            down: stack("down", n_embd, n_ff)?,
-            act: Act::Silu,
+        let (gate, up, down) = (stack("gate", n_ff, n_embd)?, stack("up", n_ff, n_embd)?, stack("down", n_embd, n_ff)?);
+        let networks = Networks { choice, selection_bias, gate, up, down, act };
+        let shared = match n_ff_shared {
+            0 => None,
+            n => Some(SharedExpert {
+                network: self.network(i, "_shexp", n, act)?,
+                gate: weighed
+                    .then(|| self.loader.vector(&format!("blk.{i}.ffn_gate_inp_shexp.weight"), n_embd))
+                    .transpose()?,
+            }),
         };
-        Ok(Ffn::Experts(Experts { router, networks }))
+        Ok(Ffn::Experts(Box::new(Experts { router, networks, shared })))
     }
 
     /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.
     pub fn fused_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
         self.refuse_experts()?;
         let (n_embd, n_ff, name) = (self.config.n_embd, self.config.n_ff, format!("blk.{i}.ffn_up"));
-        Ok(Ffn::Gated(FeedForward {
-            gate: self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?,
-            up: self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?,
-            down: self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?,
-            act,
-        }))
+        let gate = self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?;
+        let up = self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?;
+        let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
+        Ok(Ffn::Gated(Box::new(FeedForward { gate, up, down, act })))
     }
 
     /// A pre-norm layer from its halves.

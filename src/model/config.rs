@@ -70,6 +70,16 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(values.unwrap_or_default())
     }
 
+    /// An optional width, the same for all layers; 0 stands for none.
+    pub fn width(&self, key: &str) -> Result<Option<usize>> {
+        match self.uniform(key)?.filter(|&n| n > 0) {
+            Some(n) if n > MAX_WIDTH => {
+                Err(self.error(key, format_args!("{n} is out of range, expected at most {MAX_WIDTH}")))
+            }
+            n => Ok(n),
+        }
+    }
+
     /// An optional finite number.
     pub fn float(&self, key: &str) -> Result<Option<f32>> {
         let value = self.gguf.f32(&self.key(key)).map_err(|e| gguf_error(self.file, e))?;
@@ -194,6 +204,10 @@ impl Config {
             );
         }
         let n_expert_used = if n_expert > 0 { keys.required("expert_used_count", n_expert)? } else { 0 };
+        if let Some(n) = keys.count("nextn_predict_layers")?.filter(|&n| n > 0) {
+            let what = format_args!("{n}: layers that predict further tokens are not supported");
+            return Err(keys.error("nextn_predict_layers", what));
+        }
         let n_layer = keys.required("block_count", MAX_LAYERS)?;
         let n_embd = keys.required("embedding_length", MAX_WIDTH)?;
         let n_ctx_train = keys.required("context_length", 1 << 30)?;

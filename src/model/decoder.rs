@@ -132,24 +132,39 @@ pub struct Experts {
     pub router: Linear,
     /// Who is chosen, and the networks.
     pub networks: Networks,
+    /// A network that all tokens meet besides.
+    pub shared: Option<SharedExpert>,
+}
+
+/// An expert that all tokens meet.
+pub struct SharedExpert {
+    /// Its network.
+    pub network: FeedForward,
+    /// Its results are multiplied with `sigmoid(gate . x)`, where the family has that.
+    pub gate: Option<Box<[f32]>>,
 }
 
 /// The feed-forward half of a layer.
 pub enum Ffn {
     /// One gated network.
-    Gated(FeedForward),
+    Gated(Box<FeedForward>),
     /// Many, of which some are chosen.
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 impl Ffn {
+    /// The network that every token meets, if there is one.
+    pub fn network(&self) -> Option<&FeedForward> {
+        match self {
+            Self::Gated(f) => Some(f),
+            Self::Experts(e) => e.shared.as_ref().map(|s| &s.network),
+        }
+    }
+
     /// The matrices that every token meets.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        let [a, b, c] = match self {
-            Self::Gated(f) => [Some(&f.gate), Some(&f.up), Some(&f.down)],
-            Self::Experts(e) => [Some(&e.router), None, None],
-        };
-        [a, b, c].into_iter().flatten()
+        let router = self.experts().map(|e| &e.router);
+        self.network().into_iter().flat_map(|f| [&f.gate, &f.up, &f.down]).chain(router)
     }
 
     /// The experts, if there are any.
@@ -248,16 +263,17 @@ impl Decoder {
         self.embed.weight.rows()
     }
 
-    /// Hidden units of the widest network that is not an expert, 0 where there is none.
-    pub fn n_ff(&self) -> usize {
-        let n_ff = |ffn: &Ffn| match ffn {
-            Ffn::Gated(f) => f.down.weight.cols(),
-            Ffn::Experts(_) => 0,
-        };
-        self.layers.iter().map(|l| n_ff(&l.ffn)).max().unwrap_or(0)
+    /// Hidden units of each layer's network that every token meets.
+    pub fn n_ffs(&self) -> impl Iterator<Item = usize> + '_ {
+        self.layers.iter().filter_map(|l| Some(l.ffn.network()?.down.weight.cols()))
     }
 
-    /// Most hidden units that a token meets in a layer.
+    /// Hidden units of the widest network that every token meets, 0 where there is none.
+    pub fn n_ff(&self) -> usize {
+        self.n_ffs().max().unwrap_or(0)
+    }
+
+    /// Most hidden units that a token meets in one product.
     pub fn n_ff_per_token(&self) -> usize {
         self.n_ff().max(self.experts().map_or(0, |e| e.n_used * e.n_ff))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
-use super::decoder::{Attention, Decoder, Ffn, QueryKey, Scores};
+use super::decoder::{Attention, Decoder, FeedForward, Ffn, QueryKey, Scores};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
     attention_scratch,
@@ -31,7 +31,7 @@ pub struct Buffers {
     delta: SharedBuf<f32>,
     gate: SharedBuf<f32>,
     up: SharedBuf<f32>,
-    hidden: Activations,
+    hidden: Widths,
     experts: Option<ExpertBuffers>,
     /// `[n_logit_rows, n_vocab]`.
     logits: SharedBuf<f32>,
@@ -45,6 +45,22 @@ pub struct Buffers {
     bf16_attention: bool,
     n_ctx: usize,
     n_logit_rows: usize,
+}
+
+/// Activations of every width that some layer has.
+struct Widths(Vec<Activations>);
+
+impl Widths {
+    fn new(widths: impl Iterator<Item = usize>, activations: impl Fn(usize) -> Activations) -> Self {
+        let mut all: Vec<usize> = widths.collect();
+        all.sort_unstable();
+        all.dedup();
+        Self(all.into_iter().map(activations).collect())
+    }
+
+    fn of(&self, width: usize) -> &Activations {
+        self.0.iter().find(|a| a.k == width).expect("made for all layers")
+    }
 }
 
 /// One member's own work space.
@@ -140,7 +156,7 @@ impl Buffers {
             delta: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
-            hidden: activations(n_ff),
+            hidden: Widths::new(model.n_ffs(), activations),
             experts: model.experts().map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, ty)),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
@@ -261,26 +277,25 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, norm, eps, normed);
         laps.end(Phase::Norm);
 
+        let hidden_step = step(fine_step::HIDDEN);
+        let hidden = |f: &FeedForward| buf.hidden.of(f.down.weight.cols()).with(form, hidden_step);
         match &layer.ffn {
-            Ffn::Gated(ffn) => {
-                let hidden = buf.hidden.with(form, step(fine_step::HIDDEN));
-                if ops.gated_products(normed, rows.clone(), [&ffn.gate, &ffn.up, &ffn.down], ffn.act, hidden) {
-                    laps.end(Phase::GateUp);
-                } else {
-                    ops.linear(normed, rows.clone(), &[(&ffn.gate, &buf.gate), (&ffn.up, &buf.up)]);
-                    laps.end(Phase::GateUp);
-                    ops.gated(ffn.act, &buf.gate, &buf.up, n, hidden);
-                    laps.end(Phase::Gated);
-                }
-                ops.linear(hidden, rows, &[(&ffn.down, &buf.delta)]);
-                laps.end(Phase::Down);
-            }
+            Ffn::Gated(f) => feed_forward(&mut ops, &mut laps, f, buf, normed, n, hidden(f), &buf.delta),
             Ffn::Experts(experts) => {
                 let b = buf.experts.as_ref().expect("work space for experts");
                 ops.linear(normed, rows, &[(&experts.router, &b.scores)]);
-                let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(step);
+                let steps = [step(fine_step::FEED_FORWARD), hidden_step];
                 ops.experts(normed, n, &experts.networks, b, steps, &buf.delta);
                 laps.end(Phase::Experts);
+                if let Some(shared) = &experts.shared {
+                    let f = &shared.network;
+                    feed_forward(&mut ops, &mut laps, f, buf, normed, n, hidden(f), &b.shared);
+                    match &shared.gate {
+                        Some(gate) => ops.add_gated(&buf.delta, &b.shared, n, normed, gate),
+                        None => ops.add(&buf.delta, &b.shared, n * normed.k()),
+                    }
+                    laps.end(Phase::Down);
+                }
             }
         }
         let post = layer.post_ffn_norm.as_deref();
@@ -307,6 +322,31 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usiz
         w.barrier();
     }
     laps.end(Phase::Head);
+}
+
+/// What `network` makes of the first `n` rows of `x`, into `out`; its hidden units go to `hidden`.
+#[allow(clippy::too_many_arguments)]
+fn feed_forward(
+    ops: &mut Ops,
+    laps: &mut Laps,
+    network: &FeedForward,
+    buf: &Buffers,
+    x: Operand,
+    n: usize,
+    hidden: Operand,
+    out: &SharedBuf<f32>,
+) {
+    let FeedForward { gate, up, down, act } = network;
+    if ops.gated_products(x, 0..n, [gate, up, down], *act, hidden) {
+        laps.end(Phase::GateUp);
+    } else {
+        ops.linear(x, 0..n, &[(gate, &buf.gate), (up, &buf.up)]);
+        laps.end(Phase::GateUp);
+        ops.gated(*act, &buf.gate, &buf.up, n, hidden);
+        laps.end(Phase::Gated);
+    }
+    ops.linear(hidden, 0..n, &[(down, out)]);
+    laps.end(Phase::Down);
 }
 
 /// The products of the layer's normalised input, of tokens `fed`, that its attention starts from: what is cached of all, what serves

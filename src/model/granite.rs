@@ -5,12 +5,12 @@
 //! made, embeddings are divided by `r`, and norms, which see values `r` times too small, have an epsilon `r^2` times smaller. The logits'
 //! factor goes into the norm before the head.
 
-use super::builder::{Builder, QkNorm};
+use super::builder::{Builder, Mixture, QkNorm};
 use super::decoder::{ContextRope, Decoder};
 use super::{Family, no_windows};
-use crate::Result;
 use crate::attention::{AttentionShape, Rope, RopeStyle};
 use crate::compute::Act;
+use crate::{Error, Result};
 
 /// The registry row of Granite.
 pub const GRANITE: Family = Family { arch: "granite", build: granite, windows: no_windows };
@@ -54,14 +54,16 @@ fn build(b: &mut Builder, default: Factors, has_positions: bool) -> Result<Decod
     let shape = AttentionShape { scale: scale.unwrap_or(b.shape().scale), ..b.shape() };
     let rope = if has_positions { b.rope_with_factors(RopeStyle::Norm)? } else { ContextRope::always(Rope::none()) };
     let is_mixture = b.config.arch == GRANITEMOE.arch;
-    if let Some(n) = b.keys.count("expert_shared_feed_forward_length")?.filter(|&n| n > 0) {
-        let what = format_args!("{n}: experts that all tokens share are not supported");
-        return Err(b.keys.error("expert_shared_feed_forward_length", what));
-    }
+    let n_ff_shared = b.keys.width("expert_shared_feed_forward_length")?.unwrap_or(0);
+    let mixture =
+        is_mixture.then(|| Ok::<_, Error>(Mixture { n_ff_shared, ..b.mixture(b.config.n_ff)? })).transpose()?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = b.attention(i, shape, 0, QkNorm::None)?;
-        let ffn = if is_mixture { b.experts(i, b.config.n_ff, true)? } else { b.feed_forward(i, Act::Silu)? };
+        let ffn = match &mixture {
+            Some(mixture) => b.experts(i, mixture)?,
+            None => b.feed_forward(i, Act::Silu)?,
+        };
         layers.push(b.layer(i, attn, ffn)?);
     }
     let mut decoder = b.decoder(layers, vec![rope])?;

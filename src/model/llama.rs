@@ -45,10 +45,14 @@ fn stack(b: &mut Builder, rope: ContextRope, temperature: Option<Temperature>) -
     let shape = b.shape();
     // Mixtral has the name of Llama. Of the others none has a mixture under the same name.
     let is_mixture = b.config.n_expert > 0 && b.config.arch == LLAMA.arch;
+    let mixture = is_mixture.then(|| b.mixture(b.config.n_ff)).transpose()?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = Attention { temperature, ..b.attention(i, shape, 0, QkNorm::None)? };
-        let ffn = if is_mixture { b.experts(i, b.config.n_ff, true)? } else { b.feed_forward(i, Act::Silu)? };
+        let ffn = match &mixture {
+            Some(mixture) => b.experts(i, mixture)?,
+            None => b.feed_forward(i, Act::Silu)?,
+        };
         layers.push(b.layer(i, attn, ffn)?);
     }
     b.decoder(layers, vec![rope])

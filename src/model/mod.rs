@@ -16,6 +16,7 @@ mod glm4;
 mod granite;
 mod hunyuan;
 mod llama;
+mod mixtures;
 mod olmo2;
 mod olmoe;
 mod overrides;
@@ -33,7 +34,7 @@ use ggml_ext::gguf::Gguf;
 use ggml_ext::kernels::Kernels;
 
 pub use config::Config;
-pub use decoder::{Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores};
+pub use decoder::{Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert};
 pub use file::ModelFile;
 pub use forward::{Buffers, Mode, Tokens, forward, head, pass_tokens};
 pub use overrides::{Override, OverrideValue};
@@ -93,10 +94,18 @@ pub const FAMILIES: &[Family] = &[
     smollm3::FAMILY,
     olmo2::FAMILY,
     olmoe::FAMILY,
+    mixtures::DEEPSEEK,
+    mixtures::BAILINGMOE,
+    mixtures::BAILINGMOE2,
+    mixtures::DOTS1,
+    mixtures::GLM4MOE,
+    mixtures::ERNIE4_5_MOE,
+    mixtures::HUNYUAN_MOE,
     granite::GRANITE,
     granite::GRANITEMOE,
     granite::MINICPM,
     qwen::QWEN2,
+    qwen::QWEN2MOE,
     qwen::QWEN3,
     qwen::QWEN3MOE,
     gemma::GEMMA,

@@ -1,8 +1,7 @@
-//! Qwen2 and Qwen2.5 (biases on Q, K and V) and Qwen3 (norms on every query and key head instead), which there is as mixtures of
-//! experts too.
+//! Qwen2 and Qwen2.5 (biases on Q, K and V) and Qwen3 (norms on every query and key head instead), each of which there is as mixtures of
+//! experts too: those of Qwen 1.5 and 2 have a network besides that all tokens meet and weigh.
 
 use super::builder::{Builder, QkNorm};
-use super::config::MAX_WIDTH;
 use super::decoder::{ContextRope, Decoder};
 use super::{Family, no_windows};
 use crate::Result;
@@ -13,6 +12,8 @@ use crate::compute::Act;
 pub const QWEN2: Family = Family { arch: "qwen2", build: |b| build(b, QkNorm::None), windows: no_windows };
 /// The registry row of Qwen3.
 pub const QWEN3: Family = Family { arch: "qwen3", build: |b| build(b, QkNorm::Heads), windows: no_windows };
+/// The registry row of Qwen 1.5's and 2's mixtures of experts.
+pub const QWEN2MOE: Family = Family { arch: "qwen2moe", build: |b| build(b, QkNorm::None), windows: no_windows };
 /// The registry row of Qwen3's mixtures of experts.
 pub const QWEN3MOE: Family = Family { arch: "qwen3moe", build: |b| build(b, QkNorm::Heads), windows: no_windows };
 
@@ -21,19 +22,24 @@ fn build(b: &mut Builder, norm: QkNorm) -> Result<Decoder> {
     let shape = b.shape();
     let rope = b.rope(RopeStyle::Neox, None);
     let c = b.config;
-    let of_expert = || match b.keys.uniform("expert_feed_forward_length")?.filter(|&n| n > 0) {
-        Some(n) if n > MAX_WIDTH => {
-            Err(b.keys.error("expert_feed_forward_length", format_args!("{n} is out of range")))
+    let mixture = match c.arch.as_str() {
+        arch if arch == QWEN2MOE.arch || arch == QWEN3MOE.arch => {
+            let n_ff = b.keys.width("expert_feed_forward_length")?.unwrap_or(c.n_ff / c.n_expert_used.max(1));
+            let mut mixture = b.mixture(n_ff)?;
+            if arch == QWEN2MOE.arch {
+                mixture.choice.normalised = false;
+                mixture.n_ff_shared = b.keys.width("expert_shared_feed_forward_length")?.unwrap_or(c.n_ff);
+                mixture.weighed = true;
+            }
+            Some(mixture)
         }
-        Some(n) => Ok(n),
-        None => Ok(c.n_ff / c.n_expert_used.max(1)),
+        _ => None,
     };
-    let n_ff_of_expert = (c.arch == QWEN3MOE.arch).then(of_expert).transpose()?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = b.attention(i, shape, 0, norm)?;
-        let ffn = match n_ff_of_expert {
-            Some(n_ff) => b.experts(i, n_ff, true)?,
+        let ffn = match &mixture {
+            Some(mixture) => b.experts(i, mixture)?,
             None => b.feed_forward(i, Act::Silu)?,
         };
         layers.push(b.layer(i, attn, ffn)?);

@@ -169,7 +169,10 @@ impl<'p> Loader<'p> {
         let (file, info) = self.take(name, &[cols, rows, n_expert])?;
         let start = info.offset as usize;
         let range = start..start + info.n_bytes as usize;
-        Ok(Stack { name: name.into(), weight: self.load(&file, &info, [n_expert * rows, cols], range) })
+        let weight = self.load(&file, &info, [n_expert * rows, cols], range);
+        let name_of_bias = format!("{}.bias", name.trim_end_matches(".weight"));
+        let bias = self.has(&name_of_bias).then(|| self.values(&name_of_bias, &[rows, n_expert])).transpose()?;
+        Ok(Stack { name: name.into(), weight, bias })
     }
 
     /// Refuses a file with tensors that the family did not ask for: running without them would be a silent guess.

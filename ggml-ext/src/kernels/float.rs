@@ -57,6 +57,7 @@ macro_rules! float_kernels {
             gelu = math::gelu(x: &mut [f32]) -> ();
             silu_mul = math::silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
             gelu_mul = math::gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
+            clamped_swiglu = math::clamped_swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
             soft_cap = math::soft_cap(x: &mut [f32], cap: f32) -> ();
             f16_to_f32 = convert::f16_to_f32(src: &[f16], dst: &mut [f32]) -> ();
             f32_to_f16 = convert::f32_to_f16(src: &[f32], dst: &mut [f16]) -> ();
@@ -249,6 +250,14 @@ impl FloatKernels {
         same_length!(gate, up, out);
         // SAFETY: see the impl.
         unsafe { (self.gelu_mul)(gate, up, out) }
+    }
+
+    /// `out[i] = g / (1 + e^(-1.702 g)) * (u + 1)` of `g = min(gate[i], 7)` and `u = clamp(up[i], -7, 7)`: the gate of gpt-oss
+    /// (arXiv 2508.10925).
+    pub fn clamped_swiglu(&self, gate: &[f32], up: &[f32], out: &mut [f32]) {
+        same_length!(gate, up, out);
+        // SAFETY: see the impl.
+        unsafe { (self.clamped_swiglu)(gate, up, out) }
     }
 
     /// `x[i] = cap * tanh(x[i] / cap)`.

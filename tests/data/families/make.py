@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 experts=None, fused=False, n_rot=None, emb=None, ffn_norm="ffn_norm", keys=None, tensors=None, runs=None):
+                 experts=None, shared=0, shared_gate=False, expert_bias=False, fused=False, n_rot=None, emb=None, ffn_norm="ffn_norm", keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
@@ -39,6 +39,8 @@ class Tiny:
         self.post_norm = post_norm
         self.ffn_norm = ffn_norm
         self.experts = experts  # how many, and how many of them are chosen
+        self.shared, self.shared_gate = shared, shared_gate  # hidden units of the network beside them
+        self.expert_bias = expert_bias
         self.keys, self.tensors = keys or {}, tensors or {}
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
         # (n_ctx, number of tokens, every how many positions the logits are kept); with three numbers more, a context
@@ -150,17 +152,26 @@ class Tiny:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
             if not self.post_norm:
                 add(f"{self.ffn_norm}.weight", self.vector(N_EMBD, 1.0, 0.2))
-            if self.experts:
+            n_dense, step = (self.keys.get(k, d) for k, d in (("leading_dense_block_count", 0), ("interleave_moe_layer_step", 1)))
+            if self.experts and i >= n_dense and (i + 1) % step == 0:
                 # Scores of standard deviation 2: some experts matter much more than others.
                 n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", self.n_ff)
                 add("ffn_gate_inp.weight", self.matrix(n, N_EMBD, 2.0))
                 for name, n_out, n_in in (("gate", n_ff, N_EMBD), ("up", n_ff, N_EMBD), ("down", N_EMBD, n_ff)):
                     add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, 1.6) for _ in range(n)]))
+                if self.expert_bias:
+                    add("exp_probs_b.bias", self.vector(n, 0.0, 0.3))
+                if self.shared:
+                    for name, n_out, n_in in (
+                            ("gate", self.shared, N_EMBD), ("up", self.shared, N_EMBD), ("down", N_EMBD, self.shared)):
+                        add(f"ffn_{name}_shexp.weight", self.matrix(n_out, n_in, 1.4))
+                if self.shared_gate:
+                    add("ffn_gate_inp_shexp.weight", self.matrix(1, N_EMBD, 2.0)[0])
                 if self.sandwich or self.post_norm:
                     add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
                 continue
             gate, up = self.matrix(self.n_ff, N_EMBD, 1.3), self.matrix(self.n_ff, N_EMBD, 1.3)
-            if self.fused:
+            if self.fused and self.fused != "qkv":
                 add("ffn_up.weight", np.concatenate([gate, up]))
             else:
                 add("ffn_gate.weight", gate)
@@ -225,6 +236,37 @@ def models():
              runs=[(512, 48, 1), (512, 300, 6)]),
         Tiny("granitemoe", "granitemoe", emb=1 / 6, n_ff=48, experts=(5, 2), eps=1e-2, keys={
             "embedding_scale": 6.0, "residual_scale": 0.5, "attention.scale": 0.15, "logit_scale": 3.0}),
+        Tiny("granitemoe_shared", "granitemoe", emb=1 / 6, n_ff=48, experts=(5, 2), shared=80, eps=1e-2, keys={
+            "embedding_scale": 6.0, "residual_scale": 0.5, "attention.scale": 0.15, "logit_scale": 3.0,
+            "expert_shared_feed_forward_length": 80}),
+        Tiny("qwen2moe", "qwen2moe", bias=("q", "k", "v"), n_ff=80, experts=(7, 3), shared=96, shared_gate=True, eps=1e-2,
+             keys={"expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 96},
+             runs=[(512, 48, 1), SHIFTED]),
+        Tiny("deepseek", "deepseek", n_head_kv=4, experts=(8, 3), shared=64, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_shared_count": 2, "leading_dense_block_count": 1,
+            "expert_weights_scale": 1.5}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("bailingmoe", "bailingmoe", experts=(8, 3), shared=32, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_shared_count": 1, "expert_weights_norm": True}),
+        Tiny("bailingmoe2", "bailingmoe2", fused="qkv", qk_norm=True, n_rot=8, experts=(16, 4), shared=48, expert_bias=True,
+             eps=1e-2, keys={
+                 "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48, "expert_shared_count": 1,
+                 "leading_dense_block_count": 1, "expert_weights_scale": 2.5, "expert_weights_norm": True,
+                 "expert_gating_func": 2, "expert_group_count": 4, "expert_group_used_count": 2}),
+        Tiny("dots1", "dots1", n_head_kv=4, qk_norm=True, experts=(8, 3), shared=64, expert_bias=True, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_shared_count": 2, "leading_dense_block_count": 1,
+            "expert_weights_scale": 2.0, "expert_gating_func": 2}),
+        Tiny("glm4moe", "glm4moe", n_rot=8, bias=("q", "k", "v"), ffn_norm="post_attention_norm", experts=(8, 3), shared=32,
+             expert_bias=True, eps=1e-2, keys={
+                 "expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1,
+                 "expert_weights_norm": True}),
+        Tiny("glm4moe_normed", "glm4moe", n_rot=8, qk_norm=True, ffn_norm="post_attention_norm", experts=(8, 3), shared=32,
+             expert_bias=True, tied=True, keys={
+                 "expert_feed_forward_length": 32, "expert_shared_count": 1, "expert_weights_scale": 0.5}),
+        Tiny("ernie4_5_moe", "ernie4_5-moe", n_layer=4, experts=(8, 3), shared=64, expert_bias=True, tied=True, eps=1e-2,
+             keys={"expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 64,
+                   "leading_dense_block_count": 1, "interleave_moe_layer_step": 1}),
+        Tiny("hunyuan_moe", "hunyuan-moe", n_ff=48, qk_norm=True, experts=(8, 1), shared=64, eps=1e-2,
+             keys={"expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 64}),
         Tiny("gemma", "gemma", n_head_kv=1, head_dim=32, n_ff=96, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("gemma2", "gemma2", n_layer=5, head_dim=32, n_ff=96, keys={
             "attention.sliding_window": 8, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},

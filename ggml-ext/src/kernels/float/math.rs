@@ -151,6 +151,22 @@ impl Binary for Silu {
     }
 }
 
+/// The clamped SwiGLU of gpt-oss: `g / (1 + e^(-1.702 g)) * (u + 1)` of `g = min(gate, 7)` and `u = clamp(up, -7, 7)`.
+pub(super) struct ClampedSwiglu;
+impl Binary for ClampedSwiglu {
+    #[inline(always)]
+    unsafe fn apply<V: Simd>(&self, gate: V, up: V) -> V {
+        const ALPHA: f32 = 1.702;
+        const LIMIT: f32 = 7.0;
+        // SAFETY: the caller's contract.
+        unsafe {
+            let g = V::splat(LIMIT).min(gate);
+            let u = V::splat(LIMIT).min(V::splat(-LIMIT).max(up));
+            gated(g, g.mul(V::splat(-ALPHA * LOG2_E))).mul(u.add(V::splat(1.0)))
+        }
+    }
+}
+
 /// `x / (1 + 2^x)`.
 pub(super) struct Silu2;
 impl Unary for Silu2 {
@@ -235,6 +251,12 @@ pub(super) unsafe fn silu_mul<V: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]
 pub(super) unsafe fn gelu_mul<V: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     // SAFETY: the slices are of one length (checked by the caller).
     unsafe { vector::zip::<V, _>(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len(), &Gelu) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn clamped_swiglu<V: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]) {
+    // SAFETY: the slices are of one length (checked by the caller).
+    unsafe { vector::zip::<V, _>(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len(), &ClampedSwiglu) }
 }
 
 #[inline(always)]

@@ -234,6 +234,13 @@ fn activations() {
             let what = format!("{tier:?} {n}");
             let got = guarded(&x, |out| k.silu_mul(&x, &up, out));
             all_close(&got, want().map(|(x, u)| silu64(x) * u), 0.0, 1e-6, &what);
+            let (wild, wild_up): (Vec<_>, Vec<_>) = x.iter().zip(&up).map(|(x, u)| (12.0 * x, 12.0 * u)).unzip();
+            let got = guarded(&wild, |out| k.clamped_swiglu(&wild, &wild_up, out));
+            let want_clamped = wide(&wild).zip(wide(&wild_up)).map(|(g, u)| {
+                let (g, u) = (g.min(7.0), u.clamp(-7.0, 7.0));
+                g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)
+            });
+            all_close(&got, want_clamped, 1e-5, 1e-6, &what);
             let got = guarded(&x, |out| k.gelu_mul(&x, &up, out));
             all_close(&got, want().map(|(x, u)| gelu64(x) * u), 0.0, 1e-6, &what);
             all_close(&guarded(&x, |x| k.soft_cap(x, 0.5)), wide(&x).map(|x| 0.5 * (2.0 * x).tanh()), 0.0, 5e-7, &what);

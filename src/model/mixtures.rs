@@ -1,0 +1,99 @@
+//! Families of mixtures of experts in the manner of DeepSeek's first (arXiv 2401.06066): many small experts, a network beside them that all
+//! tokens meet, and a few layers without experts at the start. Ling (BailingMoE), ERNIE 4.5, dots.llm1, GLM-4.5 and Hunyuan differ in
+//! their attention, in how they choose experts, and in what their files leave unsaid.
+
+use super::builder::{Builder, Mixture, QkNorm};
+use super::decoder::{Attention, ContextRope, Decoder};
+use super::{Family, no_windows};
+use crate::Result;
+use crate::attention::RopeStyle;
+use crate::compute::{Act, Gating};
+
+/// The registry row of DeepSeek's first mixtures.
+pub const DEEPSEEK: Family = family("deepseek", |b| build(b, &PLAIN));
+/// The registry row of Ling.
+pub const BAILINGMOE: Family = family("bailingmoe", |b| build(b, &PLAIN));
+/// The registry row of Ling 2 and Ring 2.
+pub const BAILINGMOE2: Family = family("bailingmoe2", |b| build(b, &NORMED));
+/// The registry row of dots.llm1.
+pub const DOTS1: Family = family("dots1", |b| build(b, &NORMED));
+/// The registry row of GLM-4.5.
+pub const GLM4MOE: Family = family("glm4moe", |b| build(b, &GLM4));
+/// The registry row of ERNIE 4.5's mixtures.
+pub const ERNIE4_5_MOE: Family = family("ernie4_5-moe", |b| build(b, &Traits { normalised: true, ..PLAIN }));
+/// The registry row of Hunyuan's mixtures.
+pub const HUNYUAN_MOE: Family = family("hunyuan-moe", |b| build(b, &HUNYUAN));
+
+const fn family(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Family {
+    Family { arch, build, windows: no_windows }
+}
+
+/// What sets the families apart.
+struct Traits {
+    style: RopeStyle,
+    norm: QkNorm,
+    /// Norms on heads come after their rotation.
+    norm_after_turn: bool,
+    /// The norm before the feed-forward half.
+    ffn_norm: &'static str,
+    /// What makes probabilities of scores, where the file does not say.
+    gating: Gating,
+    /// Whether the weights of those chosen are made to add up to 1, where the file does not say.
+    normalised: bool,
+}
+
+const PLAIN: Traits = Traits {
+    style: RopeStyle::Norm,
+    norm: QkNorm::None,
+    norm_after_turn: false,
+    ffn_norm: "ffn_norm",
+    gating: Gating::Softmax,
+    normalised: false,
+};
+
+const NORMED: Traits = Traits { style: RopeStyle::Neox, norm: QkNorm::Heads, ..PLAIN };
+
+const GLM4: Traits =
+    Traits { norm: QkNorm::HeadsIfAny, ffn_norm: "post_attention_norm", gating: Gating::Sigmoid, ..NORMED };
+
+const HUNYUAN: Traits = Traits { norm_after_turn: true, normalised: true, ..NORMED };
+
+fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
+    b.ignore_window()?;
+    b.refuse_sections()?;
+    let mixture = mixture(b, t)?;
+    let n_dense = b.keys.count("leading_dense_block_count")?.unwrap_or(0);
+    let step = b.keys.count("interleave_moe_layer_step")?.unwrap_or(1);
+    let shape = b.shape();
+    let rope = ContextRope::always(b.rope(t.style, None));
+    let mut layers = Vec::with_capacity(b.config.n_layer);
+    for i in 0..b.config.n_layer {
+        let attn = b.attention(i, shape, 0, t.norm)?;
+        let attn = Attention { norm_after_turn: t.norm_after_turn, ..attn };
+        let has_experts = i >= n_dense && (i + 1).is_multiple_of(step);
+        let ffn = if has_experts { b.experts(i, &mixture)? } else { b.dense_feed_forward(i, Act::Silu)? };
+        layers.push(b.pre_norm_layer(i, attn, ffn, t.ffn_norm)?);
+    }
+    b.decoder(layers, vec![rope])
+}
+
+fn mixture(b: &Builder, t: &Traits) -> Result<Mixture> {
+    const GATING: &str = "expert_gating_func";
+    let keys = b.keys;
+    let n_ff = keys.width("expert_feed_forward_length")?.unwrap_or(b.config.n_ff);
+    let mut mixture = b.mixture(n_ff)?;
+    mixture.choice.normalised = keys.flag("expert_weights_norm")?.unwrap_or(t.normalised);
+    mixture.choice.scale = keys.float("expert_weights_scale")?.filter(|&s| s != 0.0).unwrap_or(1.0);
+    mixture.choice.gating = match keys.count(GATING)?.unwrap_or(0) {
+        0 => t.gating,
+        1 => Gating::Softmax,
+        2 => Gating::Sigmoid,
+        n => return Err(keys.error(GATING, format_args!("{n}: expected 1 (softmax) or 2 (sigmoid)"))),
+    };
+    let n_shared = keys.count("expert_shared_count")?.unwrap_or(0);
+    mixture.n_ff_shared = match keys.width("expert_shared_feed_forward_length")? {
+        Some(n) => n,
+        None => n_ff.saturating_mul(n_shared),
+    };
+    Ok(mixture)
+}
