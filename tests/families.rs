@@ -49,7 +49,7 @@ macro_rules! families {
 families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
-    granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe
+    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe
     internlm2 ernie4_5 exaone exaone4 exaone4_windows seed_oss glm4 hunyuan hunyuan_alpha smollm3 smollm3_tied
     olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
@@ -97,7 +97,28 @@ fn differences(a: &[Vec<f32>], b: &[Vec<f32>], spread: f64) -> (f64, f64) {
 
 #[test]
 fn windows_are_all_that_is_seen() {
-    for name in ["olmo2_windows", "exaone4_windows", "gemma2", "gemma2_pattern", "gemma3", "gemma3_pattern"] {
+    for name in [
+        "olmo2_windows",
+        "exaone4_windows",
+        "gpt_oss",
+        "gpt_oss_pattern",
+        "gemma2",
+        "gemma2_pattern",
+        "gemma3",
+        "gemma3_pattern",
+    ] {
         reference::windows_are_all_that_is_seen(&load(name));
     }
+}
+
+/// A layer whose heads have sinks has no use for another's weights, which count those of others; keys and values it can share.
+#[test]
+fn heads_with_sinks_share_keys_and_values_alone() {
+    let load = |plan: &str| {
+        let file = ModelFile::from_bytes("gpt_oss", gunzip(&folder("families").join("gpt_oss_pattern.gguf.gz")));
+        Model::load(&file, ModelParams { share: Some(&plan.parse().unwrap()), ..Default::default() })
+    };
+    let refused = load("1").err().expect("layer 1 takes the weights of layer 0").to_string();
+    assert!(refused.contains("layer 1 (shared)") && refused.contains("sinks"), "{refused}");
+    assert!(load("kv:1").is_ok());
 }

@@ -88,6 +88,9 @@ pub struct Attend<'a> {
     pub queries: Queries,
     /// Where scores come from.
     pub scores: ScoreSource<'a>,
+    /// What each head's softmax counts besides its keys: the score of a key without a value (gpt-oss, arXiv 2508.10925; StreamingLLM, arXiv
+    /// 2309.17453, calls it a sink).
+    pub sinks: Option<&'a [f32]>,
     /// The cache with the layer's values.
     pub values: &'a LayerCache,
     /// What other layers left, and what this one leaves.
@@ -240,10 +243,10 @@ impl Attend<'_> {
                     // SAFETY: these rows and heads belong to this tile alone.
                     unsafe {
                         let dst = self.out.part_mut(t, h * dv..(h + 1) * dv);
-                        let inv = 1.0 / scratch.total[i];
-                        dst.iter_mut().zip(&scratch.sums[i * dv..]).for_each(|(d, s)| *d = s * inv);
+                        let (factor, lse) = self.normaliser(h, scratch.max[i], scratch.total[i]);
+                        dst.iter_mut().zip(&scratch.sums[i * dv..]).for_each(|(d, s)| *d = s * factor);
                         if let Some(slot) = self.route.writes {
-                            self.weights.set_lse(slot, self.row(t), h, scratch.max[i] + scratch.total[i].ln());
+                            self.weights.set_lse(slot, self.row(t), h, lse);
                         }
                     }
                 }
@@ -297,18 +300,29 @@ impl Attend<'_> {
                 };
                 let max = (0..n_runs).map(|r| stat(r).0).fold(f32::NEG_INFINITY, f32::max);
                 let total: f32 = (0..n_runs).map(|r| stat(r).1 * (stat(r).0 - max).exp()).sum();
+                let (factor, lse) = self.normaliser(h, max, total);
                 let dst = self.out.part_mut(t, h * dv..(h + 1) * dv);
                 dst.fill(0.0);
                 for run in 0..n_runs {
-                    let weight = (stat(run).0 - max).exp() / total;
+                    let weight = (stat(run).0 - max).exp() * factor;
                     let s = slot(t, run, h);
                     self.kernels.float.axpy(weight, self.partial.sums.get(s * dv..(s + 1) * dv), dst);
                 }
                 if let Some(slot) = self.route.writes {
-                    self.weights.set_lse(slot, self.row(t), h, max + total.ln());
+                    self.weights.set_lse(slot, self.row(t), h, lse);
                 }
             }
         }
         self.worker.barrier();
+    }
+
+    /// What the value sum of head `h` is multiplied with, the weights in it being relative to a score `max` and `total` in all, and the
+    /// logarithm of the sum of the scores' exponentials.
+    fn normaliser(&self, h: usize, max: f32, total: f32) -> (f32, f32) {
+        let Some(sinks) = self.sinks else { return (1.0 / total, max + total.ln()) };
+        let greatest = max.max(sinks[h]);
+        let shrink = (max - greatest).exp();
+        let total = total * shrink + (sinks[h] - greatest).exp();
+        (shrink / total, greatest + total.ln())
     }
 }

@@ -6,7 +6,6 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
-use crate::compute::Act;
 use crate::model::{Decoder, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
@@ -175,9 +174,8 @@ impl<'m> DenseModel<'m> {
                 let what = "layers that normalise queries and keys after their rotation are not supported here";
                 return Err(Error::Params(what.into()));
             }
-            let act = layer.ffn.experts().map(|e| e.networks.act);
-            if act == Some(Act::ClampedSwiglu) {
-                return Err(Error::Params("clamped activations are not supported here".into()));
+            if layer.attn.sinks.is_some() {
+                return Err(Error::Params("heads with attention sinks are not supported here".into()));
             }
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {

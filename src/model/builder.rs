@@ -174,11 +174,27 @@ impl Builder<'_, '_, '_, '_> {
             rope,
             temperature: None,
             norm_after_turn: false,
+            sinks: None,
             scores,
             v,
             out: self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?,
             comp: comp.transpose()?,
         })
+    }
+
+    /// The sinks of layer `i`'s heads.
+    ///
+    /// # Errors
+    /// Where the layer takes its attention weights from another, whose sinks are others.
+    pub fn sinks(&mut self, i: usize) -> Result<Option<Box<[f32]>>> {
+        if let Some(share) = self.sharing.plan.get(i).filter(|s| s.kind != Kind::Kv) {
+            let what = format_args!(
+                "layer {i} ({}): heads with attention sinks cannot take another layer's weights",
+                share.kind
+            );
+            return Err(self.loader.error(what));
+        }
+        Ok(Some(self.loader.vector(&format!("blk.{i}.attn_sinks.weight"), self.config.n_head)?))
     }
 
     /// A projection of layer `i`, from its own tensor or from its rows of `attn_qkv`.

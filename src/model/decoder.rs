@@ -14,6 +14,8 @@ pub struct Attention {
     pub temperature: Option<Temperature>,
     /// Norms on heads come after their rotation instead of before.
     pub norm_after_turn: bool,
+    /// What each head's softmax counts besides the keys, where the family has it (see [`Attend::sinks`](crate::attention::Attend)).
+    pub sinks: Option<Box<[f32]>>,
     /// Where the attention weights come from.
     pub scores: Scores,
     /// Value projection; `None` where the values are another layer's.

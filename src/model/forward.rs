@@ -262,7 +262,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         let (weights, partial, out) = (&buf.weights, &buf.partial, buf.heads.with(form, fine_step::HEADS));
         let (n, rows) = (asked.len(), 0..asked.len());
         let queries = Queries { pos: pos + asked.start, first: asked.start, n };
-        Attend { worker: w, kernels, shape, queries, scores, values, weights, route, partial, out, bf16 }
+        let sinks = attn.sinks.as_deref();
+        Attend { worker: w, kernels, shape, queries, scores, sinks, values, weights, route, partial, out, bf16 }
             .run(attn_scratch);
         laps.end(Phase::Attention);
         ops.linear(out, rows.clone(), &[(&attn.out, &buf.delta)]);

@@ -13,6 +13,7 @@ mod forward;
 mod gemma;
 mod gemma3;
 mod glm4;
+mod gpt_oss;
 mod granite;
 mod hunyuan;
 mod llama;
@@ -112,6 +113,7 @@ pub const FAMILIES: &[Family] = &[
     gemma::GEMMA2,
     gemma3::FAMILY,
     phi3::FAMILY,
+    gpt_oss::FAMILY,
 ];
 
 /// How a model is loaded.

@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 experts=None, shared=0, shared_gate=False, expert_bias=False, fused=False, n_rot=None, emb=None, ffn_norm="ffn_norm", keys=None, tensors=None, runs=None):
+                 experts=None, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
@@ -37,10 +37,11 @@ class Tiny:
         self.n_rot = n_rot
         self.emb = emb
         self.post_norm = post_norm
-        self.ffn_norm = ffn_norm
+        self.ffn_norm, self.gate = ffn_norm, gate
         self.experts = experts  # how many, and how many of them are chosen
         self.shared, self.shared_gate = shared, shared_gate  # hidden units of the network beside them
         self.expert_bias = expert_bias
+        self.sinks = sinks
         self.keys, self.tensors = keys or {}, tensors or {}
         self.rng = np.random.default_rng(zlib.crc32(name.encode()))
         # (n_ctx, number of tokens, every how many positions the logits are kept); with three numbers more, a context
@@ -148,6 +149,8 @@ class Tiny:
             add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
             if "o" in self.bias:
                 add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
+            if self.sinks:
+                add("attn_sinks.weight", self.vector(self.n_head, 2.0, 1.5))
             if self.sandwich or self.post_norm:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
             if not self.post_norm:
@@ -158,7 +161,12 @@ class Tiny:
                 n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", self.n_ff)
                 add("ffn_gate_inp.weight", self.matrix(n, N_EMBD, 2.0))
                 for name, n_out, n_in in (("gate", n_ff, N_EMBD), ("up", n_ff, N_EMBD), ("down", N_EMBD, n_ff)):
-                    add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, 1.6) for _ in range(n)]))
+                    gain = 1.6 if name == "down" else self.gate
+                    add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, gain) for _ in range(n)]))
+                if "experts" in self.bias:
+                    add("ffn_gate_inp.bias", self.vector(n, 0.0, 1.0))
+                    for name, width in (("gate", n_ff), ("up", n_ff), ("down", N_EMBD)):
+                        add(f"ffn_{name}_exps.bias", self.vector(n * width, 0.0, 0.3).reshape(n, width))
                 if self.expert_bias:
                     add("exp_probs_b.bias", self.vector(n, 0.0, 0.3))
                 if self.shared:
@@ -267,6 +275,15 @@ def models():
                    "leading_dense_block_count": 1, "interleave_moe_layer_step": 1}),
         Tiny("hunyuan_moe", "hunyuan-moe", n_ff=48, qk_norm=True, experts=(8, 1), shared=64, eps=1e-2,
              keys={"expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 64}),
+        # Gates far enough from 0 for their clamps to matter.
+        Tiny("gpt_oss", "gpt-oss", n_layer=3, head_dim=24, n_rot=24, bias=("q", "k", "v", "o", "experts"), sinks=True,
+             ffn_norm="post_attention_norm", n_ff=48, experts=(8, 3), gate=2.5, eps=1e-2, freq_base=150000.0, keys={
+                 "expert_feed_forward_length": 48, "attention.sliding_window": 8, **yarn},
+             runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("gpt_oss_pattern", "gpt-oss", n_layer=3, head_dim=16, n_rot=16, n_head_kv=1, sinks=True,
+             bias=("q", "k", "v", "o", "experts"), ffn_norm="post_attention_norm", n_ff=48, experts=(5, 2), keys={
+                 "expert_feed_forward_length": 48, "attention.sliding_window": 16, "rope.freq_base_swa": 3000.0,
+                 "attention.sliding_window_pattern": 3}, runs=[(512, 48, 1), SHIFTED]),
         Tiny("gemma", "gemma", n_head_kv=1, head_dim=32, n_ff=96, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("gemma2", "gemma2", n_layer=5, head_dim=32, n_ff=96, keys={
             "attention.sliding_window": 8, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},

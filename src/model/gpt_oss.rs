@@ -1,0 +1,38 @@
+//! gpt-oss (arXiv 2508.10925): mixtures of experts with biases and clamped gates, attention sinks, and layers that alternate between a
+//! sliding window and the whole context.
+
+use super::builder::{Builder, Mixture, QkNorm};
+use super::config::Keys;
+use super::decoder::{Attention, ContextRope, Decoder};
+use super::{Family, Windows};
+use crate::Result;
+use crate::attention::{AttentionShape, Rope, RopeStyle};
+use crate::compute::Act;
+
+/// The registry row.
+pub const FAMILY: Family = Family { arch: "gpt-oss", build, windows };
+
+const GLOBAL: usize = 0;
+const LOCAL: usize = 1;
+
+fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
+    keys.alternating_windows(n_layer, None, 2)
+}
+
+fn build(b: &mut Builder) -> Result<Decoder> {
+    let (c, keys) = (b.config, b.keys);
+    let n_ff = keys.width("expert_feed_forward_length")?.unwrap_or(c.n_ff);
+    let mixture = Mixture { act: Act::ClampedSwiglu, ..b.mixture(n_ff)? };
+    let local_base = keys.positive("rope.freq_base_swa")?.unwrap_or(c.rope_base);
+    let local = Rope::new(RopeStyle::Neox, c.n_rot, local_base, &c.rope_scaling, None, c.rope_magnitude);
+    let ropes = [b.rope(RopeStyle::Neox, None), local].map(ContextRope::always);
+    let mut layers = Vec::with_capacity(c.n_layer);
+    for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {
+        let (shape, rope) = (AttentionShape { window, ..b.shape() }, if window.is_some() { LOCAL } else { GLOBAL });
+        let sinks = b.sinks(i)?;
+        let attn = Attention { sinks, ..b.attention(i, shape, rope, QkNorm::None)? };
+        let ffn = b.experts(i, &mixture)?;
+        layers.push(b.pre_norm_layer(i, attn, ffn, "post_attention_norm")?);
+    }
+    b.decoder(layers, ropes.into())
+}
