@@ -55,6 +55,7 @@ families! {
     granite granite_unturned minicpm minicpm_longrope
     qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
+    gemma4 gemma4_plain
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key
 }
@@ -121,4 +122,21 @@ fn heads_with_sinks_share_keys_and_values_alone() {
     let refused = load("1").err().expect("layer 1 takes the weights of layer 0").to_string();
     assert!(refused.contains("layer 1 (shared)") && refused.contains("sinks"), "{refused}");
     assert!(load("kv:1").is_ok());
+}
+
+/// Layers that the model has take another's keys and values cannot share otherwise, nor can the layer that has these.
+#[test]
+fn built_in_sharing_of_keys_and_values_stays() {
+    let load = |plan: &str| {
+        let file = ModelFile::from_bytes("gemma4", gunzip(&folder("families").join("gemma4.gguf.gz")));
+        Model::load(&file, ModelParams { share: Some(&plan.parse().unwrap()), ..Default::default() })
+    };
+    for (plan, what) in [("7:3", "layer 7 (shared): the model has it take"), ("3", "layer 5 needs its keys")] {
+        let refused = load(plan).err().expect(plan).to_string();
+        assert!(refused.contains(what), "{refused}");
+    }
+    let model = load("2:0").unwrap_or_else(|e| panic!("{e}"));
+    let cached: Vec<_> = model.decoder().caches().map(|c| (c.key_dim, c.value_dim)).collect();
+    assert_eq!(cached[2], (None, Some(16)), "weights from another layer, values of its own");
+    assert_eq!(cached[5..], [(None, None); 3]);
 }

@@ -122,6 +122,15 @@ impl Matrix {
         Self { ty, rows, cols, packed: false, storage }
     }
 
+    /// The matrix of `[rows, cols]` whose rows lie at `range` of `file`, left there as they are.
+    ///
+    /// # Panics
+    /// As [`Matrix::load`].
+    pub fn of_file(ty: GgmlType, [rows, cols]: [usize; 2], file: &Arc<FileBytes>, range: Range<usize>) -> Self {
+        assert_eq!(ty.row_bytes(cols).and_then(|b| b.checked_mul(rows)), Some(file[range.clone()].len()));
+        Self { ty, rows, cols, packed: false, storage: Storage::File(file.clone(), range) }
+    }
+
     /// The element type in the file.
     pub fn ty(&self) -> GgmlType {
         self.ty

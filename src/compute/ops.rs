@@ -87,9 +87,9 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
-    /// Adds a sub-layer's result to `rows` of the residual stream and normalises these for the next: `x += delta`, with `delta` itself
-    /// normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`, or `x` without a weight. `delta` and `out`
-    /// have these rows alone.
+    /// Adds a sub-layer's result to `rows` of the residual stream and normalises these for the next: `x = scale * (x + delta)`, with `delta`
+    /// itself normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`, or `x` without a weight. `delta`
+    /// and `out` have these rows alone.
     #[allow(clippy::too_many_arguments)]
     pub fn residual_norm(
         &mut self,
@@ -97,6 +97,7 @@ impl Ops<'_> {
         rows: Range<usize>,
         delta: &SharedBuf<f32>,
         post: Option<&[f32]>,
+        scale: f32,
         weight: Option<&[f32]>,
         eps: f32,
         out: Operand,
@@ -114,6 +115,9 @@ impl Ops<'_> {
                         k.add_assign(x, row);
                     }
                     None => k.add_assign(x, delta),
+                }
+                if scale != 1.0 {
+                    k.scale(x, scale);
                 }
                 norm_or_copy(self.kernels, x, weight, eps, row);
                 out.finish_row(self.kernels, i);
@@ -163,10 +167,24 @@ impl Ops<'_> {
     /// `out = act(gate) * up`, row by row.
     pub fn gated(&mut self, act: Act, gate: &SharedBuf<f32>, up: &SharedBuf<f32>, n_rows: usize, out: Operand) {
         let n = out.k();
+        self.gated_by(act, gate, up, |i| i * n, n_rows, out);
+    }
+
+    /// The same where row `i` of `up` begins at `at(i)`.
+    pub fn gated_by(
+        &mut self,
+        act: Act,
+        gate: &SharedBuf<f32>,
+        up: &SharedBuf<f32>,
+        at: impl Fn(usize) -> usize,
+        n_rows: usize,
+        out: Operand,
+    ) {
+        let n = out.k();
         for i in self.worker.share(n_rows) {
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
             unsafe {
-                let (gate, up) = (gate.get(i * n..(i + 1) * n), up.get(i * n..(i + 1) * n));
+                let (gate, up) = (gate.get(i * n..(i + 1) * n), up.get(at(i)..at(i) + n));
                 act.gate(&self.kernels.float, gate, up, out.row_mut(i));
                 out.finish_row(self.kernels, i);
             }

@@ -174,6 +174,10 @@ impl<'m> DenseModel<'m> {
                 let what = "layers that normalise queries and keys after their rotation are not supported here";
                 return Err(Error::Params(what.into()));
             }
+            if layer.attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
+                let what = "layers with norms on values or with inputs of their own are not supported here";
+                return Err(Error::Params(what.into()));
+            }
             if layer.attn.sinks.is_some() {
                 return Err(Error::Params("heads with attention sinks are not supported here".into()));
             }

@@ -49,7 +49,7 @@ pub struct LayerCost {
 pub struct PlanCost {
     /// Layer by layer.
     pub layers: Vec<LayerCost>,
-    /// Bytes of weights that a token's generation reads: all tensors but an embedding table that is not the output head too.
+    /// Bytes of weights that a token's generation reads: all tensors but embedding tables that are not the output head too.
     pub weights: BeforeAfter,
     /// Bytes cached per position.
     pub cache_per_token: BeforeAfter,
@@ -78,12 +78,14 @@ impl PlanCost {
             Self { layers: Vec::new(), weights: BeforeAfter::default(), cache_per_token: BeforeAfter::default() };
         for (i, heads) in geometry.layers.iter().enumerate() {
             let share = plan.get(i);
-            let kind = share.map_or(Kind::Full, |s| s.kind);
+            let unshared = if i < geometry.n_caching { Kind::Full } else { Kind::Kv };
+            let kind = share.map_or(unshared, |s| s.kind);
             let rank = meta.map_or(0, |m| m.layers[i].rank);
             let cache = |spec: LayerCacheSpec| spec.bytes_per_token(ty_k, ty_v).map(|b| b as u64);
             let cache_per_token =
-                BeforeAfter { before: cache(cached(Kind::Full, 0, heads))?, after: cache(cached(kind, rank, heads))? };
-            let weights = layer_weights(&tensors, i, kind, geometry.n_embd, heads, chosen);
+                BeforeAfter { before: cache(cached(unshared, 0, heads))?, after: cache(cached(kind, rank, heads))? };
+            let from_plan = share.map_or(Kind::Full, |s| s.kind);
+            let weights = layer_weights(&tensors, i, from_plan, geometry.n_embd, heads, chosen);
             cost.cache_per_token.add(cache_per_token);
             cost.weights.add(weights);
             cost.layers.push(LayerCost {
@@ -98,7 +100,9 @@ impl PlanCost {
         }
         let untied = tensors.contains_key("output.weight");
         let others = tensors.values().filter(|t| layer_of(&t.name).is_none());
-        let others = others.filter(|t| !untied || t.name != "token_embd.weight").map(|t| t.n_bytes).sum();
+        // Of tables a token reads its row alone.
+        let is_table = |name: &str| name == "per_layer_token_embd.weight" || untied && name == "token_embd.weight";
+        let others = others.filter(|t| !is_table(&t.name)).map(|t| t.n_bytes).sum();
         cost.weights.add(BeforeAfter { before: others, after: others });
         Some(cost)
     }

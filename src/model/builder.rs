@@ -4,7 +4,8 @@ use ggml_ext::lisa::{Domain, Kind, LisaMeta, Part};
 
 use super::config::{Config, Keys, MAX_WIDTH};
 use super::decoder::{
-    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert,
+    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert, SideInputs,
+    SideNetwork,
 };
 use super::weights::Loader;
 use crate::Result;
@@ -25,6 +26,8 @@ pub struct Builder<'b, 'g, 'a, 'p> {
     pub loader: &'b mut Loader<'p>,
     /// Things the user should know that do not stop the loading.
     pub warnings: Vec<String>,
+    /// Layers without a value projection use that of their keys, before its norm.
+    pub keys_make_values: bool,
 }
 
 /// Which layers share attention, and how.
@@ -162,13 +165,28 @@ impl Builder<'_, '_, '_, '_> {
             Kind::Lisa => Scores::Lisa(self.lisa(i, &shape)?),
         };
         let v = (kind != Kind::Kv).then(|| self.projection(i, Projection::V, &shape)).transpose()?;
+        let n_embd = self.config.n_embd;
+        let comp = Part::Comp.tensor(i);
+        let comp = (kind == Kind::Shared && self.loader.has(&comp))
+            .then(|| self.loader.linear(comp.trim_end_matches(".weight"), n_embd, n_embd));
+        Ok(Attention { comp: comp.transpose()?, ..self.attention_from(i, shape, rope, kind, scores, v)? })
+    }
+
+    /// The attention half of layer `i`, of this kind, around where its weights and its values come from.
+    fn attention_from(
+        &mut self,
+        i: usize,
+        shape: AttentionShape,
+        rope: usize,
+        kind: Kind,
+        scores: Scores,
+        v: Option<Linear>,
+    ) -> Result<Attention> {
         for unused in unused_tensors(kind, i) {
             self.loader.skip(&unused);
         }
         let (n_embd, n_v) = (self.config.n_embd, shape.n_head * shape.head_dim_v);
-        let comp = Part::Comp.tensor(i);
-        let comp = (kind == Kind::Shared && self.loader.has(&comp))
-            .then(|| self.loader.linear(comp.trim_end_matches(".weight"), n_embd, n_embd));
+        let out = self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?;
         Ok(Attention {
             shape,
             rope,
@@ -177,9 +195,35 @@ impl Builder<'_, '_, '_, '_> {
             sinks: None,
             scores,
             v,
-            out: self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?,
-            comp: comp.transpose()?,
+            v_norm: None,
+            out,
+            comp: None,
         })
+    }
+
+    /// The attention half of layer `i` of a model that has it take the keys and values of layer `owner`.
+    ///
+    /// # Errors
+    /// Where the sharing plan has something else in mind for the layer.
+    pub fn attention_to(
+        &mut self,
+        i: usize,
+        owner: usize,
+        shape: AttentionShape,
+        rope: usize,
+        norm: QkNorm,
+    ) -> Result<Attention> {
+        if let Some(share) = self.sharing.plan.get(i) {
+            let what =
+                format_args!("layer {i} ({}): the model has it take the keys and values of layer {owner}", share.kind);
+            return Err(self.loader.error(what));
+        }
+        if let Some(share) = self.sharing.plan.get(owner) {
+            let what = format_args!("layer {owner} ({}): layer {i} needs its keys and values", share.kind);
+            return Err(self.loader.error(what));
+        }
+        let scores = Scores::Queries { q: self.query_key(i, Projection::Q, &shape, norm)?, owner };
+        self.attention_from(i, shape, rope, Kind::Kv, scores, None)
     }
 
     /// The sinks of layer `i`'s heads.
@@ -209,7 +253,11 @@ impl Builder<'_, '_, '_, '_> {
         if self.loader.has(&format!("{fused}.weight")) {
             return self.loader.linear_rows(&fused, q + k + v, self.config.n_embd, rows);
         }
-        self.loader.linear(&format!("blk.{i}.attn_{}", which.name()), rows.len(), self.config.n_embd)
+        let own = format!("blk.{i}.attn_{}", which.name());
+        let from_keys =
+            matches!(which, Projection::V) && self.keys_make_values && !self.loader.has(&format!("{own}.weight"));
+        let name = if from_keys { format!("blk.{i}.attn_k") } else { own };
+        self.loader.linear(&name, rows.len(), self.config.n_embd)
     }
 
     fn query_key(&mut self, i: usize, which: Projection, shape: &AttentionShape, norm: QkNorm) -> Result<QueryKey> {
@@ -271,7 +319,7 @@ impl Builder<'_, '_, '_, '_> {
     }
 
     /// The gated network of layer `i` with `n_ff` hidden units, its tensors' names ending in `suffix`.
-    fn network(&mut self, i: usize, suffix: &str, n_ff: usize, act: Act) -> Result<FeedForward> {
+    pub fn network(&mut self, i: usize, suffix: &str, n_ff: usize, act: Act) -> Result<FeedForward> {
         let n_embd = self.config.n_embd;
         let mut linear =
             |part: &str, rows, cols| self.loader.linear(&format!("blk.{i}.ffn_{part}{suffix}"), rows, cols);
@@ -368,6 +416,8 @@ impl Builder<'_, '_, '_, '_> {
             ffn_norm: Some(self.loader.vector(&format!("blk.{i}.{ffn_norm}.weight"), n_embd)?),
             ffn,
             post_ffn_norm: None,
+            side: None,
+            scale: 1.0,
         })
     }
 
@@ -381,12 +431,33 @@ impl Builder<'_, '_, '_, '_> {
     /// A layer with norms after each half alone.
     pub fn post_norm_layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
         let [post_attn_norm, post_ffn_norm] = self.post_norms(i)?.map(Some);
-        Ok(Layer { attn_norm: None, attn, post_attn_norm, ffn_norm: None, ffn, post_ffn_norm })
+        Ok(Layer { attn_norm: None, attn, post_attn_norm, ffn_norm: None, ffn, post_ffn_norm, side: None, scale: 1.0 })
     }
 
     fn post_norms(&mut self, i: usize) -> Result<[Box<[f32]>; 2]> {
         let mut norm = |name: &str| self.loader.vector(&format!("blk.{i}.{name}.weight"), self.config.n_embd);
         Ok([norm("post_attention_norm")?, norm("post_ffw_norm")?])
+    }
+
+    /// What layer `i` makes of its inputs beside the residual stream, which have `width` values.
+    pub fn side_network(&mut self, i: usize, width: usize) -> Result<SideNetwork> {
+        let (n_embd, l) = (self.config.n_embd, &mut *self.loader);
+        Ok(SideNetwork {
+            gate: l.linear(&format!("blk.{i}.inp_gate"), width, n_embd)?,
+            out: l.linear(&format!("blk.{i}.proj"), n_embd, width)?,
+            norm: l.vector(&format!("blk.{i}.post_norm.weight"), n_embd)?,
+        })
+    }
+
+    /// The layers' inputs beside the residual stream, `width` values for each.
+    pub fn side_inputs(&mut self, width: usize) -> Result<SideInputs> {
+        let (n_embd, n, l) = (self.config.n_embd, self.config.n_layer * width, &mut *self.loader);
+        Ok(SideInputs {
+            width,
+            embed: l.table("per_layer_token_embd.weight", self.n_vocab, n)?,
+            projection: l.linear("per_layer_model_proj", n, n_embd)?,
+            norm: l.vector("per_layer_proj_norm.weight", width)?,
+        })
     }
 
     /// The whole model around its layers.
@@ -399,6 +470,7 @@ impl Builder<'_, '_, '_, '_> {
             routes: Routes::new(plan, layers.len(), domain),
             embed: l.linear("token_embd", n_vocab, n_embd)?,
             embed_scale: 1.0,
+            side: None,
             layers,
             ropes,
             output_norm: l.vector("output_norm.weight", n_embd)?,

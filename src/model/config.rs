@@ -70,6 +70,22 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(values.unwrap_or_default())
     }
 
+    /// Counts given once or per layer.
+    pub fn per_layer(&self, key: &str, n_layer: usize) -> Result<Option<Vec<usize>>> {
+        let full = self.key(key);
+        if !matches!(self.gguf.get(&full), Some(ggml_ext::gguf::Value::Array(_))) {
+            return Ok(self.count(key)?.map(|n| vec![n; n_layer]));
+        }
+        let all = self.numbers(key)?;
+        if all.len() < n_layer {
+            return Err(self.error(key, format_args!("has {} values, expected one per layer: {n_layer}", all.len())));
+        }
+        match all.iter().find(|&&n| n as usize > MAX_WIDTH) {
+            Some(n) => Err(self.error(key, format_args!("{n} is out of range, expected at most {MAX_WIDTH}"))),
+            None => Ok(Some(all[..n_layer].iter().map(|&n| n as usize).collect())),
+        }
+    }
+
     /// An optional width, the same for all layers; 0 stands for none.
     pub fn width(&self, key: &str) -> Result<Option<usize>> {
         match self.uniform(key)?.filter(|&n| n > 0) {
@@ -154,7 +170,7 @@ pub struct Config {
     pub n_layer: usize,
     /// Width of the residual stream.
     pub n_embd: usize,
-    /// Width of the feed-forward network.
+    /// Width of the feed-forward network, of the widest where layers differ.
     pub n_ff: usize,
     /// Experts of a layer, 0 where there is one network.
     pub n_expert: usize,
@@ -162,7 +178,7 @@ pub struct Config {
     pub n_expert_used: usize,
     /// Query heads.
     pub n_head: usize,
-    /// Key/value heads.
+    /// Key/value heads, the most of any layer where these differ.
     pub n_head_kv: usize,
     /// Length of a query or key head.
     pub head_dim_k: usize,
@@ -189,14 +205,15 @@ pub(super) const MAX_LAYERS: usize = 1 << 12;
 pub(super) const MAX_WIDTH: usize = 1 << 22;
 const MAX_EXPERTS: usize = 1 << 12;
 /// Longest head: several times any model's.
-const MAX_HEAD_DIM: usize = 1024;
+pub(super) const MAX_HEAD_DIM: usize = 1024;
 
 impl Config {
-    /// Reads the keys common to all families.
+    /// Reads the keys common to all families. Whether layers may have different numbers of heads and hidden units is up to the family:
+    /// `varies`.
     ///
     /// # Errors
     /// Names the key that is missing, of another type or out of range.
-    pub fn read(keys: &Keys) -> Result<Self> {
+    pub fn read(keys: &Keys, varies: bool) -> Result<Self> {
         let n_expert = keys.count("expert_count")?.unwrap_or(0);
         if n_expert > MAX_EXPERTS {
             return Err(
@@ -221,9 +238,15 @@ impl Config {
             }
         };
         let missing = |key: &str| keys.error(key, "is missing");
-        let n_ff = uniform("feed_forward_length")?.ok_or_else(|| missing("feed_forward_length"))?;
+        let most = |key: &str| match varies {
+            true => {
+                Ok::<_, Error>(keys.per_layer(key, n_layer)?.and_then(|all| all.into_iter().max()).filter(|&n| n > 0))
+            }
+            false => uniform(key),
+        };
+        let n_ff = most("feed_forward_length")?.ok_or_else(|| missing("feed_forward_length"))?;
         let n_head = uniform("attention.head_count")?.ok_or_else(|| missing("attention.head_count"))?;
-        let n_head_kv = uniform("attention.head_count_kv")?.unwrap_or(n_head);
+        let n_head_kv = most("attention.head_count_kv")?.unwrap_or(n_head);
         if n_head % n_head_kv != 0 {
             let what = format_args!("{n_head_kv} does not divide the {n_head} query heads");
             return Err(keys.error("attention.head_count_kv", what));

@@ -20,6 +20,8 @@ pub struct Attention {
     pub scores: Scores,
     /// Value projection; `None` where the values are another layer's.
     pub v: Option<Linear>,
+    /// RMSNorm on every value head, where the family has it.
+    pub v_norm: Option<Box<[f32]>>,
     /// Output projection.
     pub out: Linear,
     /// Linear compensation (UniAttn, arXiv 2502.00439): what it makes of the layer's normalised input is added to `out`'s result.
@@ -200,12 +202,40 @@ pub struct Layer {
     pub ffn: Ffn,
     /// RMSNorm on the network's result, where the family has it.
     pub post_ffn_norm: Option<Box<[f32]>>,
+    /// What the layer makes of its own input beside the residual stream, where the family has that.
+    pub side: Option<SideNetwork>,
+    /// Factor on the residual stream after the layer.
+    pub scale: f32,
+}
+
+/// What a layer makes of its [`SideInputs`]: `x += norm(out(gelu(gate x) * input))`.
+pub struct SideNetwork {
+    /// From the residual stream, as it is, to as many values as the input has.
+    pub gate: Linear,
+    /// Back again.
+    pub out: Linear,
+    /// RMSNorm on the result.
+    pub norm: Box<[f32]>,
+}
+
+/// Inputs of every layer beside the residual stream (Gemma's per-layer embeddings): the sum, times 1 / sqrt 2, of what a second table says of
+/// the token, and of what a projection, normalised layer by layer, makes of the token's embedding.
+pub struct SideInputs {
+    /// Values for each layer.
+    pub width: usize,
+    /// The table, `[n_vocab, n_layer * width]`.
+    pub embed: Matrix,
+    /// The projection, `[n_layer * width, n_embd]`.
+    pub projection: Linear,
+    /// RMSNorm on the projection's result.
+    pub norm: Box<[f32]>,
 }
 
 impl Layer {
     /// Every matrix but those of experts.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.attn.matrices().chain(self.ffn.matrices())
+        let side = self.side.iter().flat_map(|s| [&s.gate, &s.out]);
+        self.attn.matrices().chain(self.ffn.matrices()).chain(side)
     }
 }
 
@@ -238,6 +268,8 @@ pub struct Decoder {
     pub embed: Linear,
     /// Factor on the embeddings.
     pub embed_scale: f32,
+    /// Inputs of the layers beside the residual stream, where the family has them.
+    pub side: Option<SideInputs>,
     /// Layers, first to last.
     pub layers: Vec<Layer>,
     /// Rotary embeddings the layers refer to.
@@ -265,9 +297,10 @@ impl Decoder {
         self.embed.weight.rows()
     }
 
-    /// Hidden units of each layer's network that every token meets.
+    /// Hidden units of the networks that every token meets.
     pub fn n_ffs(&self) -> impl Iterator<Item = usize> + '_ {
-        self.layers.iter().filter_map(|l| Some(l.ffn.network()?.down.weight.cols()))
+        let networks = self.layers.iter().filter_map(|l| l.ffn.network());
+        networks.map(|f| f.down.weight.cols()).chain(self.side.as_ref().map(|s| s.width))
     }
 
     /// Hidden units of the widest network that every token meets, 0 where there is none.
@@ -292,7 +325,8 @@ impl Decoder {
 
     /// Every matrix but those of experts.
     pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.layers.iter().flat_map(Layer::matrices).chain([&self.embed]).chain(&self.output)
+        let side = self.side.as_ref().map(|s| &s.projection);
+        self.layers.iter().flat_map(Layer::matrices).chain([&self.embed]).chain(&self.output).chain(side)
     }
 
     /// The weights of all layers.
@@ -315,14 +349,16 @@ impl Decoder {
         let (before, rest) = self.layers.split_at(self.last_caching());
         let cached = rest.first().into_iter().flat_map(|l| [l.attn.v.as_ref(), l.attn.scores.k()]).flatten();
         let macs = |w: &Matrix| w.rows() * w.cols();
-        let all = before.iter().flat_map(Layer::matrices).chain(cached);
+        let side = self.side.as_ref().map(|s| &s.projection);
+        let all = before.iter().flat_map(Layer::matrices).chain(cached).chain(side);
         all.map(|l| macs(&l.weight)).sum::<usize>() + before.iter().map(|l| l.ffn.of_chosen(macs)).sum::<usize>()
     }
 
     /// Bytes of matrices that a generated token reads.
     pub fn bytes_per_token(&self) -> usize {
         let chosen: usize = self.layers.iter().map(|l| l.ffn.of_chosen(Matrix::n_bytes)).sum();
-        let all = self.layers.iter().flat_map(Layer::matrices).chain([self.head()]);
+        let side = self.side.as_ref().map(|s| &s.projection);
+        let all = self.layers.iter().flat_map(Layer::matrices).chain([self.head()]).chain(side);
         all.map(|l| l.weight.n_bytes()).sum::<usize>() + chosen
     }
 

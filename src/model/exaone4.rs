@@ -10,7 +10,7 @@ use crate::attention::{AttentionShape, Rope, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "exaone4", build, windows };
+pub const FAMILY: Family = Family::new("exaone4", build).with_windows(windows);
 
 const TURNED: usize = 0;
 const UNTURNED: usize = 1;

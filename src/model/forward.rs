@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
-use super::decoder::{Attention, Decoder, FeedForward, Ffn, QueryKey, Scores};
+use super::decoder::{Attention, Decoder, FeedForward, Ffn, QueryKey, Scores, SideInputs};
 use crate::attention::{
     Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
     attention_scratch,
 };
 use crate::compute::{
-    ActivationType, Activations, ExpertBuffers, Form, Laps, Linear, Observer, Operand, Ops, Phase, Profile, SharedBuf,
-    Worker,
+    Act, ActivationType, Activations, ExpertBuffers, Form, Laps, Linear, Observer, Operand, Ops, Phase, Profile,
+    SharedBuf, Worker,
 };
 
 /// Everything a pass writes besides the cache, allocated once per session.
@@ -26,13 +26,15 @@ pub struct Buffers {
     k: SharedBuf<f32>,
     v: SharedBuf<f32>,
     /// The heads' weighted values, `[n_ubatch, n_head * head_dim_v]`.
-    heads: Activations,
+    heads: Widths,
     /// What a sub-layer adds to the residual stream.
     delta: SharedBuf<f32>,
     gate: SharedBuf<f32>,
     up: SharedBuf<f32>,
     hidden: Widths,
     experts: Option<ExpertBuffers>,
+    /// The layers' inputs beside the residual stream, `[n_ubatch, n_layer * width]`, and the projection that is a part of them.
+    side: Option<[SharedBuf<f32>; 2]>,
     /// `[n_logit_rows, n_vocab]`.
     logits: SharedBuf<f32>,
     /// What `shared` layers' linear compensation adds.
@@ -135,7 +137,6 @@ impl Buffers {
             let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
             n_ubatch * rows.max().unwrap_or(0)
         };
-        let heads = model.shapes().map(|s| s.n_head * s.head_dim_v).max().unwrap_or(0);
         let n_head = model.shapes().map(|s| s.n_head).max().unwrap_or(0);
         let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
@@ -152,12 +153,13 @@ impl Buffers {
             q: SharedBuf::new(widest(&|a| a.scores.q())),
             k: SharedBuf::new(widest(&|a| a.scores.k())),
             v: SharedBuf::new(widest(&|a| a.v.as_ref())),
-            heads: activations(heads),
+            heads: Widths::new(model.shapes().map(|s| s.n_head * s.head_dim_v), activations),
             delta: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
             hidden: Widths::new(model.n_ffs(), activations),
             experts: model.experts().map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, ty)),
+            side: model.side.as_ref().map(|s| [(); 2].map(|()| SharedBuf::new(n_ubatch * s.embed.cols()))),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
@@ -237,6 +239,9 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         Some(layer) => (layer.attn_norm.as_deref(), buf.n.with(form, fine_step::ATTENTION)),
         None => (Some(&*model.output_norm), buf.n.with(form, fine_step::LAST)),
     };
+    if let (Some(inputs), Some(bufs)) = (&model.side, &buf.side) {
+        side_inputs(&mut ops, inputs, buf, bufs, ids, input(0).1, eps);
+    }
     let (norm, out) = input(0);
     ops.rms_norm(&buf.x, n, norm, eps, out);
     laps.end(Phase::Embed);
@@ -259,7 +264,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         let (scores, values) = attention_of(attn, buf, cache, i);
         let (kernels, shape, route) = (o.kernels, &attn.shape, model.routes.layer(i));
         let route = if bf16 { route.keeping_scores() } else { route };
-        let (weights, partial, out) = (&buf.weights, &buf.partial, buf.heads.with(form, fine_step::HEADS));
+        let heads = buf.heads.of(shape.n_head * shape.head_dim_v);
+        let (weights, partial, out) = (&buf.weights, &buf.partial, heads.with(form, fine_step::HEADS));
         let (n, rows) = (asked.len(), 0..asked.len());
         let queries = Queries { pos: pos + asked.start, first: asked.start, n };
         let sinks = attn.sinks.as_deref();
@@ -275,7 +281,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         let step = |usual| if i + 1 == model.layers.len() { fine_step::LAST } else { usual };
         let normed = buf.n.with(form, step(fine_step::FEED_FORWARD));
         let norm = layer.ffn_norm.as_deref();
-        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, norm, eps, normed);
+        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, norm, eps, normed);
         laps.end(Phase::Norm);
 
         let hidden_step = step(fine_step::HIDDEN);
@@ -299,13 +305,54 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
                 }
             }
         }
-        let post = layer.post_ffn_norm.as_deref();
+        let mut post = layer.post_ffn_norm.as_deref();
+        if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {
+            ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, None, eps, normed);
+            laps.end(Phase::Norm);
+            ops.linear(normed, 0..n, &[(&side.gate, &buf.gate)]);
+            laps.end(Phase::GateUp);
+            let (width, hidden) =
+                (side.out.weight.cols(), buf.hidden.of(side.out.weight.cols()).with(form, hidden_step));
+            let at = |row: usize| ((asked.start + row) * model.layers.len() + i) * width;
+            ops.gated_by(Act::Gelu, &buf.gate, inputs, at, n, hidden);
+            laps.end(Phase::Gated);
+            ops.linear(hidden, 0..n, &[(&side.out, &buf.delta)]);
+            laps.end(Phase::Down);
+            post = Some(&side.norm);
+        }
         let (norm, out) = input(i + 1);
-        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, norm, eps, out);
+        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, layer.scale, norm, eps, out);
         laps.end(Phase::Norm);
         fed = asked;
     }
     laps.pass();
+}
+
+/// The layers' inputs beside the residual stream, for all tokens of a step whose embeddings are in place. `x`: room for these.
+fn side_inputs(
+    ops: &mut Ops,
+    side: &SideInputs,
+    buf: &Buffers,
+    [sums, projections]: &[SharedBuf<f32>; 2],
+    ids: &[u32],
+    x: Operand,
+    eps: f32,
+) {
+    let (n, len) = (ids.len(), side.embed.cols());
+    ops.rms_norm(&buf.x, n, None, eps, x);
+    ops.linear(x, 0..n, &[(&side.projection, projections)]);
+    ops.embed(&side.embed, ids, (side.width as f32).sqrt(), sums);
+    let float = &ops.kernels.float;
+    for i in ops.worker.share(n) {
+        // SAFETY: rows are shared out disjointly.
+        let (sums, row) =
+            unsafe { (sums.get_mut(i * len..(i + 1) * len), projections.get_mut(i * len..(i + 1) * len)) };
+        float.scale(row, 1.0 / (x.k() as f32).sqrt());
+        row.chunks_exact_mut(side.width).for_each(|part| float.rms_norm_in_place(part, &side.norm, eps));
+        float.add_assign(sums, row);
+        float.scale(sums, std::f32::consts::FRAC_1_SQRT_2);
+    }
+    ops.worker.barrier();
 }
 
 /// Logits of `rows` of the states that the last [`forward`], of `n_tokens`, left: at most [`Buffers::n_logit_rows`] of them.
@@ -449,7 +496,11 @@ fn place(
             if h >= n_q + n_k {
                 let g = h - n_q - n_k;
                 let start = (row * s.n_head_kv + g) * dv;
-                cache.store_v(kernels, g, pos + t, buf.v.get(start..start + dv));
+                let value = buf.v.get_mut(start..start + dv);
+                if let Some(weight) = &attn.v_norm {
+                    kernels.float.rms_norm_in_place(value, weight, eps);
+                }
+                cache.store_v(kernels, g, pos + t, value);
                 continue;
             }
             match &attn.scores {

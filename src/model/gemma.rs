@@ -4,15 +4,15 @@
 use super::builder::{Builder, QkNorm};
 use super::config::Keys;
 use super::decoder::{ContextRope, Decoder};
-use super::{Family, Windows, no_windows};
+use super::{Family, Windows};
 use crate::Result;
 use crate::attention::{AttentionShape, Rope, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row of Gemma 1.
-pub const GEMMA: Family = Family { arch: "gemma", build: gemma, windows: no_windows };
+pub const GEMMA: Family = Family::new("gemma", gemma);
 /// The registry row of Gemma 2.
-pub const GEMMA2: Family = Family { arch: "gemma2", build: gemma2, windows };
+pub const GEMMA2: Family = Family::new("gemma2", gemma2).with_windows(windows);
 
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;

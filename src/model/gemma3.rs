@@ -10,7 +10,7 @@ use crate::attention::{AttentionShape, Rope, RopeScaling, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "gemma3", build, windows };
+pub const FAMILY: Family = Family::new("gemma3", build).with_windows(windows);
 
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;

@@ -1,15 +1,15 @@
 //! GLM-4 (0414): norms before and after each half of a layer, gate and up projections in one tensor, biases on Q, K and V, and heads of
 //! which a half rotates.
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "glm4", build, windows: no_windows };
+pub const FAMILY: Family = Family::new("glm4", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;

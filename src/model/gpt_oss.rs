@@ -10,7 +10,7 @@ use crate::attention::{AttentionShape, Rope, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "gpt-oss", build, windows };
+pub const FAMILY: Family = Family::new("gpt-oss", build).with_windows(windows);
 
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;

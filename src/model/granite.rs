@@ -5,19 +5,19 @@
 //! made, embeddings are divided by `r`, and norms, which see values `r` times too small, have an epsilon `r^2` times smaller. The logits'
 //! factor goes into the norm before the head.
 
+use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
 use super::decoder::{ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::attention::{AttentionShape, Rope, RopeStyle};
 use crate::compute::Act;
 use crate::{Error, Result};
 
 /// The registry row of Granite.
-pub const GRANITE: Family = Family { arch: "granite", build: granite, windows: no_windows };
+pub const GRANITE: Family = Family::new("granite", granite);
 /// The registry row of Granite's mixtures of experts.
-pub const GRANITEMOE: Family = Family { arch: "granitemoe", build: granite, windows: no_windows };
+pub const GRANITEMOE: Family = Family::new("granitemoe", granite);
 /// The registry row of MiniCPM.
-pub const MINICPM: Family = Family { arch: "minicpm", build: minicpm, windows: no_windows };
+pub const MINICPM: Family = Family::new("minicpm", minicpm);
 
 /// The factors that files give.
 struct Factors {

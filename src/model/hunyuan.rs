@@ -1,15 +1,15 @@
 //! Hunyuan's dense models: Llama's shape with the other order of rotary pairs, and norms on every query and key head, after their
 //! rotation.
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{Attention, ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::{Rope, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "hunyuan-dense", build, windows: no_windows };
+pub const FAMILY: Family = Family::new("hunyuan-dense", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;

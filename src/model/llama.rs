@@ -2,23 +2,23 @@
 //! grouped-query attention. InternLM2, ERNIE 4.5 (its dense models) and EXAONE 3 are the same under names of their own, the last
 //! with the other order of rotary pairs. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations.
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{Attention, ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::{RopeScaling, RopeStyle, Temperature};
 use crate::compute::Act;
 
 /// The registry row.
-pub const LLAMA: Family = Family { arch: "llama", build: |b| build(b, RopeStyle::Norm), windows: no_windows };
+pub const LLAMA: Family = Family::new("llama", |b| build(b, RopeStyle::Norm));
 /// The registry row of InternLM2.
 pub const INTERNLM2: Family = Family { arch: "internlm2", ..LLAMA };
 /// The registry row of ERNIE 4.5.
 pub const ERNIE4_5: Family = Family { arch: "ernie4_5", ..LLAMA };
 /// The registry row of EXAONE 3.
-pub const EXAONE: Family = Family { arch: "exaone", build: |b| build(b, RopeStyle::Neox), windows: no_windows };
+pub const EXAONE: Family = Family::new("exaone", |b| build(b, RopeStyle::Neox));
 /// The registry row of Mistral 3.
-pub const MISTRAL3: Family = Family { arch: "mistral3", build: mistral3, windows: no_windows };
+pub const MISTRAL3: Family = Family::new("mistral3", mistral3);
 
 fn build(b: &mut Builder, style: RopeStyle) -> Result<Decoder> {
     let rope = b.rope_with_factors(style)?;

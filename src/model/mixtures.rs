@@ -2,31 +2,27 @@
 //! tokens meet, and a few layers without experts at the start. Ling (BailingMoE), ERNIE 4.5, dots.llm1, GLM-4.5 and Hunyuan differ in
 //! their attention, in how they choose experts, and in what their files leave unsaid.
 
+use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
 use super::decoder::{Attention, ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::{Act, Gating};
 
 /// The registry row of DeepSeek's first mixtures.
-pub const DEEPSEEK: Family = family("deepseek", |b| build(b, &PLAIN));
+pub const DEEPSEEK: Family = Family::new("deepseek", |b| build(b, &PLAIN));
 /// The registry row of Ling.
-pub const BAILINGMOE: Family = family("bailingmoe", |b| build(b, &PLAIN));
+pub const BAILINGMOE: Family = Family::new("bailingmoe", |b| build(b, &PLAIN));
 /// The registry row of Ling 2 and Ring 2.
-pub const BAILINGMOE2: Family = family("bailingmoe2", |b| build(b, &NORMED));
+pub const BAILINGMOE2: Family = Family::new("bailingmoe2", |b| build(b, &NORMED));
 /// The registry row of dots.llm1.
-pub const DOTS1: Family = family("dots1", |b| build(b, &NORMED));
+pub const DOTS1: Family = Family::new("dots1", |b| build(b, &NORMED));
 /// The registry row of GLM-4.5.
-pub const GLM4MOE: Family = family("glm4moe", |b| build(b, &GLM4));
+pub const GLM4MOE: Family = Family::new("glm4moe", |b| build(b, &GLM4));
 /// The registry row of ERNIE 4.5's mixtures.
-pub const ERNIE4_5_MOE: Family = family("ernie4_5-moe", |b| build(b, &Traits { normalised: true, ..PLAIN }));
+pub const ERNIE4_5_MOE: Family = Family::new("ernie4_5-moe", |b| build(b, &Traits { normalised: true, ..PLAIN }));
 /// The registry row of Hunyuan's mixtures.
-pub const HUNYUAN_MOE: Family = family("hunyuan-moe", |b| build(b, &HUNYUAN));
-
-const fn family(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Family {
-    Family { arch, build, windows: no_windows }
-}
+pub const HUNYUAN_MOE: Family = Family::new("hunyuan-moe", |b| build(b, &HUNYUAN));
 
 /// What sets the families apart.
 struct Traits {

@@ -12,6 +12,7 @@ mod file;
 mod forward;
 mod gemma;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod gpt_oss;
 mod granite;
@@ -35,7 +36,10 @@ use ggml_ext::gguf::Gguf;
 use ggml_ext::kernels::Kernels;
 
 pub use config::Config;
-pub use decoder::{Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert};
+pub use decoder::{
+    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert, SideInputs,
+    SideNetwork,
+};
 pub use file::ModelFile;
 pub use forward::{Buffers, Mode, Tokens, forward, head, pass_tokens};
 pub use overrides::{Override, OverrideValue};
@@ -60,6 +64,25 @@ pub struct Family {
     build: fn(&mut Builder) -> Result<Decoder>,
     /// How many positions each of so many layers attends to, see [`AttentionShape::window`].
     windows: fn(&Keys, usize) -> Result<Windows>,
+    /// Whether layers may have key/value heads and feed-forward networks of different sizes.
+    varies: bool,
+}
+
+impl Family {
+    /// A family whose layers are all alike and see the whole context.
+    const fn new(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Self {
+        Self { arch, build, windows: no_windows, varies: false }
+    }
+
+    /// The same with sliding windows.
+    const fn with_windows(self, windows: fn(&Keys, usize) -> Result<Windows>) -> Self {
+        Self { windows, ..self }
+    }
+
+    /// The same with layers of different sizes.
+    const fn with_varying_layers(self) -> Self {
+        Self { varies: true, ..self }
+    }
 }
 
 /// One for each layer.
@@ -112,6 +135,7 @@ pub const FAMILIES: &[Family] = &[
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma3::FAMILY,
+    gemma4::FAMILY,
     phi3::FAMILY,
     gpt_oss::FAMILY,
 ];
@@ -187,7 +211,7 @@ impl Model {
             let what = format!("architecture '{}' is not supported, only {}", keys.arch(), known.join(", "));
             model_error(&file.name, what)
         })?;
-        let config = Config::read(&keys)?;
+        let config = Config::read(&keys, family.varies)?;
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         let pool = Pool::new(params.n_threads).map_err(thread_error)?;
         let sharing = SharingSource::read(file, &parts, params.lisa, params.share)?;
@@ -204,6 +228,7 @@ impl Model {
             sharing: Sharing { plan: &sharing.plan, meta: sharing.meta.as_ref() },
             loader: &mut loader,
             warnings: Vec::new(),
+            keys_make_values: false,
         };
         let decoder = (family.build)(&mut builder)?;
         let mut warnings = builder.warnings;

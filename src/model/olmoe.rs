@@ -1,13 +1,13 @@
 //! OLMoE: mixtures of experts, norms before each half of a layer, and on queries and keys, all heads together.
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "olmoe", build, windows: no_windows };
+pub const FAMILY: Family = Family::new("olmoe", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;

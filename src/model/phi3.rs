@@ -1,14 +1,14 @@
 //! Phi-3 and Phi-4: Llama's shape with Q, K, V in one tensor, gate and up in another, and LongRoPE frequencies.
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::Decoder;
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "phi3", build, windows: no_windows };
+pub const FAMILY: Family = Family::new("phi3", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;

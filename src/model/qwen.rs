@@ -1,21 +1,21 @@
 //! Qwen2 and Qwen2.5 (biases on Q, K and V) and Qwen3 (norms on every query and key head instead), each of which there is as mixtures of
 //! experts too: those of Qwen 1.5 and 2 have a network besides that all tokens meet and weigh.
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::Act;
 
 /// The registry row of Qwen2.
-pub const QWEN2: Family = Family { arch: "qwen2", build: |b| build(b, QkNorm::None), windows: no_windows };
+pub const QWEN2: Family = Family::new("qwen2", |b| build(b, QkNorm::None));
 /// The registry row of Qwen3.
-pub const QWEN3: Family = Family { arch: "qwen3", build: |b| build(b, QkNorm::Heads), windows: no_windows };
+pub const QWEN3: Family = Family::new("qwen3", |b| build(b, QkNorm::Heads));
 /// The registry row of Qwen 1.5's and 2's mixtures of experts.
-pub const QWEN2MOE: Family = Family { arch: "qwen2moe", build: |b| build(b, QkNorm::None), windows: no_windows };
+pub const QWEN2MOE: Family = Family::new("qwen2moe", |b| build(b, QkNorm::None));
 /// The registry row of Qwen3's mixtures of experts.
-pub const QWEN3MOE: Family = Family { arch: "qwen3moe", build: |b| build(b, QkNorm::Heads), windows: no_windows };
+pub const QWEN3MOE: Family = Family::new("qwen3moe", |b| build(b, QkNorm::Heads));
 
 fn build(b: &mut Builder, norm: QkNorm) -> Result<Decoder> {
     b.ignore_window()?;

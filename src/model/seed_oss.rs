@@ -1,14 +1,14 @@
 //! Seed-OSS: Llama's shape with the other order of rotary pairs, biases on Q, K and V, and a name of its own for the second norm.
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::{AttentionShape, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "seed_oss", build, windows: no_windows };
+pub const FAMILY: Family = Family::new("seed_oss", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;

@@ -1,14 +1,14 @@
 //! SmolLM3: Llama's shape, but that every fourth layer has no positions (NoPE, arXiv 2501.18795).
 
+use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder};
-use super::{Family, no_windows};
 use crate::Result;
 use crate::attention::{Rope, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family { arch: "smollm3", build, windows: no_windows };
+pub const FAMILY: Family = Family::new("smollm3", build);
 
 const TURNED: usize = 0;
 const UNTURNED: usize = 1;

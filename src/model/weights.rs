@@ -121,6 +121,14 @@ impl<'p> Loader<'p> {
         matrix
     }
 
+    /// A matrix of which single rows are read, and never all: it stays in the file's mapping.
+    pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let (file, info) = self.take(name, &[cols, rows])?;
+        let start = info.offset as usize;
+        self.bytes_done += info.n_bytes;
+        Ok(Matrix::of_file(info.ty, [rows, cols], &file, start..start + info.n_bytes as usize))
+    }
+
     /// The vector `name` of `n` values.
     pub fn vector(&mut self, name: &str, n: usize) -> Result<Box<[f32]>> {
         self.values(name, &[n])

@@ -23,16 +23,19 @@ pub struct Geometry {
     pub n_embd: usize,
     /// One per layer.
     pub layers: Vec<Heads>,
+    /// How many of them, the first ones, have keys and values of their own.
+    pub n_caching: usize,
 }
 
 impl Geometry {
     /// A model of `n_layer` layers that are all alike.
     pub fn uniform(n_layer: usize, n_embd: usize, heads: Heads) -> Self {
-        Self { n_embd, layers: vec![heads; n_layer] }
+        Self { n_embd, layers: vec![heads; n_layer], n_caching: n_layer }
     }
 
     /// Reads `<architecture>.block_count`, `.embedding_length`, `.attention.head_count`, `.attention.head_count_kv`,
-    /// `.attention.key_length` and `.attention.value_length`, of which the last four may be one number or one per layer.
+    /// `.attention.key_length` and `.attention.value_length`, of which the last four may be one number or one per layer, and the last two
+    /// others (`_swa`) for layers with a sliding window.
     ///
     /// # Errors
     /// Names the key that is missing, of another type or out of range.
@@ -74,15 +77,28 @@ impl Geometry {
             None if n_embd.is_multiple_of(n_head[i]) => Ok(n_embd / n_head[i]),
             None => Err(wrong(name, format!("is missing, and {} heads do not divide {n_embd}", n_head[i]))),
         };
+        // Layers with a sliding window may have heads of another length.
+        let (key_swa, value_swa) = (per_layer("attention.key_length_swa")?, per_layer("attention.value_length_swa")?);
+        const PATTERN: &str = "attention.sliding_window_pattern";
+        let is_local = match (&key_swa, &value_swa) {
+            (None, None) => vec![false; n_layer],
+            _ => gguf.bools(&key(PATTERN))?.filter(|all| all.len() >= n_layer).ok_or_else(|| {
+                wrong(PATTERN, format!("expected a flag for each of {n_layer} layers, whose heads differ in length"))
+            })?,
+        };
         let layers = (0..n_layer).map(|i| {
+            let local = |of_local: &Option<Vec<usize>>| of_local.as_ref().filter(|_| is_local[i]).map(|all| all[i]);
+            let pick = |of_local, given, name| local(of_local).map_or_else(|| length(given, i, name), Ok);
             Ok(Heads {
                 n_head: n_head[i],
                 n_head_kv: n_head_kv.as_ref().map_or(n_head[i], |all| all[i]),
-                key_length: length(&key_length, i, "attention.key_length")?,
-                value_length: length(&value_length, i, "attention.value_length")?,
+                key_length: pick(&key_swa, &key_length, "attention.key_length")?,
+                value_length: pick(&value_swa, &value_length, "attention.value_length")?,
             })
         });
-        Ok(Self { n_embd, layers: layers.collect::<Result<_, LisaError>>()? })
+        let n_without = gguf.u32(&key("attention.shared_kv_layers"))?.unwrap_or(0) as usize;
+        let n_caching = n_layer.saturating_sub(n_without);
+        Ok(Self { n_embd, layers: layers.collect::<Result<_, LisaError>>()?, n_caching })
     }
 }
 

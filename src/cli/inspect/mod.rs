@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum};
 use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, TensorInfo, Value};
 use ggml_ext::kernels::Kernels;
+use ggml_ext::lisa::{Geometry, Heads};
 use lisa_cpp::attention::{CacheParams, CacheType};
 use lisa_cpp::compute::default_threads;
 use lisa_cpp::model::{ModelFile, pass_tokens, windows};
@@ -216,8 +217,8 @@ impl Memory {
     fn of(gguf: &Gguf, sharing: Option<&Sharing>, args: &InspectArgs) -> Option<Self> {
         let arch = gguf.str("general.architecture").ok()??;
         let number = |key: &str| gguf.u64(&format!("{arch}.{key}")).ok().flatten();
-        let n_layer = number("block_count")?;
-        let n_embd = number("embedding_length")?;
+        let geometry = Geometry::read(gguf).ok()?;
+        let n_embd = geometry.n_embd as u64;
         // One number, or one per layer.
         let per_layer = |key: &str| -> Option<Vec<u64>> {
             match gguf.u32s(&format!("{arch}.{key}")) {
@@ -225,12 +226,6 @@ impl Memory {
                 _ => number(key).map(|n| vec![n]),
             }
         };
-        let at = |all: &[u64], layer: u64| *all.get(layer as usize).or(all.last()).unwrap_or(&0);
-        let n_head = per_layer("attention.head_count")?;
-        let n_head_kv = per_layer("attention.head_count_kv").unwrap_or_else(|| n_head.clone());
-        let most_heads = n_head.iter().copied().max().filter(|&n| n > 0)?;
-        let head_k = number("attention.key_length").unwrap_or(n_embd / most_heads);
-        let head_v = number("attention.value_length").unwrap_or(n_embd / most_heads);
         let n_ff = per_layer("feed_forward_length")?.into_iter().max().unwrap_or(0);
         // Experts: hidden units of those that a token meets, and for each a row that it is given and one that it makes.
         let n_used = number("expert_used_count").filter(|_| number("expert_count") > Some(0));
@@ -239,12 +234,9 @@ impl Memory {
         let of_experts = n_used.unwrap_or(0).saturating_mul(n_embd).saturating_mul(2);
         let n_ctx = args.ctx_size.filter(|&n| n > 0).or_else(|| number("context_length"))?;
 
-        // A claim of more layers than this is no decoder's.
-        let layers = 0..n_layer.min(1 << 16);
-        let head = |kind: CacheTypeArg, n: u64| {
-            let n = usize::try_from(n).ok()?;
-            CacheType::from(kind).ggml().row_bytes(n).map(|bytes| bytes as u64)
-        };
+        // No decoder is without heads.
+        geometry.layers.iter().find(|h| h.n_head > 0)?;
+        let head = |kind: CacheTypeArg, n: usize| CacheType::from(kind).ggml().row_bytes(n).map(|bytes| bytes as u64);
         let kernels = Kernels::from_env().unwrap_or_else(|_| Kernels::detect());
         let pass = pass_tokens(kernels, usize::try_from(n_ff).ok()?, default_threads()) as u64;
         let n_ubatch = args.ubatch_size.min(n_ctx);
@@ -258,16 +250,19 @@ impl Memory {
             if let Some(cost) = sharing.and_then(|s| s.cost(kind)) {
                 return Some((kind, cost.cached(n_positions).after));
             }
-            let head = head(kind, head_k)?.saturating_add(head(kind, head_v)?);
-            let layer = |l: u64| {
-                let window = windows.get(l as usize).copied().flatten();
-                head.saturating_mul(at(&n_head_kv, l)).saturating_mul(n_positions(window))
+            let layer = |(l, heads): (usize, &Heads)| {
+                let bytes = head(kind, heads.key_length)?.saturating_add(head(kind, heads.value_length)?);
+                let window = windows.get(l).copied().flatten();
+                Some(bytes.saturating_mul(heads.n_head_kv as u64).saturating_mul(n_positions(window)))
             };
-            Some((kind, layers.clone().map(layer).fold(0u64, u64::saturating_add)))
+            let caching = geometry.layers.iter().take(geometry.n_caching).enumerate();
+            let bytes = caching.map(layer).try_fold(0u64, |sum, bytes| Some(sum.saturating_add(bytes?)))?;
+            Some((kind, bytes))
         });
         let cache = cache.collect();
-        let q = most_heads.saturating_mul(head_k);
-        let kv = n_head_kv.iter().max()?.saturating_mul(head_k.saturating_add(head_v));
+        let most = |of: fn(&Heads) -> usize| geometry.layers.iter().map(of).max().unwrap_or(0) as u64;
+        let q = most(|h| h.n_head.saturating_mul(h.key_length));
+        let kv = most(|h| h.n_head_kv.saturating_mul(h.key_length.saturating_add(h.value_length)));
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
         let per_token = [n_embd.saturating_mul(3), q.saturating_mul(2), kv, n_ff.saturating_mul(3), of_experts];
         let per_token = per_token.into_iter().fold(0u64, u64::saturating_add).saturating_mul(4);

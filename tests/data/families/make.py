@@ -63,7 +63,8 @@ class Tiny:
         w.add_uint32(f"{a}.context_length", self.n_ctx)
         w.add_uint32(f"{a}.embedding_length", N_EMBD)
         w.add_uint32(f"{a}.block_count", self.n_layer)
-        w.add_uint32(f"{a}.feed_forward_length", self.n_ff)
+        if self.n_ff is not None:
+            w.add_uint32(f"{a}.feed_forward_length", self.n_ff)
         w.add_uint32(f"{a}.attention.head_count", self.n_head)
         if self.n_head_kv is not None:
             w.add_uint32(f"{a}.attention.head_count_kv", self.n_head_kv)
@@ -199,6 +200,59 @@ class Tiny:
         return [1] + self.rng.integers(3, self.n_vocab, n - 1).tolist()
 
 
+class Gemma4(Tiny):
+    """Layers with heads of two sizes; with `side`, inputs of their own, of so many values each; the last `n_shared` have no keys."""
+
+    def __init__(self, name, windows, *, side=0, n_shared=0, n_ff=(96, 96), n_head_kv=(1, 2), **rest):
+        self.windows, self.side, self.n_shared = windows, side, n_shared
+        n, kv = len(windows), [n_head_kv[w] for w in windows]
+        self.kv, self.ffs = kv, [n_ff[i >= n - n_shared] for i in range(n)]
+        keys = {
+            "attention.head_count_kv": kv, "feed_forward_length": self.ffs, "attention.key_length": 32,
+            "attention.value_length": 32, "attention.key_length_swa": 16, "attention.value_length_swa": 16,
+            "rope.dimension_count": 32, "rope.dimension_count_swa": 16, "rope.freq_base_swa": 3000.0,
+            "attention.sliding_window": 8, "attention.sliding_window_pattern": windows,
+            "attention.shared_kv_layers": n_shared, "embedding_length_per_layer_input": side}
+        super().__init__(name, "gemma4", n_layer=n, n_head_kv=None, n_ff=None, freq_base=100000.0,
+                         keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def add_tensors(self, w):
+        d, side = N_EMBD, self.side
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, d, 0.35 * np.sqrt(d)))
+        # A part of the global layers' pairs does not turn.
+        w.add_tensor("rope_freqs.weight", np.concatenate([np.ones(3), np.full(13, 1e30)]).astype(np.float32))
+        if side:
+            n = side * self.n_layer
+            w.add_tensor("per_layer_token_embd.weight", self.matrix(self.n_vocab, n, 0.25 * np.sqrt(n)))
+            w.add_tensor("per_layer_model_proj.weight", self.matrix(n, d, 8.0))
+            w.add_tensor("per_layer_proj_norm.weight", self.vector(side, 1.0, 0.2))
+        for i, local in enumerate(self.windows):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            head_dim, kv, n_ff = (16 if local else 32), self.kv[i], self.ffs[i]
+            add("attn_norm.weight", self.vector(d, 1.0, 0.2))
+            add("attn_q.weight", self.matrix(4 * head_dim, d, 1.4))
+            add("attn_q_norm.weight", self.vector(head_dim, 0.6, 0.1))
+            if i < self.n_layer - self.n_shared:
+                add("attn_k.weight", self.matrix(kv * head_dim, d, 1.4))
+                add("attn_k_norm.weight", self.vector(head_dim, 0.6, 0.1))
+                if side or local:
+                    add("attn_v.weight", self.matrix(kv * head_dim, d, 1.0))
+            add("attn_output.weight", self.matrix(d, 4 * head_dim, 1.5))
+            for name in ("post_attention_norm", "post_ffw_norm"):
+                add(f"{name}.weight", self.vector(d, 0.8, 0.2))
+            add("ffn_norm.weight", self.vector(d, 1.0, 0.2))
+            for name, n_out, n_in in (("gate", n_ff, d), ("up", n_ff, d), ("down", d, n_ff)):
+                add(f"ffn_{name}.weight", self.matrix(n_out, n_in, 1.3))
+            if side:
+                add("inp_gate.weight", self.matrix(side, d, 1.3))
+                add("proj.weight", self.matrix(d, side, 1.3))
+                add("post_norm.weight", self.vector(d, 0.8, 0.2))
+            add("layer_output_scale.weight", self.vector(1, 0.8, 0.2))
+        w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
+
+
 def ramp(n, first, last):
     """Rope factors that grow geometrically, each of its own value so that a wrong order shows."""
     return np.geomspace(first, last, n)
@@ -237,6 +291,9 @@ def models():
             "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}, **{**gemma, "eps": 1e-2}),
         Tiny("gemma3_softcap_untied", "gemma3", n_layer=3, n_ff=96, keys={
             "final_logit_softcapping": 5.0}, **{**gemma, "tied": False}),
+        Gemma4("gemma4", [True, False, True, True, False, True, False, True], side=32, n_shared=3, n_ff=(64, 96), eps=1e-2,
+               runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        Gemma4("gemma4_plain", [True, True, False, True, False], keys={"final_logit_softcapping": 5.0}),
         Tiny("llama_experts", "llama", n_ff=48, experts=(8, 2), runs=[(512, 48, 1), SHIFTED]),
         Tiny("qwen3moe", "qwen3moe", head_dim=32, n_ff=96, qk_norm=True, experts=(7, 3), eps=1e-2,
              keys={"expert_feed_forward_length": 32}),
