@@ -105,6 +105,16 @@ fn end_to_end_gradients_of_every_family() {
         "granite",
         "olmo2",
         "mistral3_plain",
+        "gptneox",
+        "gptneox_in_turn",
+        "falcon_two_norms",
+        "phi2",
+        "nemotron",
+        "stablelm",
+        "command_r",
+        "arcee",
+        "glm4",
+        "exaone4",
     ] {
         end_to_end_gradient(name, CHAIN, 0, Activation::Relu, Domain::Log);
     }

@@ -56,6 +56,7 @@ families! {
     qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
     gemma4 gemma4_plain
+    gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel orion command_r cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key
 }
@@ -107,6 +108,9 @@ fn windows_are_all_that_is_seen() {
         "gemma2_pattern",
         "gemma3",
         "gemma3_pattern",
+        "gemma4",
+        "gemma4_plain",
+        "cohere2",
     ] {
         reference::windows_are_all_that_is_seen(&load(name));
     }

@@ -4,6 +4,7 @@
 mod buffer;
 mod experts;
 mod matrix;
+mod norm;
 mod ops;
 mod pool;
 mod profile;
@@ -13,6 +14,7 @@ mod slab;
 pub use buffer::{ActivationType, Activations, Floats, Form, Operand, SharedBuf};
 pub use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
+pub use norm::{Norm, mean};
 pub use ops::{Act, Job, Observer, Ops};
 pub use pool::{Pool, Worker, default_threads};
 pub use profile::{Laps, Phase, Profile};

@@ -9,7 +9,7 @@ use ggml_ext::pack::{MatrixRef, ROWS};
 
 use super::buffer::Rounded;
 use super::shares::Shares;
-use super::{Linear, Matrix, Operand, SharedBuf, Stack, Worker};
+use super::{Linear, Matrix, Norm, Operand, SharedBuf, Stack, Worker};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
 pub struct Ops<'a> {
@@ -45,6 +45,8 @@ pub enum Act {
     Gelu,
     /// [`FloatKernels::clamped_swiglu`].
     ClampedSwiglu,
+    /// The square of what is above 0 (arXiv 2109.08668).
+    ReluSquared,
 }
 
 impl Act {
@@ -54,6 +56,27 @@ impl Act {
             Self::Silu => kernels.silu_mul(gate, up, out),
             Self::Gelu => kernels.gelu_mul(gate, up, out),
             Self::ClampedSwiglu => kernels.clamped_swiglu(gate, up, out),
+            Self::ReluSquared => {
+                self.alone(kernels, gate, out);
+                kernels.mul_assign(out, up);
+            }
+        }
+    }
+
+    /// `out = act(x)`, of networks without gates.
+    ///
+    /// # Panics
+    /// For [`Act::ClampedSwiglu`], which is a gate.
+    pub fn alone(self, kernels: &FloatKernels, x: &[f32], out: &mut [f32]) {
+        out.copy_from_slice(x);
+        match self {
+            Self::Silu => kernels.silu(out),
+            Self::Gelu => kernels.gelu(out),
+            Self::ClampedSwiglu => panic!("a gate alone"),
+            Self::ReluSquared => {
+                kernels.relu(out);
+                out.iter_mut().for_each(|x| *x *= *x);
+            }
         }
     }
 }
@@ -73,14 +96,15 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
-    /// `out = rms_norm(x) * weight`, row by row; without a weight `x` as it is.
-    pub fn rms_norm(&mut self, x: &SharedBuf<f32>, n_rows: usize, weight: Option<&[f32]>, eps: f32, out: Operand) {
+    /// `out = norm(x)`, row by row of `rows`, from the first on; without a norm `x` as it is.
+    pub fn norm(&mut self, x: &SharedBuf<f32>, rows: Range<usize>, norm: Option<&Norm>, eps: f32, out: Operand) {
         let n = out.k();
-        for i in self.worker.share(n_rows) {
+        for i in self.worker.share(rows.len()) {
+            let t = rows.start + i;
             // SAFETY: rows are shared out disjointly, and nobody writes `x` in this phase.
             unsafe {
-                let x = x.get(i * n..(i + 1) * n);
-                norm_or_copy(self.kernels, x, weight, eps, out.row_mut(i));
+                let x = x.get(t * n..(t + 1) * n);
+                norm_or_copy(self.kernels, x, norm, eps, out.row_mut(i));
                 out.finish_row(self.kernels, i);
             }
         }
@@ -88,17 +112,17 @@ impl Ops<'_> {
     }
 
     /// Adds a sub-layer's result to `rows` of the residual stream and normalises these for the next: `x = scale * (x + delta)`, with `delta`
-    /// itself normalised first where the family has `post` norms, then `out = rms_norm(x) * weight`, or `x` without a weight. `delta`
-    /// and `out` have these rows alone.
+    /// itself normalised first where the family has `post` norms, then `out = norm(x)`, or `x` without a norm. `delta` and `out` have
+    /// these rows alone.
     #[allow(clippy::too_many_arguments)]
     pub fn residual_norm(
         &mut self,
         x: &SharedBuf<f32>,
         rows: Range<usize>,
         delta: &SharedBuf<f32>,
-        post: Option<&[f32]>,
+        post: Option<&Norm>,
         scale: f32,
-        weight: Option<&[f32]>,
+        norm: Option<&Norm>,
         eps: f32,
         out: Operand,
     ) {
@@ -111,7 +135,7 @@ impl Ops<'_> {
                 let row = out.row_mut(i);
                 match post {
                     Some(post) => {
-                        k.rms_norm(delta, post, eps, row);
+                        post.apply(k, delta, eps, row);
                         k.add_assign(x, row);
                     }
                     None => k.add_assign(x, delta),
@@ -119,7 +143,7 @@ impl Ops<'_> {
                 if scale != 1.0 {
                     k.scale(x, scale);
                 }
-                norm_or_copy(self.kernels, x, weight, eps, row);
+                norm_or_copy(self.kernels, x, norm, eps, row);
                 out.finish_row(self.kernels, i);
             }
         }
@@ -170,7 +194,20 @@ impl Ops<'_> {
         self.gated_by(act, gate, up, |i| i * n, n_rows, out);
     }
 
-    /// The same where row `i` of `up` begins at `at(i)`.
+    /// `out = act(x)`, row by row.
+    pub fn activated(&mut self, act: Act, x: &SharedBuf<f32>, n_rows: usize, out: Operand) {
+        let n = out.k();
+        for i in self.worker.share(n_rows) {
+            // SAFETY: rows are shared out disjointly, and nobody writes `x` in this phase.
+            unsafe {
+                act.alone(&self.kernels.float, x.get(i * n..(i + 1) * n), out.row_mut(i));
+                out.finish_row(self.kernels, i);
+            }
+        }
+        self.worker.barrier();
+    }
+
+    /// [`Ops::gated`] where row `i` of `up` begins at `at(i)`.
     pub fn gated_by(
         &mut self,
         act: Act,
@@ -303,10 +340,10 @@ impl Ops<'_> {
     }
 }
 
-/// `out = rms_norm(x) * weight`, or `x` without a weight.
-fn norm_or_copy(kernels: &Kernels, x: &[f32], weight: Option<&[f32]>, eps: f32, out: &mut [f32]) {
-    match weight {
-        Some(weight) => kernels.float.rms_norm(x, weight, eps, out),
+/// `out = norm(x)`, or `x` without a norm.
+fn norm_or_copy(kernels: &Kernels, x: &[f32], norm: Option<&Norm>, eps: f32, out: &mut [f32]) {
+    match norm {
+        Some(norm) => norm.apply(&kernels.float, x, eps, out),
         None => out.copy_from_slice(x),
     }
 }

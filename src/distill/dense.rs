@@ -6,6 +6,7 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
+use crate::compute::{Norm, mean};
 use crate::model::{Decoder, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
@@ -44,9 +45,8 @@ pub fn transpose(src: &[f32], stride: usize, rows: usize, cols: usize, dst: &mut
     }
 }
 
-/// The gradient of [`rms_norm`] (`y = x / sqrt(mean(x^2) + eps) * weight`) with respect to its input, added to `dx`, row by row.
-pub fn rms_norm_backward(k: &FloatKernels, x: &[f32], weight: Option<&[f32]>, eps: f32, dy: &[f32], dx: &mut [f32]) {
-    let Some(weight) = weight else { return k.add_assign(dx, dy) };
+/// The gradient of RMSNorm (`y = x / sqrt(mean(x^2) + eps) * weight`) with respect to its input, added to `dx`, row by row.
+pub fn rms_norm_backward(k: &FloatKernels, x: &[f32], weight: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) {
     let n = weight.len();
     let mut scaled = vec![0.0; n];
     for ((x, dy), dx) in x.chunks_exact(n).zip(dy.chunks_exact(n)).zip(dx.chunks_exact_mut(n)) {
@@ -59,11 +59,29 @@ pub fn rms_norm_backward(k: &FloatKernels, x: &[f32], weight: Option<&[f32]>, ep
     }
 }
 
-/// RMSNorm of every row; without a weight `x` as it is.
-pub fn rms_norm(k: &FloatKernels, x: &[f32], weight: Option<&[f32]>, eps: f32, y: &mut [f32]) {
-    let Some(weight) = weight else { return y.copy_from_slice(x) };
-    let n = weight.len();
-    x.chunks_exact(n).zip(y.chunks_exact_mut(n)).for_each(|(x, y)| k.rms_norm(x, weight, eps, y));
+/// The norm of every row; without one `x` as it is.
+pub fn normalise(k: &FloatKernels, x: &[f32], norm: Option<&Norm>, eps: f32, y: &mut [f32]) {
+    let Some(norm) = norm else { return y.copy_from_slice(x) };
+    let n = norm.weight.len();
+    x.chunks_exact(n).zip(y.chunks_exact_mut(n)).for_each(|(x, y)| norm.apply(k, x, eps, y));
+}
+
+/// The gradient of [`normalise`] with respect to its input, added to `dx`. LayerNorm is RMSNorm of what has no mean, and so is its gradient.
+pub fn normalise_backward(k: &FloatKernels, x: &[f32], norm: Option<&Norm>, eps: f32, dy: &[f32], dx: &mut [f32]) {
+    let Some(norm) = norm else { return k.add_assign(dx, dy) };
+    if !norm.centred {
+        return rms_norm_backward(k, x, &norm.weight, eps, dy, dx);
+    }
+    let n = norm.weight.len();
+    let (mut centred, mut gradient) = (x.to_vec(), vec![0.0; x.len()]);
+    let centre = |row: &mut [f32]| {
+        let mean = mean(row);
+        row.iter_mut().for_each(|x| *x -= mean);
+    };
+    centred.chunks_exact_mut(n).for_each(centre);
+    rms_norm_backward(k, &centred, &norm.weight, eps, dy, &mut gradient);
+    gradient.chunks_exact_mut(n).for_each(centre);
+    k.add_assign(dx, &gradient);
 }
 
 /// A query or key projection with its norm.
@@ -76,8 +94,8 @@ pub struct HeadProjection<'m> {
 
 /// A decoder layer.
 pub struct DenseLayer<'m> {
-    /// RMSNorm before attention.
-    pub attn_norm: Option<Box<[f32]>>,
+    /// Norm before attention.
+    pub attn_norm: Option<Norm>,
     /// Queries.
     pub q: HeadProjection<'m>,
     /// Keys.
@@ -86,14 +104,16 @@ pub struct DenseLayer<'m> {
     pub v: Frozen<'m>,
     /// Output projection.
     pub out: Frozen<'m>,
-    /// RMSNorm on the attention's result.
-    pub post_attn_norm: Option<Box<[f32]>>,
-    /// RMSNorm before the feed-forward network.
-    pub ffn_norm: Option<Box<[f32]>>,
+    /// Norm on the attention's result.
+    pub post_attn_norm: Option<Norm>,
+    /// Norm before the feed-forward network.
+    pub ffn_norm: Option<Norm>,
     /// Feed-forward half.
     pub ffn: FeedForward<'m>,
-    /// RMSNorm on the network's result.
-    pub post_ffn_norm: Option<Box<[f32]>>,
+    /// Norm on the network's result.
+    pub post_ffn_norm: Option<Norm>,
+    /// Whether both halves start from the layer's input.
+    pub parallel: bool,
     /// Heads, scale, window.
     pub shape: AttentionShape,
     /// Which of the model's rotations turns queries and keys.
@@ -139,13 +159,13 @@ pub struct DenseModel<'m> {
     pub layers: Vec<DenseLayer<'m>>,
     /// Rotations the layers refer to.
     pub turns: Vec<Turns>,
-    /// RMSNorm before the output head.
-    pub output_norm: Box<[f32]>,
+    /// Norm before the output head.
+    pub output_norm: Norm,
     /// The output head, unless tied.
     pub output: Option<Frozen<'m>>,
     /// `cap * tanh(logit / cap)`.
     pub logit_softcap: Option<f32>,
-    /// RMSNorm's epsilon.
+    /// The norms' epsilon.
     pub eps: f32,
 }
 
@@ -192,6 +212,7 @@ impl<'m> DenseModel<'m> {
                 ffn_norm: layer.ffn_norm.clone(),
                 ffn: FeedForward::new(&layer.ffn, model.kernels(), precision),
                 post_ffn_norm: layer.post_ffn_norm.clone(),
+                parallel: layer.parallel,
                 shape: layer.attn.shape,
                 rope: layer.attn.rope,
             })

@@ -6,7 +6,8 @@ use ggml_ext::lisa::{Kind, Part};
 
 use super::align::Align;
 use super::dense::{
-    DenseLayer, DenseModel, HeadProjection, Turns, matmul_nn, matmul_nt, matmul_tn, rms_norm, rms_norm_backward,
+    DenseLayer, DenseModel, HeadProjection, Turns, matmul_nn, matmul_nt, matmul_tn, normalise, normalise_backward,
+    rms_norm_backward,
 };
 use super::modules::{Module, Modules};
 use super::network::FeedForwardTape;
@@ -15,6 +16,7 @@ use super::scores::{
     weighted_values_backward,
 };
 use crate::attention::RopeTable;
+use crate::compute::Norm;
 
 /// What a layer computed on its way forward.
 #[derive(Default)]
@@ -186,7 +188,7 @@ impl<'a> LayerPass<'a> {
     pub fn begin(&self, x: &[f32], tape: &mut Tape) {
         tape.x.clear();
         tape.x.extend_from_slice(x);
-        rms_norm(self.f, x, self.layer.attn_norm.as_deref(), self.model.eps, sized(&mut tape.n, x.len()));
+        normalise(self.f, x, self.layer.attn_norm.as_ref(), self.model.eps, sized(&mut tape.n, x.len()));
     }
 
     /// The rest of the layer, from the logarithms of its weights: `x` becomes what the next layer is given.
@@ -199,24 +201,32 @@ impl<'a> LayerPass<'a> {
             matmul_nt(f, &tape.n, self.all.part(m, Part::Comp), sized(&mut scratch.a, x.len()), m.n_embd);
             f.add_assign(&mut tape.out, &scratch.a);
         }
-        self.add(l.post_attn_norm.as_deref(), &tape.out, x, scratch);
+        if !l.parallel {
+            self.add(l.post_attn_norm.as_ref(), &tape.out, x, scratch);
+        }
         tape.x1.clear();
         tape.x1.extend_from_slice(x);
-        rms_norm(f, x, l.ffn_norm.as_deref(), eps, sized(&mut tape.n2, x.len()));
+        match &l.ffn_norm {
+            None if l.parallel => tape.n2.clone_from(&tape.n),
+            norm => normalise(f, x, norm.as_ref(), eps, sized(&mut tape.n2, x.len())),
+        }
         l.ffn.forward(f, &tape.n2, &mut tape.ffn, &mut scratch.b, sized(&mut tape.down, x.len()));
-        self.add(l.post_ffn_norm.as_deref(), &tape.down, x, scratch);
+        if l.parallel {
+            f.add_assign(x, &tape.out);
+        }
+        self.add(l.post_ffn_norm.as_ref(), &tape.down, x, scratch);
     }
 
-    fn add(&self, norm: Option<&[f32]>, delta: &[f32], x: &mut [f32], scratch: &mut Scratch) {
+    fn add(&self, norm: Option<&Norm>, delta: &[f32], x: &mut [f32], scratch: &mut Scratch) {
         let Some(norm) = norm else { return self.f.add_assign(x, delta) };
-        rms_norm(self.f, delta, Some(norm), self.model.eps, sized(&mut scratch.a, x.len()));
+        normalise(self.f, delta, Some(norm), self.model.eps, sized(&mut scratch.a, x.len()));
         self.f.add_assign(x, &scratch.a);
     }
 
     /// The gradient of a half's result from that of the residual stream after it.
-    fn delta<'d>(&self, norm: Option<&[f32]>, result: &[f32], dx: &'d [f32], out: &'d mut Vec<f32>) -> &'d [f32] {
+    fn delta<'d>(&self, norm: Option<&Norm>, result: &[f32], dx: &'d [f32], out: &'d mut Vec<f32>) -> &'d [f32] {
         let Some(norm) = norm else { return dx };
-        rms_norm_backward(self.f, result, Some(norm), self.model.eps, dx, zeroed(out, dx.len()));
+        normalise_backward(self.f, result, Some(norm), self.model.eps, dx, zeroed(out, dx.len()));
         out
     }
 
@@ -232,14 +242,25 @@ impl<'a> LayerPass<'a> {
     ) {
         let (f, l, n, eps) = (self.f, self.layer, self.c.n, self.model.eps);
         // Feed-forward half.
-        let d = self.delta(l.post_ffn_norm.as_deref(), &tape.down, dx, &mut s.a);
+        let d = self.delta(l.post_ffn_norm.as_ref(), &tape.down, dx, &mut s.a);
         let dn = zeroed(&mut s.dn, d.len());
         l.ffn.backward(f, &tape.ffn, d, dn, [&mut s.b, &mut s.c, &mut s.d]);
-        rms_norm_backward(f, &tape.x1, l.ffn_norm.as_deref(), eps, dn, dx);
+        // Of parallel halves the gradients of their common input come together at the end: of its norm, or of itself.
+        let (mut of_normed, mut of_input) = (Vec::new(), Vec::new());
+        match &l.ffn_norm {
+            None if l.parallel => of_normed.extend_from_slice(dn),
+            norm if l.parallel => {
+                normalise_backward(f, &tape.x1, norm.as_ref(), eps, dn, zeroed(&mut of_input, dx.len()))
+            }
+            norm => normalise_backward(f, &tape.x1, norm.as_ref(), eps, dn, dx),
+        }
         // Attention half.
-        let d = self.delta(l.post_attn_norm.as_deref(), &tape.out, dx, &mut s.a);
+        let d = self.delta(l.post_attn_norm.as_ref(), &tape.out, dx, &mut s.a);
         l.out.backward(f, d, zeroed(&mut s.b, n * l.out.n_in));
         let dn = zeroed(&mut s.c, dx.len());
+        if !of_normed.is_empty() {
+            f.add_assign(dn, &of_normed);
+        }
         if let Some(m) = self.module.filter(|m| m.comp) {
             matmul_tn(f, d, &tape.n, &mut asked.modules[m.range(Part::Comp)], m.n_embd);
             matmul_nn(f, d, self.all.part(m, Part::Comp), dn, m.n_embd);
@@ -253,7 +274,10 @@ impl<'a> LayerPass<'a> {
         let wanted = asked.input.then_some(&mut s.c);
         self.logs_backward(tape, log, source, &mut s.ds, wanted, asked.modules, asked.source);
         if asked.input {
-            rms_norm_backward(f, &tape.x, l.attn_norm.as_deref(), eps, &s.c, dx);
+            normalise_backward(f, &tape.x, l.attn_norm.as_ref(), eps, &s.c, dx);
+            if !of_input.is_empty() {
+                f.add_assign(dx, &of_input);
+            }
         }
     }
 
@@ -315,7 +339,7 @@ impl<'a> LayerPass<'a> {
         turn(self.model, &self.turns().backward, dim, n_head, &mut d);
         if let Some(norm) = &p.norm {
             let mut before = vec![0.0; d.len()];
-            rms_norm_backward(self.f, raw, Some(norm), self.model.eps, &d, &mut before);
+            rms_norm_backward(self.f, raw, norm, self.model.eps, &d, &mut before);
             d = before;
         }
         p.dense.backward(self.f, &d, dn);

@@ -7,21 +7,21 @@ use ggml_ext::lisa::Activation;
 use super::align::activation_slope;
 use super::frozen::{Frozen, Precision};
 use super::layer::{sized, zeroed};
-use crate::compute::{Act, Choice, Gating, Stack};
+use crate::compute::{Act, Choice, Gating, Linear, Stack};
 use crate::model::{self, Experts, Ffn};
 
 /// The feed-forward half of a layer.
 pub enum FeedForward<'m> {
     /// One network.
-    Gated(Box<Network<'m>>),
+    One(Box<Network<'m>>),
     /// Many, of which some are chosen for a token.
     Mixture(Box<Mixture<'m>>),
 }
 
-/// A gated network: `down(act(gate x) * up x)`.
+/// A network: `down(act(gate x) * up x)`, or without gates `down(act(gate x))`.
 pub struct Network<'m> {
     gate: Frozen<'m>,
-    up: Frozen<'m>,
+    up: Option<Frozen<'m>>,
     down: Frozen<'m>,
     act: Act,
 }
@@ -80,7 +80,7 @@ impl<'m> FeedForward<'m> {
     /// The frozen `ffn`.
     pub fn new(ffn: &'m Ffn, kernels: &'static Kernels, precision: Precision) -> Self {
         match ffn {
-            Ffn::Gated(n) => Self::Gated(Box::new(Network::new(n, kernels, precision))),
+            Ffn::One(n) => Self::One(Box::new(Network::new(n, kernels, precision))),
             Ffn::Experts(e) => Self::Mixture(Box::new(Mixture::new(e, kernels, precision))),
         }
     }
@@ -88,10 +88,10 @@ impl<'m> FeedForward<'m> {
     /// Hidden units that a token meets.
     pub fn n_hidden(&self) -> usize {
         match self {
-            Self::Gated(n) => n.up.n_out,
+            Self::One(n) => n.gate.n_out,
             Self::Mixture(m) => {
-                let of_experts = m.choice.n_used * m.experts.first().map_or(0, |n| n.up.n_out);
-                of_experts + m.shared.as_ref().map_or(0, |s| s.network.up.n_out)
+                let of_experts = m.choice.n_used * m.experts.first().map_or(0, |n| n.gate.n_out);
+                of_experts + m.shared.as_ref().map_or(0, |s| s.network.gate.n_out)
             }
         }
     }
@@ -106,7 +106,7 @@ impl<'m> FeedForward<'m> {
         y: &mut [f32],
     ) {
         match self {
-            Self::Gated(n) => {
+            Self::One(n) => {
                 tape.networks.resize_with(1, Default::default);
                 n.forward(f, x, &mut tape.networks[0], hidden, y);
             }
@@ -117,7 +117,7 @@ impl<'m> FeedForward<'m> {
     /// Adds the gradient of the rows that it was given to `dx`, from that of what it made of them.
     pub fn backward(&self, f: &FloatKernels, tape: &FeedForwardTape, dy: &[f32], dx: &mut [f32], s: Hidden) {
         match self {
-            Self::Gated(n) => n.backward(f, &tape.networks[0], dy, dx, s),
+            Self::One(n) => n.backward(f, &tape.networks[0], dy, dx, s),
             Self::Mixture(m) => m.backward(f, tape, dy, dx, s),
         }
     }
@@ -125,32 +125,39 @@ impl<'m> FeedForward<'m> {
 
 impl<'m> Network<'m> {
     fn new(n: &'m model::FeedForward, kernels: &'static Kernels, precision: Precision) -> Self {
-        let frozen = |linear| Frozen::new(linear, kernels, precision);
-        Self { gate: frozen(&n.gate), up: frozen(&n.up), down: frozen(&n.down), act: n.act }
+        let frozen = |linear: &'m Linear| Frozen::new(linear, kernels, precision);
+        Self { gate: frozen(&n.gate), up: n.up.as_ref().map(frozen), down: frozen(&n.down), act: n.act }
     }
 
     fn forward(&self, f: &FloatKernels, x: &[f32], tape: &mut NetworkTape, hidden: &mut Vec<f32>, y: &mut [f32]) {
-        let n = x.len() / self.up.n_in * self.up.n_out;
+        let n = x.len() / self.gate.n_in * self.gate.n_out;
         self.gate.forward(f, x, sized(&mut tape.gate, n));
-        self.up.forward(f, x, sized(&mut tape.up, n));
-        self.act.gate(f, &tape.gate, &tape.up, sized(hidden, n));
+        match &self.up {
+            Some(up) => {
+                up.forward(f, x, sized(&mut tape.up, n));
+                self.act.gate(f, &tape.gate, &tape.up, sized(hidden, n));
+            }
+            None => self.act.alone(f, &tape.gate, sized(hidden, n)),
+        }
         self.down.forward(f, hidden, y);
     }
 
     fn backward(&self, f: &FloatKernels, tape: &NetworkTape, dy: &[f32], dx: &mut [f32], [hidden, gate, up]: Hidden) {
-        let act = match self.act {
-            Act::Silu => Activation::Silu,
-            Act::Gelu => Activation::Gelu,
-            Act::ClampedSwiglu => unreachable!("no model with it is trained"),
-        };
         self.down.backward(f, dy, zeroed(hidden, tape.gate.len()));
         gate.clone_from(&tape.gate);
-        activation_slope(f, act, gate, up);
+        match self.act {
+            Act::Silu => activation_slope(f, Activation::Silu, gate, up),
+            Act::Gelu => activation_slope(f, Activation::Gelu, gate, up),
+            Act::ReluSquared => gate.iter_mut().for_each(|x| *x = 2.0 * x.max(0.0)),
+            Act::ClampedSwiglu => unreachable!("no model with it is trained"),
+        }
         f.mul_assign(gate, hidden);
-        f.mul_assign(gate, &tape.up);
-        self.act.gate(f, &tape.gate, hidden, sized(up, tape.gate.len()));
+        if let Some(of_up) = &self.up {
+            f.mul_assign(gate, &tape.up);
+            self.act.gate(f, &tape.gate, hidden, sized(up, tape.gate.len()));
+            of_up.backward(f, up, dx);
+        }
         self.gate.backward(f, gate, dx);
-        self.up.backward(f, up, dx);
     }
 }
 
@@ -164,8 +171,12 @@ impl<'m> Mixture<'m> {
             let bias = stack.bias.as_ref().map(|b| &b[rows.clone()]);
             Frozen::of_rows(&stack.weight, rows, bias, kernels, precision)
         };
-        let network =
-            |i| Network { gate: part(&all.gate, i), up: part(&all.up, i), down: part(&all.down, i), act: all.act };
+        let network = |i| Network {
+            gate: part(&all.gate, i),
+            up: Some(part(&all.up, i)),
+            down: part(&all.down, i),
+            act: all.act,
+        };
         let shared = e
             .shared
             .as_ref()

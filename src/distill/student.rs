@@ -2,7 +2,7 @@
 
 use ggml_ext::lisa::Kind;
 
-use super::dense::{DenseModel, rms_norm, rms_norm_backward};
+use super::dense::{DenseModel, normalise, normalise_backward};
 use super::layer::{Asked, LayerPass, Scratch, Tape, zeroed};
 use super::modules::Modules;
 use super::scores::Causal;
@@ -206,7 +206,7 @@ impl Pair<'_> {
             let part = start * d..(start + n) * d;
             let hidden = &mut hidden[..n * d];
             for (x, logits) in [(&w.x, &mut teacher), (&w.student, &mut student)] {
-                rms_norm(f, &x[part.clone()], Some(&m.output_norm), m.eps, hidden);
+                normalise(f, &x[part.clone()], Some(&m.output_norm), m.eps, hidden);
                 m.head().forward(f, hidden, &mut logits[..n * v]);
                 if let Some(cap) = m.logit_softcap {
                     f.soft_cap(&mut logits[..n * v], cap);
@@ -240,7 +240,7 @@ impl Pair<'_> {
             if !dx.is_empty() {
                 hidden.fill(0.0);
                 m.head().backward(f, &student[..n * v], hidden);
-                rms_norm_backward(f, &w.student[part.clone()], Some(&m.output_norm), m.eps, hidden, &mut dx[part]);
+                normalise_backward(f, &w.student[part.clone()], Some(&m.output_norm), m.eps, hidden, &mut dx[part]);
             }
         }
         out

@@ -10,7 +10,7 @@ use super::decoder::{
 use super::weights::Loader;
 use crate::Result;
 use crate::attention::{AttentionShape, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan};
-use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Networks};
+use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Networks, Norm};
 
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
@@ -26,6 +26,8 @@ pub struct Builder<'b, 'g, 'a, 'p> {
     pub loader: &'b mut Loader<'p>,
     /// Things the user should know that do not stop the loading.
     pub warnings: Vec<String>,
+    /// Whether the norms on the residual stream are LayerNorm.
+    pub layer_norm: bool,
     /// Layers without a value projection use that of their keys, before its norm.
     pub keys_make_values: bool,
 }
@@ -325,7 +327,16 @@ impl Builder<'_, '_, '_, '_> {
             |part: &str, rows, cols| self.loader.linear(&format!("blk.{i}.ffn_{part}{suffix}"), rows, cols);
         let (gate, up, down) =
             (linear("gate", n_ff, n_embd)?, linear("up", n_ff, n_embd)?, linear("down", n_embd, n_ff)?);
-        Ok(FeedForward { gate, up, down, act })
+        Ok(FeedForward { gate, up: Some(up), down, act })
+    }
+
+    /// The feed-forward half of layer `i` without gates.
+    pub fn ungated_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
+        self.refuse_experts()?;
+        let (n_embd, n_ff) = (self.config.n_embd, self.config.n_ff);
+        let gate = self.loader.linear(&format!("blk.{i}.ffn_up"), n_ff, n_embd)?;
+        let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
+        Ok(Ffn::One(Box::new(FeedForward { gate, up: None, down, act })))
     }
 
     /// The feed-forward half of layer `i` with separate projections, in a family without mixtures of experts.
@@ -336,7 +347,7 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The same for a layer without experts of a model that has some.
     pub fn dense_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
-        Ok(Ffn::Gated(Box::new(self.network(i, "", self.config.n_ff, act)?)))
+        Ok(Ffn::One(Box::new(self.network(i, "", self.config.n_ff, act)?)))
     }
 
     /// Mixtures of experts with `n_ff` hidden units each, chosen by a softmax over all of them, as many as the file says.
@@ -398,7 +409,7 @@ impl Builder<'_, '_, '_, '_> {
         let gate = self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?;
         let up = self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?;
         let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
-        Ok(Ffn::Gated(Box::new(FeedForward { gate, up, down, act })))
+        Ok(Ffn::One(Box::new(FeedForward { gate, up: Some(up), down, act })))
     }
 
     /// A pre-norm layer from its halves.
@@ -408,17 +419,9 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The same where the norm before the feed-forward network is called `ffn_norm`.
     pub fn pre_norm_layer(&mut self, i: usize, attn: Attention, ffn: Ffn, ffn_norm: &str) -> Result<Layer> {
-        let n_embd = self.config.n_embd;
-        Ok(Layer {
-            attn_norm: Some(self.loader.vector(&format!("blk.{i}.attn_norm.weight"), n_embd)?),
-            attn,
-            post_attn_norm: None,
-            ffn_norm: Some(self.loader.vector(&format!("blk.{i}.{ffn_norm}.weight"), n_embd)?),
-            ffn,
-            post_ffn_norm: None,
-            side: None,
-            scale: 1.0,
-        })
+        let attn_norm = Some(self.norm(&format!("blk.{i}.attn_norm"))?);
+        let ffn_norm = Some(self.norm(&format!("blk.{i}.{ffn_norm}"))?);
+        Ok(Layer { attn_norm, ffn_norm, ..Layer::bare(attn, ffn) })
     }
 
     /// A layer with norms before and after each half.
@@ -431,12 +434,20 @@ impl Builder<'_, '_, '_, '_> {
     /// A layer with norms after each half alone.
     pub fn post_norm_layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
         let [post_attn_norm, post_ffn_norm] = self.post_norms(i)?.map(Some);
-        Ok(Layer { attn_norm: None, attn, post_attn_norm, ffn_norm: None, ffn, post_ffn_norm, side: None, scale: 1.0 })
+        Ok(Layer { post_attn_norm, post_ffn_norm, ..Layer::bare(attn, ffn) })
     }
 
-    fn post_norms(&mut self, i: usize) -> Result<[Box<[f32]>; 2]> {
-        let mut norm = |name: &str| self.loader.vector(&format!("blk.{i}.{name}.weight"), self.config.n_embd);
+    fn post_norms(&mut self, i: usize) -> Result<[Norm; 2]> {
+        let mut norm = |name: &str| self.norm(&format!("blk.{i}.{name}"));
         Ok([norm("post_attention_norm")?, norm("post_ffw_norm")?])
+    }
+
+    /// The norm `name` on rows of the residual stream, of the family's kind.
+    pub fn norm(&mut self, name: &str) -> Result<Norm> {
+        let (n, centred) = (self.config.n_embd, self.layer_norm);
+        let weight = self.loader.vector(&format!("{name}.weight"), n)?;
+        let bias = if centred { self.loader.optional_vector(&format!("{name}.bias"), n)? } else { None };
+        Ok(Norm { weight, bias, centred })
     }
 
     /// What layer `i` makes of its inputs beside the residual stream, which have `width` values.
@@ -445,7 +456,7 @@ impl Builder<'_, '_, '_, '_> {
         Ok(SideNetwork {
             gate: l.linear(&format!("blk.{i}.inp_gate"), width, n_embd)?,
             out: l.linear(&format!("blk.{i}.proj"), n_embd, width)?,
-            norm: l.vector(&format!("blk.{i}.post_norm.weight"), n_embd)?,
+            norm: Norm::rms(l.vector(&format!("blk.{i}.post_norm.weight"), n_embd)?),
         })
     }
 
@@ -462,6 +473,7 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The whole model around its layers.
     pub fn decoder(&mut self, layers: Vec<Layer>, ropes: Vec<ContextRope>) -> Result<Decoder> {
+        let output_norm = self.norm("output_norm")?;
         let (n_embd, n_vocab, l) = (self.config.n_embd, self.n_vocab, &mut *self.loader);
         let plan = self.sharing.plan;
         plan.check_sources(|i| (layers[i].attn.shape, layers[i].attn.rope)).map_err(|e| l.error(e))?;
@@ -473,7 +485,7 @@ impl Builder<'_, '_, '_, '_> {
             side: None,
             layers,
             ropes,
-            output_norm: l.vector("output_norm.weight", n_embd)?,
+            output_norm,
             output: l.has("output.weight").then(|| l.linear("output", n_vocab, n_embd)).transpose()?,
             logit_softcap: None,
             norm_eps: self.config.norm_eps,

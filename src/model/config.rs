@@ -2,6 +2,7 @@
 
 use ggml_ext::gguf::Gguf;
 
+use super::Family;
 use crate::attention::RopeScaling;
 use crate::{Error, Result};
 
@@ -186,7 +187,7 @@ pub struct Config {
     pub head_dim_v: usize,
     /// Dimensions of a head that rotate.
     pub n_rot: usize,
-    /// RMSNorm's epsilon.
+    /// The norms' epsilon.
     pub norm_eps: f32,
     /// Context the model was trained for.
     pub n_ctx_train: usize,
@@ -208,12 +209,12 @@ const MAX_EXPERTS: usize = 1 << 12;
 pub(super) const MAX_HEAD_DIM: usize = 1024;
 
 impl Config {
-    /// Reads the keys common to all families. Whether layers may have different numbers of heads and hidden units is up to the family:
-    /// `varies`.
+    /// Reads the keys common to all families. Whether layers may have different numbers of heads and hidden units, and which epsilon
+    /// matters, is up to `family`.
     ///
     /// # Errors
     /// Names the key that is missing, of another type or out of range.
-    pub fn read(keys: &Keys, varies: bool) -> Result<Self> {
+    pub fn read(keys: &Keys, family: &Family) -> Result<Self> {
         let n_expert = keys.count("expert_count")?.unwrap_or(0);
         if n_expert > MAX_EXPERTS {
             return Err(
@@ -238,7 +239,7 @@ impl Config {
             }
         };
         let missing = |key: &str| keys.error(key, "is missing");
-        let most = |key: &str| match varies {
+        let most = |key: &str| match family.varies {
             true => {
                 Ok::<_, Error>(keys.per_layer(key, n_layer)?.and_then(|all| all.into_iter().max()).filter(|&n| n > 0))
             }
@@ -271,10 +272,13 @@ impl Config {
             let what = format_args!("{n_rot} is not an even number from 2 to the head size {head_dim_k}");
             return Err(keys.error("rope.dimension_count", what));
         }
-        let norm_eps = keys.float("attention.layer_norm_rms_epsilon")?;
-        let norm_eps = norm_eps.ok_or_else(|| missing("attention.layer_norm_rms_epsilon"))?;
+        let key_of_eps = match family.layer_norm {
+            true => "attention.layer_norm_epsilon",
+            false => "attention.layer_norm_rms_epsilon",
+        };
+        let norm_eps = keys.float(key_of_eps)?.ok_or_else(|| missing(key_of_eps))?;
         if norm_eps < 0.0 {
-            return Err(keys.error("attention.layer_norm_rms_epsilon", format_args!("{norm_eps} is negative")));
+            return Err(keys.error(key_of_eps, format_args!("{norm_eps} is negative")));
         }
         let n_ctx_orig = keys.count("rope.scaling.original_context_length")?.filter(|&n| n > 0).unwrap_or(n_ctx_train);
         let rope_scaling = rope_scaling(keys, n_ctx_orig)?;

@@ -2,7 +2,7 @@
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
 use crate::attention::{AttentionShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature};
-use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks};
+use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm};
 
 /// The attention half of a layer.
 pub struct Attention {
@@ -118,16 +118,23 @@ impl Attention {
     }
 }
 
-/// The gated feed-forward half of a layer: `down(act(gate x) * up x)`.
+/// The feed-forward half of a layer: `down(act(gate x) * up x)`, or without gates `down(act(gate x))`.
 pub struct FeedForward {
-    /// Gate projection.
+    /// Gate projection; of a network without gates, its only one to the hidden units.
     pub gate: Linear,
-    /// Up projection.
-    pub up: Linear,
+    /// Up projection, where there are gates.
+    pub up: Option<Linear>,
     /// Down projection.
     pub down: Linear,
-    /// The gate's activation.
+    /// The activation.
     pub act: Act,
+}
+
+impl FeedForward {
+    /// Every matrix.
+    fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        [&self.gate].into_iter().chain(&self.up).chain([&self.down])
+    }
 }
 
 /// A mixture of experts in place of one network.
@@ -150,8 +157,8 @@ pub struct SharedExpert {
 
 /// The feed-forward half of a layer.
 pub enum Ffn {
-    /// One gated network.
-    Gated(Box<FeedForward>),
+    /// One network.
+    One(Box<FeedForward>),
     /// Many, of which some are chosen.
     Experts(Box<Experts>),
 }
@@ -160,7 +167,7 @@ impl Ffn {
     /// The network that every token meets, if there is one.
     pub fn network(&self) -> Option<&FeedForward> {
         match self {
-            Self::Gated(f) => Some(f),
+            Self::One(f) => Some(f),
             Self::Experts(e) => e.shared.as_ref().map(|s| &s.network),
         }
     }
@@ -168,13 +175,13 @@ impl Ffn {
     /// The matrices that every token meets.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let router = self.experts().map(|e| &e.router);
-        self.network().into_iter().flat_map(|f| [&f.gate, &f.up, &f.down]).chain(router)
+        self.network().into_iter().flat_map(FeedForward::matrices).chain(router)
     }
 
     /// The experts, if there are any.
     pub fn experts(&self) -> Option<&Experts> {
         match self {
-            Self::Gated(_) => None,
+            Self::One(_) => None,
             Self::Experts(e) => Some(e),
         }
     }
@@ -190,18 +197,21 @@ impl Ffn {
 
 /// A decoder layer.
 pub struct Layer {
-    /// RMSNorm before attention, where the family has it.
-    pub attn_norm: Option<Box<[f32]>>,
+    /// Norm before attention, where the family has it.
+    pub attn_norm: Option<Norm>,
     /// Attention.
     pub attn: Attention,
-    /// RMSNorm on the attention's result, where the family has it.
-    pub post_attn_norm: Option<Box<[f32]>>,
-    /// RMSNorm before the feed-forward network, where the family has it.
-    pub ffn_norm: Option<Box<[f32]>>,
+    /// Norm on the attention's result, where the family has it.
+    pub post_attn_norm: Option<Norm>,
+    /// Norm before the feed-forward network, where the family has it.
+    pub ffn_norm: Option<Norm>,
     /// Feed-forward network.
     pub ffn: Ffn,
-    /// RMSNorm on the network's result, where the family has it.
-    pub post_ffn_norm: Option<Box<[f32]>>,
+    /// Norm on the network's result, where the family has it.
+    pub post_ffn_norm: Option<Norm>,
+    /// Whether both halves start from the layer's input, and their results are added to it together. Without a norm of its own the
+    /// feed-forward half then takes that of attention.
+    pub parallel: bool,
     /// What the layer makes of its own input beside the residual stream, where the family has that.
     pub side: Option<SideNetwork>,
     /// Factor on the residual stream after the layer.
@@ -214,8 +224,8 @@ pub struct SideNetwork {
     pub gate: Linear,
     /// Back again.
     pub out: Linear,
-    /// RMSNorm on the result.
-    pub norm: Box<[f32]>,
+    /// Norm on the result.
+    pub norm: Norm,
 }
 
 /// Inputs of every layer beside the residual stream (Gemma's per-layer embeddings): the sum, times 1 / sqrt 2, of what a second table says of
@@ -232,6 +242,21 @@ pub struct SideInputs {
 }
 
 impl Layer {
+    /// A layer without norms.
+    pub fn bare(attn: Attention, ffn: Ffn) -> Self {
+        Self {
+            attn_norm: None,
+            attn,
+            post_attn_norm: None,
+            ffn_norm: None,
+            ffn,
+            post_ffn_norm: None,
+            parallel: false,
+            side: None,
+            scale: 1.0,
+        }
+    }
+
     /// Every matrix but those of experts.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let side = self.side.iter().flat_map(|s| [&s.gate, &s.out]);
@@ -276,13 +301,13 @@ pub struct Decoder {
     pub ropes: Vec<ContextRope>,
     /// Where layers leave attention weights for later ones.
     pub routes: Routes,
-    /// RMSNorm before the output head.
-    pub output_norm: Box<[f32]>,
+    /// Norm before the output head.
+    pub output_norm: Norm,
     /// The output head, unless tied to the embeddings.
     pub output: Option<Linear>,
     /// `cap * tanh(logit / cap)`, where the family has it.
     pub logit_softcap: Option<f32>,
-    /// RMSNorm's epsilon.
+    /// The norms' epsilon.
     pub norm_eps: f32,
 }
 

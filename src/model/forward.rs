@@ -29,6 +29,8 @@ pub struct Buffers {
     heads: Widths,
     /// What a sub-layer adds to the residual stream.
     delta: SharedBuf<f32>,
+    /// What the feed-forward half of a layer adds whose halves are parallel.
+    beside: SharedBuf<f32>,
     gate: SharedBuf<f32>,
     up: SharedBuf<f32>,
     hidden: Widths,
@@ -155,6 +157,7 @@ impl Buffers {
             v: SharedBuf::new(widest(&|a| a.v.as_ref())),
             heads: Widths::new(model.shapes().map(|s| s.n_head * s.head_dim_v), activations),
             delta: SharedBuf::new(n_ubatch * n_embd),
+            beside: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
             hidden: Widths::new(model.n_ffs(), activations),
@@ -236,14 +239,14 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     let mut laps = o.laps(w);
     ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);
     let input = |i: usize| match model.layers.get(i) {
-        Some(layer) => (layer.attn_norm.as_deref(), buf.n.with(form, fine_step::ATTENTION)),
-        None => (Some(&*model.output_norm), buf.n.with(form, fine_step::LAST)),
+        Some(layer) => (layer.attn_norm.as_ref(), buf.n.with(form, fine_step::ATTENTION)),
+        None => (Some(&model.output_norm), buf.n.with(form, fine_step::LAST)),
     };
     if let (Some(inputs), Some(bufs)) = (&model.side, &buf.side) {
         side_inputs(&mut ops, inputs, buf, bufs, ids, input(0).1, eps);
     }
     let (norm, out) = input(0);
-    ops.rms_norm(&buf.x, n, norm, eps, out);
+    ops.norm(&buf.x, 0..n, norm, eps, out);
     laps.end(Phase::Embed);
 
     // Later tokens see of a token what layers have cached of it. What the last layer that caches anything, and those after it, make
@@ -277,35 +280,49 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
             ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
         }
         laps.end(Phase::AttnOut);
-        let post = layer.post_attn_norm.as_deref();
         let step = |usual| if i + 1 == model.layers.len() { fine_step::LAST } else { usual };
         let normed = buf.n.with(form, step(fine_step::FEED_FORWARD));
-        let norm = layer.ffn_norm.as_deref();
-        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, norm, eps, normed);
+        // Which rows of the operand the feed-forward half is given, and where its result goes.
+        let (mut x, mut given, mut made) = (normed, rows.clone(), &buf.delta);
+        match (layer.parallel, layer.ffn_norm.as_ref()) {
+            (false, norm) => {
+                let post = layer.post_attn_norm.as_ref();
+                ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, norm, eps, normed);
+            }
+            (true, Some(norm)) => {
+                ops.norm(&buf.x, asked.clone(), Some(norm), eps, normed);
+                made = &buf.beside;
+            }
+            (true, None) => (x, given, made) = (input(i).1, fed.len() - n..fed.len(), &buf.beside),
+        }
         laps.end(Phase::Norm);
 
         let hidden_step = step(fine_step::HIDDEN);
         let hidden = |f: &FeedForward| buf.hidden.of(f.down.weight.cols()).with(form, hidden_step);
         match &layer.ffn {
-            Ffn::Gated(f) => feed_forward(&mut ops, &mut laps, f, buf, normed, n, hidden(f), &buf.delta),
+            Ffn::One(f) => feed_forward(&mut ops, &mut laps, f, buf, x, given, hidden(f), made),
             Ffn::Experts(experts) => {
                 let b = buf.experts.as_ref().expect("work space for experts");
-                ops.linear(normed, rows, &[(&experts.router, &b.scores)]);
+                ops.linear(x, rows.clone(), &[(&experts.router, &b.scores)]);
                 let steps = [step(fine_step::FEED_FORWARD), hidden_step];
-                ops.experts(normed, n, &experts.networks, b, steps, &buf.delta);
+                ops.experts(x, n, &experts.networks, b, steps, made);
                 laps.end(Phase::Experts);
                 if let Some(shared) = &experts.shared {
                     let f = &shared.network;
-                    feed_forward(&mut ops, &mut laps, f, buf, normed, n, hidden(f), &b.shared);
+                    feed_forward(&mut ops, &mut laps, f, buf, x, rows.clone(), hidden(f), &b.shared);
                     match &shared.gate {
-                        Some(gate) => ops.add_gated(&buf.delta, &b.shared, n, normed, gate),
-                        None => ops.add(&buf.delta, &b.shared, n * normed.k()),
+                        Some(gate) => ops.add_gated(made, &b.shared, n, x, gate),
+                        None => ops.add(made, &b.shared, n * x.k()),
                     }
                     laps.end(Phase::Down);
                 }
             }
         }
-        let mut post = layer.post_ffn_norm.as_deref();
+        if layer.parallel {
+            ops.add(&buf.delta, &buf.beside, n * x.k());
+            laps.end(Phase::Down);
+        }
+        let mut post = layer.post_ffn_norm.as_ref();
         if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {
             ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, None, eps, normed);
             laps.end(Phase::Norm);
@@ -339,7 +356,7 @@ fn side_inputs(
     eps: f32,
 ) {
     let (n, len) = (ids.len(), side.embed.cols());
-    ops.rms_norm(&buf.x, n, None, eps, x);
+    ops.norm(&buf.x, 0..n, None, eps, x);
     ops.linear(x, 0..n, &[(&side.projection, projections)]);
     ops.embed(&side.embed, ids, (side.width as f32).sqrt(), sums);
     let float = &ops.kernels.float;
@@ -372,7 +389,7 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usiz
     laps.end(Phase::Head);
 }
 
-/// What `network` makes of the first `n` rows of `x`, into `out`; its hidden units go to `hidden`.
+/// What `network` makes of `rows` of `x`, into `out`; its hidden units go to `hidden`.
 #[allow(clippy::too_many_arguments)]
 fn feed_forward(
     ops: &mut Ops,
@@ -380,18 +397,25 @@ fn feed_forward(
     network: &FeedForward,
     buf: &Buffers,
     x: Operand,
-    n: usize,
+    rows: Range<usize>,
     hidden: Operand,
     out: &SharedBuf<f32>,
 ) {
-    let FeedForward { gate, up, down, act } = network;
-    if ops.gated_products(x, 0..n, [gate, up, down], *act, hidden) {
-        laps.end(Phase::GateUp);
-    } else {
-        ops.linear(x, 0..n, &[(gate, &buf.gate), (up, &buf.up)]);
-        laps.end(Phase::GateUp);
-        ops.gated(*act, &buf.gate, &buf.up, n, hidden);
-        laps.end(Phase::Gated);
+    let (FeedForward { gate, up, down, act }, n) = (network, rows.len());
+    match up {
+        Some(up) if ops.gated_products(x, rows.clone(), [gate, up, down], *act, hidden) => laps.end(Phase::GateUp),
+        Some(up) => {
+            ops.linear(x, rows, &[(gate, &buf.gate), (up, &buf.up)]);
+            laps.end(Phase::GateUp);
+            ops.gated(*act, &buf.gate, &buf.up, n, hidden);
+            laps.end(Phase::Gated);
+        }
+        None => {
+            ops.linear(x, rows, &[(gate, &buf.gate)]);
+            laps.end(Phase::GateUp);
+            ops.activated(*act, &buf.gate, n, hidden);
+            laps.end(Phase::Gated);
+        }
     }
     ops.linear(hidden, 0..n, &[(down, out)]);
     laps.end(Phase::Down);

@@ -84,7 +84,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
                 b.attention_to(i, owner, shape, which, QkNorm::Heads)?
             }
         };
-        let ffn = Ffn::Gated(Box::new(b.network(i, "", n_ff[i], Act::Gelu)?));
+        let ffn = Ffn::One(Box::new(b.network(i, "", n_ff[i], Act::Gelu)?));
         let layer = b.sandwiched_layer(i, attn, ffn)?;
         let scale = b.loader.optional_vector(&format!("blk.{i}.layer_output_scale.weight"), 1)?;
         let side = width.map(|n| b.side_network(i, n)).transpose()?;

@@ -69,6 +69,6 @@ fn build(b: &mut Builder, default: Factors, has_positions: bool) -> Result<Decod
     let mut decoder = b.decoder(layers, vec![rope])?;
     decoder.embed_scale = embedding / residual;
     decoder.norm_eps /= residual * residual;
-    decoder.output_norm.iter_mut().for_each(|w| *w /= logit);
+    decoder.output_norm.scale(1.0 / logit);
     Ok(decoder)
 }

@@ -1,6 +1,7 @@
 //! Llama 1 to 3, Mistral, Mixtral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
 //! grouped-query attention. InternLM2, ERNIE 4.5 (its dense models) and EXAONE 3 are the same under names of their own, the last
-//! with the other order of rotary pairs. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations.
+//! with the other order of rotary pairs. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations;
+//! Arcee's AFM has no gates.
 
 use super::Family;
 use super::builder::{Builder, QkNorm};
@@ -17,6 +18,8 @@ pub const INTERNLM2: Family = Family { arch: "internlm2", ..LLAMA };
 pub const ERNIE4_5: Family = Family { arch: "ernie4_5", ..LLAMA };
 /// The registry row of EXAONE 3.
 pub const EXAONE: Family = Family::new("exaone", |b| build(b, RopeStyle::Neox));
+/// The registry row of Arcee's AFM.
+pub const ARCEE: Family = Family::new("arcee", |b| build(b, RopeStyle::Norm));
 /// The registry row of Mistral 3.
 pub const MISTRAL3: Family = Family::new("mistral3", mistral3);
 
@@ -45,12 +48,14 @@ fn stack(b: &mut Builder, rope: ContextRope, temperature: Option<Temperature>) -
     let shape = b.shape();
     // Mixtral has the name of Llama. Of the others none has a mixture under the same name.
     let is_mixture = b.config.n_expert > 0 && b.config.arch == LLAMA.arch;
+    let is_ungated = b.config.arch == ARCEE.arch;
     let mixture = is_mixture.then(|| b.mixture(b.config.n_ff)).transpose()?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = Attention { temperature, ..b.attention(i, shape, 0, QkNorm::None)? };
         let ffn = match &mixture {
             Some(mixture) => b.experts(i, mixture)?,
+            None if is_ungated => b.ungated_feed_forward(i, Act::ReluSquared)?,
             None => b.feed_forward(i, Act::Silu)?,
         };
         layers.push(b.layer(i, attn, ffn)?);

@@ -17,6 +17,7 @@ mod glm4;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
+mod layer_norm;
 mod llama;
 mod mixtures;
 mod olmo2;
@@ -66,17 +67,24 @@ pub struct Family {
     windows: fn(&Keys, usize) -> Result<Windows>,
     /// Whether layers may have key/value heads and feed-forward networks of different sizes.
     varies: bool,
+    /// Whether norms are LayerNorm.
+    layer_norm: bool,
 }
 
 impl Family {
     /// A family whose layers are all alike and see the whole context.
     const fn new(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Self {
-        Self { arch, build, windows: no_windows, varies: false }
+        Self { arch, build, windows: no_windows, varies: false, layer_norm: false }
     }
 
     /// The same with sliding windows.
     const fn with_windows(self, windows: fn(&Keys, usize) -> Result<Windows>) -> Self {
         Self { windows, ..self }
+    }
+
+    /// The same with LayerNorm in place of RMSNorm.
+    const fn with_layer_norm(self) -> Self {
+        Self { layer_norm: true, ..self }
     }
 
     /// The same with layers of different sizes.
@@ -111,6 +119,7 @@ pub const FAMILIES: &[Family] = &[
     llama::ERNIE4_5,
     llama::EXAONE,
     llama::MISTRAL3,
+    llama::ARCEE,
     exaone4::FAMILY,
     hunyuan::FAMILY,
     seed_oss::FAMILY,
@@ -137,6 +146,15 @@ pub const FAMILIES: &[Family] = &[
     gemma3::FAMILY,
     gemma4::FAMILY,
     phi3::FAMILY,
+    layer_norm::GPTNEOX,
+    layer_norm::FALCON,
+    layer_norm::PHI2,
+    layer_norm::STARCODER2,
+    layer_norm::NEMOTRON,
+    layer_norm::STABLELM,
+    layer_norm::ORION,
+    layer_norm::COMMAND_R,
+    layer_norm::COHERE2,
     gpt_oss::FAMILY,
 ];
 
@@ -211,7 +229,7 @@ impl Model {
             let what = format!("architecture '{}' is not supported, only {}", keys.arch(), known.join(", "));
             model_error(&file.name, what)
         })?;
-        let config = Config::read(&keys, family.varies)?;
+        let config = Config::read(&keys, family)?;
         let tokenizer = Tokenizer::from_gguf(gguf)?;
         let pool = Pool::new(params.n_threads).map_err(thread_error)?;
         let sharing = SharingSource::read(file, &parts, params.lisa, params.share)?;
@@ -228,6 +246,7 @@ impl Model {
             sharing: Sharing { plan: &sharing.plan, meta: sharing.meta.as_ref() },
             loader: &mut loader,
             warnings: Vec::new(),
+            layer_norm: family.layer_norm,
             keys_make_values: false,
         };
         let decoder = (family.build)(&mut builder)?;

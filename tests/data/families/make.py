@@ -26,7 +26,8 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 experts=None, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", keys=None, tensors=None, runs=None):
+                 experts=None, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
+                 keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
@@ -38,6 +39,8 @@ class Tiny:
         self.emb = emb
         self.post_norm = post_norm
         self.ffn_norm, self.gate = ffn_norm, gate
+        # "bias" or "plain": LayerNorm with biases or without; the norm before the feed-forward half may be missing.
+        self.layer_norm, self.ungated = layer_norm, ungated
         self.experts = experts  # how many, and how many of them are chosen
         self.shared, self.shared_gate = shared, shared_gate  # hidden units of the network beside them
         self.expert_bias = expert_bias
@@ -68,7 +71,7 @@ class Tiny:
         w.add_uint32(f"{a}.attention.head_count", self.n_head)
         if self.n_head_kv is not None:
             w.add_uint32(f"{a}.attention.head_count_kv", self.n_head_kv)
-        w.add_float32(f"{a}.attention.layer_norm_rms_epsilon", self.eps)
+        w.add_float32(f"{a}.attention.layer_norm_{'epsilon' if self.layer_norm else 'rms_epsilon'}", self.eps)
         if self.freq_base is not None:
             w.add_float32(f"{a}.rope.freq_base", self.freq_base)
         if self.explicit_head_dim:
@@ -130,12 +133,19 @@ class Tiny:
             def add(name, tensor):
                 w.add_tensor(f"blk.{i}.{name}", tensor)
 
+            def norm(name):
+                add(f"{name}.weight", self.vector(N_EMBD, 1.0, 0.2))
+                if self.layer_norm == "bias":
+                    add(f"{name}.bias", self.vector(N_EMBD, 0.0, 0.3))
+
             if not self.post_norm:
-                add("attn_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+                norm("attn_norm")
             q, k = self.matrix(d_q, N_EMBD, 1.4), self.matrix(d_kv, N_EMBD, 1.4)
             v = self.matrix(d_kv, N_EMBD, 1.0)
             if self.fused and self.fused != "ffn":
                 add("attn_qkv.weight", np.concatenate([q, k, v]))
+                if "qkv" in self.bias:
+                    add("attn_qkv.bias", self.vector(d_q + 2 * d_kv, 0.0, 0.5))
             else:
                 add("attn_q.weight", q)
                 add("attn_k.weight", k)
@@ -154,8 +164,8 @@ class Tiny:
                 add("attn_sinks.weight", self.vector(self.n_head, 2.0, 1.5))
             if self.sandwich or self.post_norm:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
-            if not self.post_norm:
-                add(f"{self.ffn_norm}.weight", self.vector(N_EMBD, 1.0, 0.2))
+            if self.ffn_norm and not self.post_norm:
+                norm(self.ffn_norm)
             n_dense, step = (self.keys.get(k, d) for k, d in (("leading_dense_block_count", 0), ("interleave_moe_layer_step", 1)))
             if self.experts and i >= n_dense and (i + 1) % step == 0:
                 # Scores of standard deviation 2: some experts matter much more than others.
@@ -180,21 +190,28 @@ class Tiny:
                     add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
                 continue
             gate, up = self.matrix(self.n_ff, N_EMBD, 1.3), self.matrix(self.n_ff, N_EMBD, 1.3)
-            if self.fused and self.fused != "qkv":
+            if self.ungated:
+                add("ffn_up.weight", up)
+            elif self.fused and self.fused != "qkv":
                 add("ffn_up.weight", np.concatenate([gate, up]))
             else:
                 add("ffn_gate.weight", gate)
                 add("ffn_up.weight", up)
             add("ffn_down.weight", self.matrix(N_EMBD, self.n_ff, 1.3))
             if "ffn" in self.bias:
-                add("ffn_gate.bias", self.vector(self.n_ff, 0.0, 0.3))
+                if not self.ungated:
+                    add("ffn_gate.bias", self.vector(self.n_ff, 0.0, 0.3))
                 add("ffn_up.bias", self.vector(self.n_ff, 0.0, 0.3))
                 add("ffn_down.bias", self.vector(N_EMBD, 0.0, 0.3))
             if self.sandwich or self.post_norm:
                 add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
         w.add_tensor("output_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+        if self.layer_norm == "bias":
+            w.add_tensor("output_norm.bias", self.vector(N_EMBD, 0.0, 0.3))
         if not self.tied:
             w.add_tensor("output.weight", self.matrix(self.n_vocab, N_EMBD, 3.0))
+        if "output" in self.bias:
+            w.add_tensor("output.bias", self.vector(self.n_vocab, 0.0, 1.0))
 
     def ids(self, n):
         return [1] + self.rng.integers(3, self.n_vocab, n - 1).tolist()
@@ -341,6 +358,26 @@ def models():
              bias=("q", "k", "v", "o", "experts"), ffn_norm="post_attention_norm", n_ff=48, experts=(5, 2), keys={
                  "expert_feed_forward_length": 48, "attention.sliding_window": 16, "rope.freq_base_swa": 3000.0,
                  "attention.sliding_window_pattern": 3}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("gptneox", "gptneox", n_head_kv=None, n_rot=8, fused="qkv", layer_norm="bias", ungated=True,
+             bias=("qkv", "o", "ffn"), keys={"use_parallel_residual": True}, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("gptneox_in_turn", "gptneox", n_head_kv=None, n_rot=16, fused="qkv", layer_norm="bias", ungated=True,
+             bias=("qkv", "o", "ffn"), keys={"use_parallel_residual": False}),
+        Tiny("falcon", "falcon", n_head_kv=1, fused="qkv", layer_norm="bias", ungated=True, ffn_norm=None, tied=True,
+             emb=0.35, eps=1e-2),
+        Tiny("falcon_two_norms", "falcon", fused="qkv", layer_norm="bias", ungated=True, ffn_norm="attn_norm_2"),
+        Tiny("phi2", "phi2", n_head_kv=None, n_rot=8, layer_norm="bias", ungated=True, ffn_norm=None,
+             bias=("q", "k", "v", "o", "ffn", "output"), eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("starcoder2", "starcoder2", layer_norm="bias", ungated=True, bias=("q", "k", "v", "o", "ffn"), eps=1e-2,
+             tied=True, freq_base=100000.0),
+        Tiny("nemotron", "nemotron", n_rot=8, layer_norm="bias", ungated=True, eps=1e-2),
+        Tiny("stablelm", "stablelm", n_rot=4, layer_norm="bias", bias=("q", "k", "v"), eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("stablelm_parallel", "stablelm", n_rot=8, layer_norm="bias", ffn_norm=None),
+        Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
+        Tiny("command_r", "command-r", layer_norm="plain", ffn_norm=None, tied=True, eps=1e-2, freq_base=500000.0,
+             keys={"logit_scale": 0.5}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("cohere2", "cohere2", n_layer=5, layer_norm="plain", ffn_norm=None, tied=True, eps=1e-2,
+             keys={"logit_scale": 2.0, "attention.sliding_window": 8}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("arcee", "arcee", ungated=True, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
         Tiny("gemma", "gemma", n_head_kv=1, head_dim=32, n_ff=96, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("gemma2", "gemma2", n_layer=5, head_dim=32, n_ff=96, keys={
             "attention.sliding_window": 8, "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0},
