@@ -1,77 +1,14 @@
 //! The forward pass: one for all families, read from top to bottom.
 
-use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
+use ggml_ext::kernels::{Kernels, MatmulScratch};
 
+use super::buffers::Buffers;
 use super::decoder::{Attention, Decoder, FeedForward, Ffn, QueryKey, Scores, SideInputs};
-use crate::attention::{
-    Attend, AttentionScratch, AttnWeights, KvCache, LayerCache, PartialSums, Queries, RopeTable, ScoreSource,
-    attention_scratch,
-};
-use crate::compute::{
-    Act, ActivationType, Activations, ExpertBuffers, Form, Laps, Linear, Observer, Operand, Ops, Phase, Profile,
-    SharedBuf, Worker,
-};
-
-/// Everything a pass writes besides the cache, allocated once per session.
-pub struct Buffers {
-    /// The residual stream, `[n_ubatch, n_embd]`.
-    x: SharedBuf<f32>,
-    /// Its normalised form, the operand of the next products.
-    n: Activations,
-    q: SharedBuf<f32>,
-    k: SharedBuf<f32>,
-    v: SharedBuf<f32>,
-    /// The heads' weighted values, `[n_ubatch, n_head * head_dim_v]`.
-    heads: Widths,
-    /// What a sub-layer adds to the residual stream.
-    delta: SharedBuf<f32>,
-    /// What the feed-forward half of a layer adds whose halves are parallel.
-    beside: SharedBuf<f32>,
-    gate: SharedBuf<f32>,
-    up: SharedBuf<f32>,
-    hidden: Widths,
-    experts: Option<ExpertBuffers>,
-    /// The layers' inputs beside the residual stream, `[n_ubatch, n_layer * width]`, and the projection that is a part of them.
-    side: Option<[SharedBuf<f32>; 2]>,
-    /// `[n_logit_rows, n_vocab]`.
-    logits: SharedBuf<f32>,
-    /// What `shared` layers' linear compensation adds.
-    comp: SharedBuf<f32>,
-    ropes: Vec<RopeTable>,
-    partial: PartialSums,
-    weights: AttnWeights,
-    members: Vec<Member>,
-    /// Whether passes in bf16 have their attention in it too.
-    bf16_attention: bool,
-    n_ctx: usize,
-    n_logit_rows: usize,
-}
-
-/// Activations of every width that some layer has.
-struct Widths(Vec<Activations>);
-
-impl Widths {
-    fn new(widths: impl Iterator<Item = usize>, activations: impl Fn(usize) -> Activations) -> Self {
-        let mut all: Vec<usize> = widths.collect();
-        all.sort_unstable();
-        all.dedup();
-        Self(all.into_iter().map(activations).collect())
-    }
-
-    fn of(&self, width: usize) -> &Activations {
-        self.0.iter().find(|a| a.k == width).expect("made for all layers")
-    }
-}
-
-/// One member's own work space.
-struct Member(UnsafeCell<(AttentionScratch, MatmulScratch)>);
-
-// SAFETY: only the member with the same number touches it, see `forward` and `head`.
-unsafe impl Sync for Member {}
+use crate::attention::{Attend, KvCache, LayerCache, Queries, ScoreSource};
+use crate::compute::{Act, Form, Laps, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
 /// From which step on a block of int8 activations gets second digits, relative to its row's root mean square. What attention takes
 /// matters most, scores being exponents; what the last layer's feed-forward network and the output head take is fine throughout:
@@ -86,110 +23,6 @@ mod fine_step {
     pub const HIDDEN: f32 = 0.0196;
     /// Of the last layer's feed-forward network, and of the head.
     pub const LAST: f32 = 0.0;
-}
-
-/// Bytes of the feed-forward network's gates and up-projections that each member should have in its cache: they are written
-/// by one phase and read by the next. On SmolLM2 and Gemma-3-270M (two threads, Zen 4) prompts in passes of 128 tokens are 4
-/// to 6 % faster than in passes of 512, and 15 % where layers share attention weights; for wide models passes of 64 to 512
-/// tokens are equally fast.
-const HIDDEN_BYTES: usize = 1 << 20;
-/// Fewest tokens a pass is cut down to: as many as keep reading weights from memory far behind arithmetic.
-const MIN_PASS: usize = 128;
-/// The same for products in bf16, whose weights are unpacked once in a pass: on an Emerald Rapids prompts of 512 tokens are 5 to 20 %
-/// faster than in passes of 256.
-const MIN_BF16_PASS: usize = 512;
-
-/// How many tokens of a long text to put through the layers together, where rows of up to `n_ff` hidden units are shared out
-/// among `n_threads` members.
-pub fn pass_tokens(kernels: &Kernels, n_ff: usize, n_threads: usize) -> usize {
-    let bytes = n_ff.max(1).saturating_mul(2 * 4);
-    let fewest = if kernels.int.has_bf16() { MIN_BF16_PASS } else { MIN_PASS };
-    (HIDDEN_BYTES.saturating_mul(n_threads) / bytes / MIN_PASS * MIN_PASS).max(fewest)
-}
-
-/// Digits of attention's products in bf16, of queries and keys and of weights and values, if there are any: where its results meet weights
-/// that are multiplied so.
-fn attention_digits(model: &Decoder, kernels: &Kernels, n_ubatch: usize, ty: ActivationType) -> Option<[Digits; 2]> {
-    let scores = ty.bf16_digits(kernels, n_ubatch)?;
-    let outputs = || model.layers.iter().map(|l| &l.attn.out.weight);
-    let takes = outputs().all(|w| takes_bf16(&w.view())) && model.shapes().all(|s| s.takes_bf16());
-    // Weights of 16 bits are multiplied in two digits.
-    let values = if outputs().all(|w| w.is_quantized()) { Digits::One } else { scores };
-    takes.then_some([scores, values])
-}
-
-/// Most bytes of logits made at a time.
-const LOGIT_BYTES: usize = 16 << 20;
-/// The same for products in bf16, whose weights are unpacked anew each time.
-const BF16_LOGIT_BYTES: usize = 64 << 20;
-
-impl Buffers {
-    /// Buffers for passes of up to `n_ubatch` tokens by up to `n_threads` members in a context of `n_ctx`.
-    pub fn new(
-        model: &Decoder,
-        kernels: &Kernels,
-        n_ubatch: usize,
-        n_ctx: usize,
-        n_threads: usize,
-        ty: ActivationType,
-    ) -> Self {
-        let quantized = model.matrices().any(|l| l.weight.is_quantized());
-        let n_embd = model.embed.weight.cols();
-        let widest = |f: &dyn Fn(&Attention) -> Option<&Linear>| {
-            let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
-            n_ubatch * rows.max().unwrap_or(0)
-        };
-        let n_head = model.shapes().map(|s| s.n_head).max().unwrap_or(0);
-        let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
-        let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
-        let n_ff = model.n_ff();
-        let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
-        let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
-        let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
-        let bf16 = attention_digits(model, kernels, n_ubatch, ty);
-        let scratch = || attention_scratch(model.shapes(), n_hidden, rank, bf16);
-        let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
-        Self {
-            x: SharedBuf::new(n_ubatch * n_embd),
-            n: activations(n_embd),
-            q: SharedBuf::new(widest(&|a| a.scores.q())),
-            k: SharedBuf::new(widest(&|a| a.scores.k())),
-            v: SharedBuf::new(widest(&|a| a.v.as_ref())),
-            heads: Widths::new(model.shapes().map(|s| s.n_head * s.head_dim_v), activations),
-            delta: SharedBuf::new(n_ubatch * n_embd),
-            beside: SharedBuf::new(n_ubatch * n_embd),
-            gate: SharedBuf::new(n_ubatch * n_ff),
-            up: SharedBuf::new(n_ubatch * n_ff),
-            hidden: Widths::new(model.n_ffs(), activations),
-            experts: model.experts().map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, ty)),
-            side: model.side.as_ref().map(|s| [(); 2].map(|()| SharedBuf::new(n_ubatch * s.embed.cols()))),
-            comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
-            logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
-            ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
-            partial: PartialSums::new(model.shapes(), n_ctx),
-            weights: AttnWeights::new(model.routes.n_slots(), n_head, n_ubatch, n_ctx, kernels.int.has_bf16()),
-            members: (0..n_threads).map(|_| member()).collect(),
-            bf16_attention: bf16.is_some(),
-            n_ctx,
-            n_logit_rows,
-        }
-    }
-
-    /// Rows of logits that one call of [`head`] can make.
-    pub fn n_logit_rows(&self) -> usize {
-        self.n_logit_rows
-    }
-
-    /// Most tokens that a pass from position `pos` on can have: where layers share attention weights, their buffer must stay
-    /// small enough to be served by the CPU's caches.
-    pub fn max_tokens(&self, pos: usize) -> usize {
-        self.weights.max_tokens(pos)
-    }
-
-    /// The logits of the last call of [`head`].
-    pub fn logits(&mut self) -> &[f32] {
-        self.logits.as_slice()
-    }
 }
 
 /// How a pass computes.
@@ -226,8 +59,8 @@ pub struct Tokens<'a> {
 
 /// Runs `tokens` through all layers: fills the cache and leaves the normalised last hidden states of those wanted for [`head`].
 pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvCache, tokens: &Tokens) {
-    // SAFETY: member `w.id` alone uses its work space while the team runs.
-    let (attn_scratch, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
+    // SAFETY: the only reference while the member is here.
+    let (attn_scratch, scratch) = unsafe { buf.member(w) };
     let (ids, pos, n, eps) = (tokens.ids, tokens.pos, tokens.ids.len(), model.norm_eps);
     let mut ops = o.ops(w, scratch);
     let form = Form::of(o.kernels, n);
@@ -374,8 +207,8 @@ fn side_inputs(
 
 /// Logits of `rows` of the states that the last [`forward`], of `n_tokens`, left: at most [`Buffers::n_logit_rows`] of them.
 pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usize, rows: Range<usize>) {
-    // SAFETY: member `w.id` alone uses its work space while the team runs.
-    let (_, scratch) = unsafe { &mut *buf.members[w.id].0.get() };
+    // SAFETY: as in `forward`.
+    let (_, scratch) = unsafe { buf.member(w) };
     let mut ops = o.ops(w, scratch);
     let x = buf.n.with(Form::of(o.kernels, n_tokens), fine_step::LAST);
     let n = rows.len() * model.n_vocab();
@@ -560,20 +393,4 @@ fn place(
         }
     }
     ops.worker.barrier();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passes_grow_with_threads_and_take_any_width() {
-        let portable = Kernels::by_name("portable").unwrap();
-        assert_eq!(pass_tokens(portable, 1536, 2), MIN_PASS);
-        assert_eq!(pass_tokens(portable, 1536, 8), 5 * MIN_PASS);
-        // What a damaged file may claim.
-        for n_ff in [0, 1 << 61, usize::MAX] {
-            assert!(pass_tokens(Kernels::detect(), n_ff, 2) >= MIN_PASS);
-        }
-    }
 }

@@ -4,6 +4,7 @@
 //! [`forward`] runs any of them. To add a family: a file with a `build`, a row in `FAMILIES`, and a row with golden logits in
 //! `tests/families.rs`.
 
+mod buffers;
 mod builder;
 mod config;
 mod decoder;
@@ -36,13 +37,14 @@ use ggml_ext::GgmlType;
 use ggml_ext::gguf::Gguf;
 use ggml_ext::kernels::Kernels;
 
+pub use buffers::{Buffers, pass_tokens};
 pub use config::Config;
 pub use decoder::{
     Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert, SideInputs,
     SideNetwork,
 };
 pub use file::ModelFile;
-pub use forward::{Buffers, Mode, Tokens, forward, head, pass_tokens};
+pub use forward::{Mode, Tokens, forward, head};
 pub use overrides::{Override, OverrideValue};
 pub use sharing::SharingSource;
 
