@@ -55,6 +55,7 @@ families! {
     granite granite_unturned minicpm minicpm_longrope
     qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
+    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu
     gemma4 gemma4_plain
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel orion command_r cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied

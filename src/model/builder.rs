@@ -303,12 +303,14 @@ impl Builder<'_, '_, '_, '_> {
         Ok(LisaAttention { skip, hidden, domain: meta.domain, low_rank, scale: meta.scale })
     }
 
-    /// Refuses files whose positions have several dimensions, as those of models that see images.
-    pub fn refuse_sections(&self) -> Result<()> {
+    /// Whether positions have several dimensions, as those of models that see images. In text the first three are the same, and files know
+    /// no fourth.
+    pub fn has_sections(&self) -> Result<bool> {
         const SECTIONS: &str = "rope.dimension_sections";
-        match self.keys.numbers(SECTIONS)?.iter().any(|&n| n != 0) {
-            true => Err(self.keys.error(SECTIONS, "positions of several dimensions are not supported")),
-            false => Ok(()),
+        let sections = self.keys.numbers(SECTIONS)?;
+        match sections.get(3).filter(|&&n| n != 0) {
+            Some(_) => Err(self.keys.error(SECTIONS, "a fourth dimension of positions is not supported")),
+            None => Ok(sections.iter().any(|&n| n != 0)),
         }
     }
 

@@ -1,5 +1,5 @@
 //! GLM-4 (0414): norms before and after each half of a layer, gate and up projections in one tensor, biases on Q, K and V, and heads of
-//! which a half rotates.
+//! which a half rotates; in models that see images, by the other order of pairs.
 
 use super::Family;
 use super::builder::{Builder, QkNorm};
@@ -13,9 +13,9 @@ pub const FAMILY: Family = Family::new("glm4", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;
-    b.refuse_sections()?;
     let shape = b.shape();
-    let rope = b.rope(RopeStyle::Norm, None);
+    let style = if b.has_sections()? { RopeStyle::Neox } else { RopeStyle::Norm };
+    let rope = b.rope(style, None);
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = b.attention(i, shape, 0, QkNorm::None)?;

@@ -13,7 +13,7 @@ pub const FAMILY: Family = Family::new("hunyuan-dense", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;
-    b.refuse_sections()?;
+    b.has_sections()?;
     let (c, shape) = (b.config, b.shape());
     // Contexts stretched by a larger frequency base (NTK-aware scaling): some converters put it into the base itself, others leave it to the reader.
     let stretch = match b.keys.float("rope.scaling.alpha")?.filter(|&alpha| alpha > 0.0) {

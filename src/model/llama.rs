@@ -18,6 +18,10 @@ pub const INTERNLM2: Family = Family { arch: "internlm2", ..LLAMA };
 pub const ERNIE4_5: Family = Family { arch: "ernie4_5", ..LLAMA };
 /// The registry row of EXAONE 3.
 pub const EXAONE: Family = Family::new("exaone", |b| build(b, RopeStyle::Neox));
+/// The registry row of XVERSE.
+pub const XVERSE: Family = Family { arch: "xverse", ..LLAMA };
+/// The registry row of Pangu Embedded.
+pub const PANGU: Family = Family { arch: "pangu-embedded", ..EXAONE };
 /// The registry row of Arcee's AFM.
 pub const ARCEE: Family = Family::new("arcee", |b| build(b, RopeStyle::Norm));
 /// The registry row of Mistral 3.

@@ -56,7 +56,7 @@ const HUNYUAN: Traits = Traits { norm_after_turn: true, normalised: true, ..NORM
 
 fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
     b.ignore_window()?;
-    b.refuse_sections()?;
+    b.has_sections()?;
     let mixture = mixture(b, t)?;
     let n_dense = b.keys.count("leading_dense_block_count")?.unwrap_or(0);
     let step = b.keys.count("interleave_moe_layer_step")?.unwrap_or(1);

@@ -10,20 +10,27 @@ use crate::compute::Act;
 
 /// The registry row of Qwen2.
 pub const QWEN2: Family = Family::new("qwen2", |b| build(b, QkNorm::None));
+/// The registry row of Qwen2-VL and Qwen2.5-VL, for text.
+pub const QWEN2VL: Family = Family { arch: "qwen2vl", ..QWEN2 };
 /// The registry row of Qwen3.
 pub const QWEN3: Family = Family::new("qwen3", |b| build(b, QkNorm::Heads));
 /// The registry row of Qwen 1.5's and 2's mixtures of experts.
 pub const QWEN2MOE: Family = Family::new("qwen2moe", |b| build(b, QkNorm::None));
 /// The registry row of Qwen3's mixtures of experts.
 pub const QWEN3MOE: Family = Family::new("qwen3moe", |b| build(b, QkNorm::Heads));
+/// The registry row of Qwen3-VL, for text.
+pub const QWEN3VL: Family = Family { arch: "qwen3vl", ..QWEN3 };
+/// The registry row of Qwen3-VL's mixtures of experts, for text.
+pub const QWEN3VLMOE: Family = Family { arch: "qwen3vlmoe", ..QWEN3MOE };
 
 fn build(b: &mut Builder, norm: QkNorm) -> Result<Decoder> {
     b.ignore_window()?;
+    b.has_sections()?;
     let shape = b.shape();
     let rope = b.rope(RopeStyle::Neox, None);
     let c = b.config;
     let mixture = match c.arch.as_str() {
-        arch if arch == QWEN2MOE.arch || arch == QWEN3MOE.arch => {
+        arch if [QWEN2MOE.arch, QWEN3MOE.arch, QWEN3VLMOE.arch].contains(&arch) => {
             let n_ff = b.keys.width("expert_feed_forward_length")?.unwrap_or(c.n_ff / c.n_expert_used.max(1));
             let mut mixture = b.mixture(n_ff)?;
             if arch == QWEN2MOE.arch {

@@ -298,6 +298,14 @@ def models():
         Tiny("qwen2_tied_yarn", "qwen2", bias=("q", "k", "v"), tied=True, keys=yarn, eps=1e-2),
         Tiny("qwen3", "qwen3", head_dim=32, qk_norm=True, freq_base=1000000.0, eps=1e-6),
         Tiny("qwen3_tied", "qwen3", head_dim=16, n_head_kv=4, qk_norm=True, tied=True, eps=1e-2),
+        Tiny("qwen2vl", "qwen2vl", bias=("q", "k", "v"), eps=1e-6, keys={"rope.dimension_sections": [2, 3, 3, 0]}),
+        Tiny("qwen3vl", "qwen3vl", head_dim=32, qk_norm=True, tied=True, eps=1e-2, keys={
+            "rope.dimension_sections": [6, 5, 5, 0], "n_deepstack_layers": 3}),
+        Tiny("qwen3vlmoe", "qwen3vlmoe", head_dim=32, n_ff=96, qk_norm=True, experts=(7, 3), eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "rope.dimension_sections": [6, 5, 5, 0]}),
+        Tiny("glm4_sections", "glm4", sandwich=True, fused="ffn", n_rot=8, keys={"rope.dimension_sections": [2, 1, 1, 0]}),
+        Tiny("xverse", "xverse", eps=1e-2),
+        Tiny("pangu", "pangu-embedded", bias=("q", "k", "v", "o"), eps=1e-2),
         Tiny("gemma3", "gemma3", n_layer=7, n_head_kv=1, head_dim=32, n_ff=48, keys={"attention.sliding_window": 8},
              runs=[(512, 48, 1), (512, 300, 6), SHIFTED], **gemma),
         Tiny("gemma3_pattern", "gemma3", n_layer=4, head_dim=24, n_ff=96, keys={
