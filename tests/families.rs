@@ -56,6 +56,7 @@ families! {
     qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu
+    lfm2 lfm2_attention_last lfm2moe
     gemma4 gemma4_plain
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel orion command_r cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
@@ -112,6 +113,7 @@ fn windows_are_all_that_is_seen() {
         "gemma4",
         "gemma4_plain",
         "cohere2",
+        "lfm2_attention_last",
     ] {
         reference::windows_are_all_that_is_seen(&load(name));
     }
@@ -144,4 +146,18 @@ fn built_in_sharing_of_keys_and_values_stays() {
     let cached: Vec<_> = model.decoder().caches().map(|c| (c.key_dim, c.value_dim)).collect();
     assert_eq!(cached[2], (None, Some(16)), "weights from another layer, values of its own");
     assert_eq!(cached[5..], [(None, None); 3]);
+}
+
+/// A convolution is no attention: it has no weights to take, and none to give.
+#[test]
+fn convolutions_do_not_share() {
+    let load = |plan: &str| {
+        let file = ModelFile::from_bytes("lfm2", gunzip(&folder("families").join("lfm2_attention_last.gguf.gz")));
+        Model::load(&file, ModelParams { share: Some(&plan.parse().unwrap()), ..Default::default() })
+    };
+    for (plan, what) in [("2:1", "layer 2 (shared): it is a convolution"), ("3:2", "layer 3 (shared)")] {
+        let refused = load(plan).err().expect(plan).to_string();
+        assert!(refused.contains(what), "{refused}");
+    }
+    assert!(load("3:1").is_ok());
 }

@@ -105,15 +105,16 @@ pub struct Attend<'a> {
     pub bf16: bool,
 }
 
-/// Work space of one member for layers of these shapes, `lisa` layers among them having up to `n_hidden` units and keys of `rank`. If
-/// products are made in bf16, then in so many `digits`: of queries and keys, and of weights and values.
+/// Work space of one member for layers of these shapes, `lisa` layers among them having up to `n_hidden` units and keys of `rank`, and for
+/// convolutions of `n_channels`. If products are made in bf16, then in so many `digits`: of queries and keys, and of weights and values.
 pub fn attention_scratch(
     shapes: impl IntoIterator<Item = AttentionShape>,
     n_hidden: usize,
     rank: usize,
+    n_channels: usize,
     digits: Option<[Digits; 2]>,
 ) -> AttentionScratch {
-    let mut room = Room { rank, n_hidden, digits, ..Room::default() };
+    let mut room = Room { rank, n_hidden, n_channels, digits, ..Room::default() };
     for s in shapes {
         let bf16 = digits.is_some();
         for all_heads in [false, true] {

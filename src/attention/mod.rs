@@ -2,6 +2,7 @@
 //! Nothing here knows a model family.
 
 mod attend;
+mod conv;
 mod keys;
 mod kv_cache;
 mod lisa;
@@ -13,6 +14,7 @@ mod stream;
 mod weights;
 
 pub use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
+pub use conv::Convolution;
 pub use keys::Keys;
 pub use kv_cache::{Block, CacheParams, CacheType, KvCache, LayerCache, Turn};
 pub use lisa::{Hidden, LisaAttention, LowRank};

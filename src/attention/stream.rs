@@ -101,11 +101,18 @@ pub(super) struct Room {
     pub rank: usize,
     /// Hidden units of a `lisa` layer.
     pub n_hidden: usize,
+    /// Channels of a convolution.
+    pub n_channels: usize,
     /// Digits of queries and keys, and of weights and values, if products are made in bf16.
     pub digits: Option<[Digits; 2]>,
 }
 
 impl AttentionScratch {
+    /// Room for values that are widened.
+    pub(super) fn wide(&mut self) -> &mut [f32] {
+        &mut self.wide
+    }
+
     pub(super) fn new(r: &Room) -> Self {
         let (dk, dv) = (r.head_dim_k.max(r.rank), r.head_dim_v);
         let factors = |[digits, value_digits]: [Digits; 2]| Factors {
@@ -119,7 +126,7 @@ impl AttentionScratch {
         Self {
             q: Floats::new(r.rows * dk),
             scores: Floats::new((r.part_rows * BLOCK).max(r.n_head * LONGEST_BLOCK)),
-            wide: Floats::new((KEY_GROUP * dk).max(BLOCK * dv).max(dk.next_multiple_of(32))),
+            wide: Floats::new((KEY_GROUP * dk).max(BLOCK * dv).max(dk.next_multiple_of(32)).max(r.n_channels)),
             sums: Floats::new(r.rows * dv),
             max: Floats::new(r.rows),
             total: Floats::new(r.rows),

@@ -179,6 +179,10 @@ impl<'m> DenseModel<'m> {
         let frozen = |linear| Frozen::new(linear, model.kernels(), precision);
         let heads = |qk: &'m QueryKey| HeadProjection { dense: frozen(&qk.linear), norm: qk.norm.clone() };
         let layers = d.layers.iter().enumerate().map(|(i, layer)| {
+            if let Scores::Fixed(_) = &layer.attn.scores {
+                let what = format!("layer {i} is a convolution: models with these are not supported here");
+                return Err(Error::Params(what));
+            }
             let Scores::Own { q, k } = &layer.attn.scores else {
                 return Err(Error::Params(format!(
                     "layer {i} shares attention already: give the model without a plan"

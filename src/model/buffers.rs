@@ -124,7 +124,8 @@ impl Buffers {
         let n_logit_rows = (logit_bytes / 4 / model.n_vocab().max(1)).clamp(1, n_ubatch);
         let activations = |k| Activations::new(kernels, n_ubatch, k, quantized, ty);
         let bf16 = attention_digits(model, kernels, n_ubatch, ty);
-        let scratch = || attention_scratch(model.shapes(), n_hidden, rank, bf16);
+        let n_channels = model.convolutions().map(|s| s.head_dim_v).max().unwrap_or(0);
+        let scratch = || attention_scratch(model.attentions(), n_hidden, rank, n_channels, bf16);
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
@@ -143,7 +144,7 @@ impl Buffers {
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
-            partial: PartialSums::new(model.shapes(), n_ctx),
+            partial: PartialSums::new(model.attentions(), n_ctx),
             weights: AttnWeights::new(model.routes.n_slots(), n_head, n_ubatch, n_ctx, kernels.int.has_bf16()),
             members: (0..n_threads).map(|_| member()).collect(),
             bf16_attention: bf16.is_some(),

@@ -9,7 +9,9 @@ use super::decoder::{
 };
 use super::weights::Loader;
 use crate::Result;
-use crate::attention::{AttentionShape, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan};
+use crate::attention::{
+    AttentionShape, Convolution, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan,
+};
 use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Networks, Norm};
 
 /// What a family builds its decoder from.
@@ -228,6 +230,41 @@ impl Builder<'_, '_, '_, '_> {
         self.attention_from(i, shape, rope, Kind::Kv, scores, None)
     }
 
+    /// Layer `i` as a convolution over `n` positions in the place of attention; its three projections are one tensor.
+    ///
+    /// # Errors
+    /// Where the sharing plan wants attention of it.
+    pub fn convolution(&mut self, i: usize, n: usize) -> Result<Attention> {
+        if let Some(share) = self.sharing.plan.get(i) {
+            return Err(self.loader.error(format_args!("layer {i} ({}): it is a convolution", share.kind)));
+        }
+        let (d, l, name) = (self.config.n_embd, &mut *self.loader, format!("blk.{i}.shortconv"));
+        let mut part = |j: usize| l.linear_rows(&format!("{name}.in_proj"), 3 * d, d, j * d..(j + 1) * d);
+        let (input, output, v) = (part(0)?, part(1)?, part(2)?);
+        let filter = l.transposed(&format!("{name}.conv.weight"), d, n)?;
+        let shape = AttentionShape {
+            n_head: 1,
+            n_head_kv: 1,
+            head_dim_k: 1,
+            head_dim_v: d,
+            scale: 1.0,
+            softcap: None,
+            window: Some(n),
+        };
+        Ok(Attention {
+            shape,
+            rope: 0,
+            temperature: None,
+            norm_after_turn: false,
+            sinks: None,
+            scores: Scores::Fixed(Convolution { input, output, filter }),
+            v: Some(v),
+            v_norm: None,
+            out: l.linear(&format!("{name}.out_proj"), d, d)?,
+            comp: None,
+        })
+    }
+
     /// The sinks of layer `i`'s heads.
     ///
     /// # Errors
@@ -350,6 +387,17 @@ impl Builder<'_, '_, '_, '_> {
     /// The same for a layer without experts of a model that has some.
     pub fn dense_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
         Ok(Ffn::One(Box::new(self.network(i, "", self.config.n_ff, act)?)))
+    }
+
+    /// What makes probabilities of a router's scores, `default` where the file does not say.
+    pub fn gating(&self, default: Gating) -> Result<Gating> {
+        const KEY: &str = "expert_gating_func";
+        match self.keys.count(KEY)?.unwrap_or(0) {
+            0 => Ok(default),
+            1 => Ok(Gating::Softmax),
+            2 => Ok(Gating::Sigmoid),
+            n => Err(self.keys.error(KEY, format_args!("{n}: expected 1 (softmax) or 2 (sigmoid)"))),
+        }
     }
 
     /// Mixtures of experts with `n_ff` hidden units each, chosen by a softmax over all of them, as many as the file says.
@@ -475,7 +523,12 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The whole model around its layers.
     pub fn decoder(&mut self, layers: Vec<Layer>, ropes: Vec<ContextRope>) -> Result<Decoder> {
-        let output_norm = self.norm("output_norm")?;
+        self.decoder_with(layers, ropes, "output_norm")
+    }
+
+    /// The same where the last norm is called `output_norm`.
+    pub fn decoder_with(&mut self, layers: Vec<Layer>, ropes: Vec<ContextRope>, output_norm: &str) -> Result<Decoder> {
+        let output_norm = self.norm(output_norm)?;
         let (n_embd, n_vocab, l) = (self.config.n_embd, self.n_vocab, &mut *self.loader);
         let plan = self.sharing.plan;
         plan.check_sources(|i| (layers[i].attn.shape, layers[i].attn.rope)).map_err(|e| l.error(e))?;

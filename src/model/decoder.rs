@@ -1,7 +1,7 @@
 //! What every family builds: a stack of decoder layers with its embedding and output head. A family differs from
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
-use crate::attention::{AttentionShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature};
+use crate::attention::{AttentionShape, Convolution, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature};
 use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm};
 
 /// The attention half of a layer.
@@ -46,25 +46,29 @@ pub enum Scores {
     },
     /// The weights of an earlier layer as they are (Shared Attention, arXiv 2407.12866).
     Shared,
+    /// None: values are summed with fixed weights.
+    Fixed(Convolution),
     /// The weights of an earlier layer, re-arranged and corrected (LISA, arXiv 2408.01890).
     Lisa(LisaAttention),
 }
 
 impl Scores {
-    /// The projection that makes queries, low-rank ones included.
+    /// The projection that makes queries, low-rank ones included, or what else only a token's own result takes.
     pub fn q(&self) -> Option<&Linear> {
         match self {
             Self::Own { q, .. } | Self::Queries { q, .. } => Some(&q.linear),
             Self::Shared => None,
+            Self::Fixed(conv) => Some(&conv.output),
             Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.q),
         }
     }
 
-    /// The projection that makes keys, low-rank ones included.
+    /// The projection that makes keys, low-rank ones included, or what else is cached besides values.
     pub fn k(&self) -> Option<&Linear> {
         match self {
             Self::Own { k, .. } => Some(&k.linear),
             Self::Queries { .. } | Self::Shared => None,
+            Self::Fixed(conv) => Some(&conv.input),
             Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.k),
         }
     }
@@ -97,6 +101,11 @@ impl Attention {
         inputs.into_iter().flatten().chain([&self.out])
     }
 
+    /// Whether values are summed with fixed weights.
+    fn is_fixed(&self) -> bool {
+        matches!(self.scores, Scores::Fixed(_))
+    }
+
     /// Hidden units of a `lisa` layer.
     pub fn n_hidden(&self) -> usize {
         match &self.scores {
@@ -110,7 +119,7 @@ impl Attention {
         let s = &self.shape;
         let (key_dim, rank) = match &self.scores {
             Scores::Own { .. } => (Some(s.head_dim_k), None),
-            Scores::Queries { .. } | Scores::Shared => (None, None),
+            Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) => (None, None),
             Scores::Lisa(lisa) => (None, lisa.low_rank.as_ref().map(|l| l.rank)),
         };
         let value_dim = self.v.as_ref().map(|_| s.head_dim_v);
@@ -390,6 +399,16 @@ impl Decoder {
     /// The shape of every layer's attention.
     pub fn shapes(&self) -> impl Iterator<Item = AttentionShape> + Clone {
         self.layers.iter().map(|l| l.attn.shape)
+    }
+
+    /// The shapes of layers with attention.
+    pub fn attentions(&self) -> impl Iterator<Item = AttentionShape> + Clone {
+        self.layers.iter().filter(|l| !l.attn.is_fixed()).map(|l| l.attn.shape)
+    }
+
+    /// The shapes of layers with convolutions in its place: one head, with a value for every channel.
+    pub fn convolutions(&self) -> impl Iterator<Item = AttentionShape> + Clone {
+        self.layers.iter().filter(|l| l.attn.is_fixed()).map(|l| l.attn.shape)
     }
 
     /// What every layer keeps in the cache.

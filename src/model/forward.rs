@@ -7,7 +7,7 @@ use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
 use super::decoder::{Attention, Decoder, FeedForward, Ffn, QueryKey, Scores, SideInputs};
-use crate::attention::{Attend, KvCache, LayerCache, Queries, ScoreSource};
+use crate::attention::{Attend, Convolution, KvCache, LayerCache, Queries, ScoreSource};
 use crate::compute::{Act, Form, Laps, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
 /// From which step on a block of int8 activations gets second digits, relative to its row's root mean square. What attention takes
@@ -97,16 +97,32 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         if asked.is_empty() {
             break;
         }
-        let (scores, values) = attention_of(attn, buf, cache, i);
-        let (kernels, shape, route) = (o.kernels, &attn.shape, model.routes.layer(i));
-        let route = if bf16 { route.keeping_scores() } else { route };
-        let heads = buf.heads.of(shape.n_head * shape.head_dim_v);
-        let (weights, partial, out) = (&buf.weights, &buf.partial, heads.with(form, fine_step::HEADS));
-        let (n, rows) = (asked.len(), 0..asked.len());
+        let (kernels, shape, n, rows) = (o.kernels, &attn.shape, asked.len(), 0..asked.len());
         let queries = Queries { pos: pos + asked.start, first: asked.start, n };
-        let sinks = attn.sinks.as_deref();
-        Attend { worker: w, kernels, shape, queries, scores, sinks, values, weights, route, partial, out, bf16 }
-            .run(attn_scratch);
+        let out = buf.heads.of(shape.n_head * shape.head_dim_v).with(form, fine_step::HEADS);
+        match source_of(attn, buf, cache, i) {
+            Source::Filter(conv, gates) => conv.run(w, kernels, queries, cache.layer(i), gates, out, attn_scratch),
+            Source::Scores(scores, values) => {
+                let route = model.routes.layer(i);
+                let route = if bf16 { route.keeping_scores() } else { route };
+                let (weights, partial, sinks) = (&buf.weights, &buf.partial, attn.sinks.as_deref());
+                Attend {
+                    worker: w,
+                    kernels,
+                    shape,
+                    queries,
+                    scores,
+                    sinks,
+                    values,
+                    weights,
+                    route,
+                    partial,
+                    out,
+                    bf16,
+                }
+                .run(attn_scratch);
+            }
+        }
         laps.end(Phase::Attention);
         ops.linear(out, rows.clone(), &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {
@@ -276,7 +292,7 @@ fn norm_rows(ops: &Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, ask
     let (q, k) = match &attn.scores {
         Scores::Own { q, k } => (q.row_norm(&attn.shape), k.row_norm(&attn.shape)),
         Scores::Queries { q, .. } => (q.row_norm(&attn.shape), None),
-        Scores::Shared | Scores::Lisa(_) => (None, None),
+        Scores::Shared | Scores::Fixed(_) | Scores::Lisa(_) => (None, None),
     };
     let norms = [(q, &buf.q, asked.len()), (k, &buf.k, fed.len())];
     if norms.iter().all(|(weight, ..)| weight.is_none()) {
@@ -293,19 +309,25 @@ fn norm_rows(ops: &Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, ask
     ops.worker.barrier();
 }
 
-/// Where layer `i` gets its scores and its values from.
-fn attention_of<'a>(
-    attn: &'a Attention,
-    buf: &'a Buffers,
-    cache: &'a KvCache,
-    i: usize,
-) -> (ScoreSource<'a>, &'a LayerCache) {
+/// Where a layer's weighted values come from.
+enum Source<'a> {
+    /// Scores, and the cache with the values.
+    Scores(ScoreSource<'a>, &'a LayerCache),
+    /// Fixed weights, and the gates on what they make of its own values.
+    Filter(&'a Convolution, &'a SharedBuf<f32>),
+}
+
+fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: &'a KvCache, i: usize) -> Source<'a> {
     let (q, own) = (&buf.q, cache.layer(i));
     match &attn.scores {
-        Scores::Own { .. } => (ScoreSource::Keys { q, keys: own }, own),
-        Scores::Queries { owner, .. } => (ScoreSource::Keys { q, keys: cache.layer(*owner) }, cache.layer(*owner)),
-        Scores::Shared => (ScoreSource::Shared, own),
-        Scores::Lisa(lisa) => (ScoreSource::Lisa { lisa, q, keys: own }, own),
+        Scores::Own { .. } => Source::Scores(ScoreSource::Keys { q, keys: own }, own),
+        Scores::Queries { owner, .. } => {
+            let keys = cache.layer(*owner);
+            Source::Scores(ScoreSource::Keys { q, keys }, keys)
+        }
+        Scores::Shared => Source::Scores(ScoreSource::Shared, own),
+        Scores::Lisa(lisa) => Source::Scores(ScoreSource::Lisa { lisa, q, keys: own }, own),
+        Scores::Fixed(conv) => Source::Filter(conv, q),
     }
 }
 
@@ -338,7 +360,7 @@ fn place(
     let (n_q, n_k) = match &attn.scores {
         Scores::Own { .. } => (s.n_head, s.n_head_kv),
         Scores::Queries { .. } => (s.n_head, 0),
-        Scores::Shared => (0, 0),
+        Scores::Shared | Scores::Fixed(_) => (0, 0),
         Scores::Lisa(lisa) => (0, if lisa.low_rank.is_some() { s.n_head_kv } else { 0 }),
     };
     let n_v = if attn.v.is_some() { s.n_head_kv } else { 0 };
@@ -356,6 +378,9 @@ fn place(
                 let value = buf.v.get_mut(start..start + dv);
                 if let Some(weight) = &attn.v_norm {
                     kernels.float.rms_norm_in_place(value, weight, eps);
+                }
+                if let Scores::Fixed(_) = attn.scores {
+                    kernels.float.mul_assign(value, buf.k.get(start..start + dv));
                 }
                 cache.store_v(kernels, g, pos + t, value);
                 continue;
@@ -388,7 +413,7 @@ fn place(
                     low_rank.rotate(kernels, h, pos + t, buf.q.get_mut(queries), key);
                     cache.low_rank().store(kernels, h, pos + t, key);
                 }
-                Scores::Queries { .. } | Scores::Shared => unreachable!("no more heads are counted"),
+                Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) => unreachable!("no more heads are counted"),
             }
         }
     }

@@ -74,18 +74,12 @@ fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
 }
 
 fn mixture(b: &Builder, t: &Traits) -> Result<Mixture> {
-    const GATING: &str = "expert_gating_func";
     let keys = b.keys;
     let n_ff = keys.width("expert_feed_forward_length")?.unwrap_or(b.config.n_ff);
     let mut mixture = b.mixture(n_ff)?;
     mixture.choice.normalised = keys.flag("expert_weights_norm")?.unwrap_or(t.normalised);
     mixture.choice.scale = keys.float("expert_weights_scale")?.filter(|&s| s != 0.0).unwrap_or(1.0);
-    mixture.choice.gating = match keys.count(GATING)?.unwrap_or(0) {
-        0 => t.gating,
-        1 => Gating::Softmax,
-        2 => Gating::Sigmoid,
-        n => return Err(keys.error(GATING, format_args!("{n}: expected 1 (softmax) or 2 (sigmoid)"))),
-    };
+    mixture.choice.gating = b.gating(t.gating)?;
     let n_shared = keys.count("expert_shared_count")?.unwrap_or(0);
     mixture.n_ff_shared = match keys.width("expert_shared_feed_forward_length")? {
         Some(n) => n,

@@ -19,6 +19,7 @@ mod gpt_oss;
 mod granite;
 mod hunyuan;
 mod layer_norm;
+mod lfm2;
 mod llama;
 mod mixtures;
 mod olmo2;
@@ -163,6 +164,8 @@ pub const FAMILIES: &[Family] = &[
     layer_norm::COMMAND_R,
     layer_norm::COHERE2,
     gpt_oss::FAMILY,
+    lfm2::LFM2,
+    lfm2::LFM2MOE,
 ];
 
 /// How a model is loaded.

@@ -21,7 +21,9 @@ pub fn fingerprint<'a>(
         let [before, after] = ["attn_norm", "post_attention_norm"].map(|norm| format!("blk.{i}.{norm}.weight"));
         if tensor(&before).is_none() && tensor(&after).is_some() { after } else { before }
     };
-    for name in (0..n_layer).map(norm).chain(["output_norm.weight".into()]) {
+    let last = ["output_norm.weight", "token_embd_norm.weight"];
+    let last = last.into_iter().find(|name| tensor(name).is_some()).unwrap_or(last[0]);
+    for name in (0..n_layer).map(norm).chain([last.into()]) {
         let Some((ty, bytes)) = tensor(&name) else { return Err(LisaError::MissingTensor { name }) };
         if !ty.is_float() {
             let what = format!("type {}, expected a float type for the fingerprint", ty.name());

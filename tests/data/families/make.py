@@ -270,6 +270,48 @@ class Gemma4(Tiny):
         w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
 
 
+class Lfm2(Tiny):
+    """Convolutions where a layer has no key/value heads. With `experts`, mixtures from the second layer on."""
+
+    def __init__(self, name, arch, kv, *, l_cache=3, **rest):
+        self.kv = kv
+        keys = {"attention.head_count_kv": kv, "shortconv.l_cache": l_cache}
+        super().__init__(name, arch, n_layer=len(kv), n_head_kv=None, tied=True, eps=1e-2,
+                         keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def add_tensors(self, w):
+        d = N_EMBD
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, d, 0.35 * np.sqrt(d)))
+        for i, kv in enumerate(self.kv):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            add("attn_norm.weight", self.vector(d, 1.0, 0.2))
+            add("ffn_norm.weight", self.vector(d, 1.0, 0.2))
+            if kv == 0:
+                add("shortconv.in_proj.weight", self.matrix(3 * d, d, 1.3))
+                add("shortconv.conv.weight", self.vector(d * self.keys["shortconv.l_cache"], 0.0, 0.7).reshape(d, -1))
+                add("shortconv.out_proj.weight", self.matrix(d, d, 1.3))
+            else:
+                add("attn_q.weight", self.matrix(d, d, 1.4))
+                for name in ("k", "v"):
+                    add(f"attn_{name}.weight", self.matrix(kv * self.head_dim, d, 1.2))
+                for name in ("q", "k"):
+                    add(f"attn_{name}_norm.weight", self.vector(self.head_dim, 1.4, 0.3))
+                add("attn_output.weight", self.matrix(d, d, 1.5))
+            n_ff = self.n_ff
+            suffix = "" if not self.experts or i == 0 else "_exps"
+            if suffix:
+                n = self.experts[0]
+                add("ffn_gate_inp.weight", self.matrix(n, d, 2.0))
+                add("exp_probs_b.bias", self.vector(n, 0.0, 0.3))
+                n_ff = self.keys["expert_feed_forward_length"]
+            for name, n_out, n_in in (("gate", n_ff, d), ("up", n_ff, d), ("down", d, n_ff)):
+                one = lambda: self.matrix(n_out, n_in, 1.5)
+                add(f"ffn_{name}{suffix}.weight", np.stack([one() for _ in range(n)]) if suffix else one())
+        w.add_tensor("token_embd_norm.weight", self.vector(d, 1.0, 0.2))
+
+
 def ramp(n, first, last):
     """Rope factors that grow geometrically, each of its own value so that a wrong order shows."""
     return np.geomspace(first, last, n)
@@ -316,6 +358,10 @@ def models():
             "rope.scaling.type": "linear", "rope.scaling.factor": 8.0}, **{**gemma, "eps": 1e-2}),
         Tiny("gemma3_softcap_untied", "gemma3", n_layer=3, n_ff=96, keys={
             "final_logit_softcapping": 5.0}, **{**gemma, "tied": False}),
+        Lfm2("lfm2", "lfm2", [0, 0, 2, 0, 1, 0], n_ff=96, runs=[(512, 48, 1), (512, 300, 6)]),
+        Lfm2("lfm2_attention_last", "lfm2", [0, 2, 0, 2], l_cache=4, n_ff=96, keys={"attention.sliding_window": 8}),
+        Lfm2("lfm2moe", "lfm2moe", [0, 2, 0], experts=(8, 3), n_ff=96, keys={
+            "expert_feed_forward_length": 32, "leading_dense_block_count": 1, "expert_gating_func": 2}),
         Gemma4("gemma4", [True, False, True, True, False, True, False, True], side=32, n_shared=3, n_ff=(64, 96), eps=1e-2,
                runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Gemma4("gemma4_plain", [True, True, False, True, False], keys={"final_logit_softcapping": 5.0}),
