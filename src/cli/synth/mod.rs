@@ -134,6 +134,9 @@ impl SynthArgs {
 
     fn substitution(&self, shape: &Shape) -> Result<Option<Substitution>, CliError> {
         let Some(n_layer) = self.layers_substituted.filter(|&n| n > 0) else { return Ok(None) };
+        if shape.gpt_oss {
+            return Err(CliError::usage("--layers-substituted: heads with sinks cannot take another layer's weights"));
+        }
         if n_layer >= shape.n_layer {
             let most = shape.n_layer - 1;
             return Err(CliError::usage(format!(

@@ -25,6 +25,8 @@ pub enum Preset {
     Qwen25,
     #[value(name = "granite-3.1-1b-a400m")]
     GraniteMoe,
+    #[value(name = "gpt-oss-20b")]
+    GptOss,
 }
 
 /// Hyper-parameters of a model.
@@ -40,6 +42,8 @@ pub struct Shape {
     pub n_head: usize,
     /// Key/value heads.
     pub n_head_kv: usize,
+    /// Length of a head, unless the heads together are as wide as the residual stream.
+    pub head_dim: Option<usize>,
     /// Width of the feed-forward network.
     pub n_ff: usize,
     /// Tokens in the vocabulary.
@@ -54,6 +58,10 @@ pub struct Shape {
     pub tied: bool,
     /// Biases on queries, keys and values.
     pub qkv_bias: bool,
+    /// Sliding window of every second layer.
+    pub window: Option<usize>,
+    /// Biases everywhere else too, sinks for all heads, and the second norm's name as in gpt-oss.
+    pub gpt_oss: bool,
     /// Networks of a layer, and how many of them a token meets, where there is more than one.
     pub experts: Option<[usize; 2]>,
     /// Other keys of the architecture.
@@ -69,6 +77,7 @@ impl Preset {
             n_embd: 4096,
             n_head: 32,
             n_head_kv: 32,
+            head_dim: None,
             n_ff: 11_008,
             n_vocab: 32_000,
             n_ctx: 4096,
@@ -76,6 +85,8 @@ impl Preset {
             norm_eps: 1e-5,
             tied: false,
             qkv_bias: false,
+            window: None,
+            gpt_oss: false,
             experts: None,
             factors: &[],
         };
@@ -134,6 +145,23 @@ impl Preset {
                 ],
                 ..llama2
             },
+            Self::GptOss => Shape {
+                arch: "gpt-oss",
+                n_layer: 24,
+                n_embd: 2880,
+                n_head: 64,
+                n_head_kv: 8,
+                head_dim: Some(64),
+                n_ff: 2880,
+                n_vocab: 201_088,
+                n_ctx: 131_072,
+                freq_base: 150_000.0,
+                qkv_bias: true,
+                window: Some(128),
+                gpt_oss: true,
+                experts: Some([32, 4]),
+                ..llama2
+            },
         }
     }
 }
@@ -144,13 +172,13 @@ pub const MIN_VOCAB: usize = 259;
 impl Shape {
     /// Length of a head.
     pub fn head_dim(&self) -> usize {
-        self.n_embd / self.n_head
+        self.head_dim.unwrap_or(self.n_embd / self.n_head)
     }
 
     /// That the numbers belong together; the message names the flags.
     pub fn check(&self) -> Result<(), String> {
         let (head, kv) = (self.n_head, self.n_head_kv);
-        if !self.n_embd.is_multiple_of(2 * head) {
+        if self.head_dim.is_none() && !self.n_embd.is_multiple_of(2 * head) {
             return Err(format!("--n-embd {}: expected a multiple of twice --n-head {head}", self.n_embd));
         }
         if !head.is_multiple_of(kv) {
@@ -267,7 +295,9 @@ fn head_type(ty: GgmlType, cols: usize) -> GgmlType {
 
 /// Every tensor of the model, matrices in `ty`, in the order of the file.
 pub fn tensors(s: &Shape, ty: GgmlType, substitution: Option<&Substitution>) -> Vec<Tensor> {
-    let (n_embd, n_kv) = (s.n_embd, s.n_head_kv * s.head_dim());
+    let (n_embd, n_q, n_kv) = (s.n_embd, s.n_head * s.head_dim(), s.n_head_kv * s.head_dim());
+    // As in gpt-oss's own files, experts alone are in four bits.
+    let (of_experts, ty) = (ty, if s.gpt_oss && ty == GgmlType::MXFP4 { GgmlType::Q8_0 } else { ty });
     let matrix_of = |name: String, cols: usize, rows: usize, ty: GgmlType| Tensor {
         name,
         shape: vec![cols as u64, rows as u64],
@@ -290,25 +320,38 @@ pub fn tensors(s: &Shape, ty: GgmlType, substitution: Option<&Substitution>) -> 
         let name = |part: &str| format!("blk.{i}.{part}");
         let sub = substitution.filter(|_| substituted.contains(&i));
         all.push(norm(name("attn_norm.weight")));
-        let projections = [("attn_q", n_embd), ("attn_k", n_kv), ("attn_v", n_kv)];
+        let projections = [("attn_q", n_q), ("attn_k", n_kv), ("attn_v", n_kv)];
         for (part, rows) in projections.into_iter().filter(|(part, _)| sub.is_none() || *part == "attn_v") {
             all.push(matrix(name(&format!("{part}.weight")), n_embd, rows));
             if s.qkv_bias {
                 all.push(vector(name(&format!("{part}.bias")), rows, 0.0, 0.5));
             }
         }
-        all.push(matrix(name("attn_output.weight"), n_embd, n_embd));
-        all.push(norm(name("ffn_norm.weight")));
+        all.push(matrix(name("attn_output.weight"), n_q, n_embd));
+        if s.gpt_oss {
+            all.push(vector(name("attn_output.bias"), n_embd, 0.0, 0.1));
+            all.push(vector(name("attn_sinks.weight"), s.n_head, 0.0, 1.0));
+        }
+        all.push(norm(name(if s.gpt_oss { "post_attention_norm.weight" } else { "ffn_norm.weight" })));
         let networks = [("ffn_gate", n_embd, s.n_ff), ("ffn_up", n_embd, s.n_ff), ("ffn_down", s.n_ff, n_embd)];
         match s.experts {
             None => all.extend(networks.map(|(part, cols, rows)| matrix(name(&format!("{part}.weight")), cols, rows))),
             Some([n_expert, _]) => {
                 all.push(matrix_of(name("ffn_gate_inp.weight"), n_embd, n_expert, GgmlType::F32));
-                all.extend(networks.map(|(part, cols, rows)| {
-                    let mut stack = matrix(name(&format!("{part}_exps.weight")), cols, rows);
+                if s.gpt_oss {
+                    all.push(vector(name("ffn_gate_inp.bias"), n_expert, 0.0, 0.1));
+                }
+                for (part, cols, rows) in networks {
+                    let ty = fitting(of_experts, cols);
+                    let mut stack = matrix_of(name(&format!("{part}_exps.weight")), cols, rows, ty);
                     stack.shape.push(n_expert as u64);
-                    stack
-                }));
+                    all.push(stack);
+                    if s.gpt_oss {
+                        let mut bias = vector(name(&format!("{part}_exps.bias")), rows, 0.0, 0.1);
+                        bias.shape.push(n_expert as u64);
+                        all.push(bias);
+                    }
+                }
             }
         }
         if let Some(sub) = sub.filter(|sub| sub.kind == Kind::Lisa) {
@@ -365,6 +408,16 @@ pub fn write_keys<W: Write>(w: &mut GgufWriter<W>, name: &str, s: &Shape) -> Res
     w.u32(&key("feed_forward_length"), s.n_ff as u32)?;
     w.u32(&key("attention.head_count"), s.n_head as u32)?;
     w.u32(&key("attention.head_count_kv"), s.n_head_kv as u32)?;
+    if let Some(head_dim) = s.head_dim {
+        w.u32(&key("attention.key_length"), head_dim as u32)?;
+        w.u32(&key("attention.value_length"), head_dim as u32)?;
+    }
+    if let Some(window) = s.window {
+        w.u32(&key("attention.sliding_window"), window as u32)?;
+    }
+    if s.gpt_oss {
+        w.u32(&key("expert_feed_forward_length"), s.n_ff as u32)?;
+    }
     if let Some([n_expert, n_used]) = s.experts {
         w.u32(&key("expert_count"), n_expert as u32)?;
         w.u32(&key("expert_used_count"), n_used as u32)?;
@@ -437,6 +490,15 @@ mod tests {
             assert!((gib(bytes) / size - 1.0).abs() < 0.01, "{preset:?}: {} GiB, expected {size}", gib(bytes));
             assert!((n as f64 / 1e9 / parameters - 1.0).abs() < 0.01, "{preset:?}: {n} parameters");
         }
+    }
+
+    #[test]
+    fn gpt_oss_is_as_large_as_the_real_model() {
+        let all = tensors(&Preset::GptOss.shape(), GgmlType::MXFP4, None);
+        let bytes: u64 = all.iter().map(|t| t.n_bytes().unwrap()).sum();
+        let n: u64 = all.iter().flat_map(|t| [t.shape.iter().product::<u64>()]).sum();
+        assert!((bytes as f64 / f64::from(1 << 30) / 11.27 - 1.0).abs() < 0.01, "{bytes} bytes");
+        assert!((n as f64 / 20.91e9 - 1.0).abs() < 0.01, "{n} parameters");
     }
 
     #[test]
