@@ -163,7 +163,7 @@ impl Buffers {
         unsafe { &mut *self.members[w.id].0.get() }
     }
 
-    /// Rows of logits that one call of [`head`] can make.
+    /// Rows of logits that one call of [`head`](super::head) can make.
     pub fn n_logit_rows(&self) -> usize {
         self.n_logit_rows
     }
@@ -174,7 +174,7 @@ impl Buffers {
         self.weights.max_tokens(pos)
     }
 
-    /// The logits of the last call of [`head`].
+    /// The logits of the last call of [`head`](super::head).
     pub fn logits(&mut self) -> &[f32] {
         self.logits.as_slice()
     }

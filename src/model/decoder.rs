@@ -140,6 +140,11 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
+    /// Hidden units.
+    pub fn n_hidden(&self) -> usize {
+        self.down.weight.cols()
+    }
+
     /// Every matrix.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         [&self.gate].into_iter().chain(&self.up).chain([&self.down])
@@ -334,7 +339,7 @@ impl Decoder {
     /// Hidden units of the networks that every token meets.
     pub fn n_ffs(&self) -> impl Iterator<Item = usize> + '_ {
         let networks = self.layers.iter().filter_map(|l| l.ffn.network());
-        networks.map(|f| f.down.weight.cols()).chain(self.side.as_ref().map(|s| s.width))
+        networks.map(FeedForward::n_hidden).chain(self.side.as_ref().map(|s| s.width))
     }
 
     /// Hidden units of the widest network that every token meets, 0 where there is none.

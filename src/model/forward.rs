@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
-use super::decoder::{Attention, Decoder, FeedForward, Ffn, QueryKey, Scores, SideInputs};
+use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, QueryKey, Scores, SideInputs, SideNetwork};
 use crate::attention::{Attend, Convolution, KvCache, LayerCache, Queries, ScoreSource};
 use crate::compute::{Act, Form, Laps, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
@@ -105,9 +105,9 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
             Source::Scores(scores, values) => {
                 let route = model.routes.layer(i);
                 let route = if bf16 { route.keeping_scores() } else { route };
-                let (weights, partial, sinks) = (&buf.weights, &buf.partial, attn.sinks.as_deref());
-                Attend {
-                    worker: w,
+                let (worker, weights, partial, sinks) = (w, &buf.weights, &buf.partial, attn.sinks.as_deref());
+                let attend = Attend {
+                    worker,
                     kernels,
                     shape,
                     queries,
@@ -119,8 +119,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
                     partial,
                     out,
                     bf16,
-                }
-                .run(attn_scratch);
+                };
+                attend.run(attn_scratch);
             }
         }
         laps.end(Phase::Attention);
@@ -146,25 +146,13 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         }
         laps.end(Phase::Norm);
 
-        let hidden_step = step(fine_step::HIDDEN);
-        let hidden = |f: &FeedForward| buf.hidden.of(f.down.weight.cols()).with(form, hidden_step);
+        let hidden = |width: usize| buf.hidden.of(width).with(form, step(fine_step::HIDDEN));
         match &layer.ffn {
-            Ffn::One(f) => feed_forward(&mut ops, &mut laps, f, buf, x, given, hidden(f), made),
+            Ffn::One(f) => feed_forward(&mut ops, &mut laps, f, buf, x, given, hidden(f.n_hidden()), made),
             Ffn::Experts(experts) => {
-                let b = buf.experts.as_ref().expect("work space for experts");
-                ops.linear(x, rows.clone(), &[(&experts.router, &b.scores)]);
-                let steps = [step(fine_step::FEED_FORWARD), hidden_step];
-                ops.experts(x, n, &experts.networks, b, steps, made);
-                laps.end(Phase::Experts);
-                if let Some(shared) = &experts.shared {
-                    let f = &shared.network;
-                    feed_forward(&mut ops, &mut laps, f, buf, x, rows.clone(), hidden(f), &b.shared);
-                    match &shared.gate {
-                        Some(gate) => ops.add_gated(made, &b.shared, n, x, gate),
-                        None => ops.add(made, &b.shared, n * x.k()),
-                    }
-                    laps.end(Phase::Down);
-                }
+                assert_eq!(given.start, 0, "experts are given the first rows");
+                let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(step);
+                mixture(&mut ops, &mut laps, experts, buf, x, n, steps, &hidden, made);
             }
         }
         if layer.parallel {
@@ -175,15 +163,9 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {
             ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, None, eps, normed);
             laps.end(Phase::Norm);
-            ops.linear(normed, 0..n, &[(&side.gate, &buf.gate)]);
-            laps.end(Phase::GateUp);
-            let (width, hidden) =
-                (side.out.weight.cols(), buf.hidden.of(side.out.weight.cols()).with(form, hidden_step));
+            let width = side.out.weight.cols();
             let at = |row: usize| ((asked.start + row) * model.layers.len() + i) * width;
-            ops.gated_by(Act::Gelu, &buf.gate, inputs, at, n, hidden);
-            laps.end(Phase::Gated);
-            ops.linear(hidden, 0..n, &[(&side.out, &buf.delta)]);
-            laps.end(Phase::Down);
+            side_network(&mut ops, &mut laps, side, buf, normed, n, (inputs, &at), hidden(width));
             post = Some(&side.norm);
         }
         let (norm, out) = input(i + 1);
@@ -267,6 +249,56 @@ fn feed_forward(
         }
     }
     ops.linear(hidden, 0..n, &[(down, out)]);
+    laps.end(Phase::Down);
+}
+
+/// What the `experts` make of the first `n` rows of `x`, into `out`. `steps`: of what they are given, and of their hidden units; `hidden`
+/// has room for as many of these as a network that all tokens meet has.
+#[allow(clippy::too_many_arguments)]
+fn mixture<'b>(
+    ops: &mut Ops,
+    laps: &mut Laps,
+    experts: &Experts,
+    buf: &Buffers,
+    x: Operand,
+    n: usize,
+    steps: [f32; 2],
+    hidden: &impl Fn(usize) -> Operand<'b>,
+    out: &SharedBuf<f32>,
+) {
+    let b = buf.experts.as_ref().expect("work space for experts");
+    ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
+    ops.experts(x, n, &experts.networks, b, steps, out);
+    laps.end(Phase::Experts);
+    if let Some(shared) = &experts.shared {
+        let f = &shared.network;
+        feed_forward(ops, laps, f, buf, x, 0..n, hidden(f.n_hidden()), &b.shared);
+        match &shared.gate {
+            Some(gate) => ops.add_gated(out, &b.shared, n, x, gate),
+            None => ops.add(out, &b.shared, n * x.k()),
+        }
+        laps.end(Phase::Down);
+    }
+}
+
+/// What a layer makes of the first `n` rows of `x`, which are its residual stream, and of its inputs beside: those of row `i` begin at
+/// `at(i)`. Into `buf.delta`.
+#[allow(clippy::too_many_arguments)]
+fn side_network(
+    ops: &mut Ops,
+    laps: &mut Laps,
+    side: &SideNetwork,
+    buf: &Buffers,
+    x: Operand,
+    n: usize,
+    (inputs, at): (&SharedBuf<f32>, &dyn Fn(usize) -> usize),
+    hidden: Operand,
+) {
+    ops.linear(x, 0..n, &[(&side.gate, &buf.gate)]);
+    laps.end(Phase::GateUp);
+    ops.gated_by(Act::Gelu, &buf.gate, inputs, at, n, hidden);
+    laps.end(Phase::Gated);
+    ops.linear(hidden, 0..n, &[(&side.out, &buf.delta)]);
     laps.end(Phase::Down);
 }
 
