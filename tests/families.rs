@@ -16,6 +16,12 @@ fn load(name: &'static str) -> Subject {
     Subject::new(name, model, serde_json::from_slice(&reference).expect("reference logits"))
 }
 
+/// A model whose layers share as `plan` says, or why they cannot.
+fn planned(name: &str, plan: &str) -> lisa_cpp::Result<Model> {
+    let file = ModelFile::from_bytes(name, gunzip(&folder("families").join(format!("{name}.gguf.gz"))));
+    Model::load(&file, ModelParams { share: Some(&plan.parse().unwrap()), ..Default::default() })
+}
+
 macro_rules! families {
     ($($name:ident)*) => { $(
         mod $name {
@@ -122,10 +128,7 @@ fn windows_are_all_that_is_seen() {
 /// A layer whose heads have sinks has no use for another's weights, which count those of others; keys and values it can share.
 #[test]
 fn heads_with_sinks_share_keys_and_values_alone() {
-    let load = |plan: &str| {
-        let file = ModelFile::from_bytes("gpt_oss", gunzip(&folder("families").join("gpt_oss_pattern.gguf.gz")));
-        Model::load(&file, ModelParams { share: Some(&plan.parse().unwrap()), ..Default::default() })
-    };
+    let load = |plan: &str| planned("gpt_oss_pattern", plan);
     let refused = load("1").err().expect("layer 1 takes the weights of layer 0").to_string();
     assert!(refused.contains("layer 1 (shared)") && refused.contains("sinks"), "{refused}");
     assert!(load("kv:1").is_ok());
@@ -134,10 +137,7 @@ fn heads_with_sinks_share_keys_and_values_alone() {
 /// Layers that the model has take another's keys and values cannot share otherwise, nor can the layer that has these.
 #[test]
 fn built_in_sharing_of_keys_and_values_stays() {
-    let load = |plan: &str| {
-        let file = ModelFile::from_bytes("gemma4", gunzip(&folder("families").join("gemma4.gguf.gz")));
-        Model::load(&file, ModelParams { share: Some(&plan.parse().unwrap()), ..Default::default() })
-    };
+    let load = |plan: &str| planned("gemma4", plan);
     for (plan, what) in [("7:3", "layer 7 (shared): the model has it take"), ("3", "layer 5 needs its keys")] {
         let refused = load(plan).err().expect(plan).to_string();
         assert!(refused.contains(what), "{refused}");
@@ -151,10 +151,7 @@ fn built_in_sharing_of_keys_and_values_stays() {
 /// A convolution is no attention: it has no weights to take, and none to give.
 #[test]
 fn convolutions_do_not_share() {
-    let load = |plan: &str| {
-        let file = ModelFile::from_bytes("lfm2", gunzip(&folder("families").join("lfm2_attention_last.gguf.gz")));
-        Model::load(&file, ModelParams { share: Some(&plan.parse().unwrap()), ..Default::default() })
-    };
+    let load = |plan: &str| planned("lfm2_attention_last", plan);
     for (plan, what) in [("2:1", "layer 2 (shared): it is a convolution"), ("3:2", "layer 3 (shared)")] {
         let refused = load(plan).err().expect(plan).to_string();
         assert!(refused.contains(what), "{refused}");

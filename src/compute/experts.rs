@@ -31,6 +31,11 @@ pub enum Gating {
     Sigmoid,
 }
 
+/// `1 / (1 + e^-x)`.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
 /// How a router's scores choose.
 #[derive(Debug, Clone, Copy)]
 pub struct Choice {
@@ -151,7 +156,7 @@ impl Choice {
     pub fn probabilities(&self, kernels: &Kernels, scores: &mut [f32]) {
         match self.gating {
             Gating::Softmax => kernels.float.softmax(scores),
-            Gating::Sigmoid => scores.iter_mut().for_each(|s| *s = 1.0 / (1.0 + (-*s).exp())),
+            Gating::Sigmoid => scores.iter_mut().for_each(|s| *s = sigmoid(*s)),
         }
     }
 
@@ -189,8 +194,9 @@ impl Choice {
                 best[0] + if len > 1 { best[1] } else { 0.0 }
             };
             let mut kept = 0u64;
+            let goodness: [f32; MAX_GROUPS] = std::array::from_fn(|g| if g < n_groups { goodness(g) } else { 0.0 });
             for _ in 0..n_best {
-                kept |= 1 << best_of((0..n_groups).filter(|g| kept >> g & 1 == 0).map(|g| (g, goodness(g))));
+                kept |= 1 << best_of((0..n_groups).filter(|g| kept >> g & 1 == 0).map(|g| (g, goodness[g])));
             }
             let groups = scores.chunks_exact_mut(len).enumerate();
             groups.filter(|(g, _)| kept >> g & 1 == 0).for_each(|(_, group)| group.fill(GONE));

@@ -12,7 +12,7 @@ mod shares;
 mod slab;
 
 pub use buffer::{ActivationType, Activations, Floats, Form, Operand, SharedBuf};
-pub use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack};
+pub use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack, sigmoid};
 pub use matrix::{FileBytes, Hold, Linear, Matrix};
 pub use norm::{Norm, mean};
 pub use ops::{Act, Job, Observer, Ops};

@@ -9,7 +9,7 @@ use ggml_ext::pack::{MatrixRef, ROWS};
 
 use super::buffer::Rounded;
 use super::shares::Shares;
-use super::{Linear, Matrix, Norm, Operand, SharedBuf, Stack, Worker};
+use super::{Linear, Matrix, Norm, Operand, SharedBuf, Stack, Worker, sigmoid};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
 pub struct Ops<'a> {
@@ -243,7 +243,7 @@ impl Ops<'_> {
         for i in self.worker.share(n) {
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
             unsafe {
-                let weight = 1.0 / (1.0 + (-k.dot(gate, x.f32(i..i + 1))).exp());
+                let weight = sigmoid(k.dot(gate, x.f32(i..i + 1)));
                 k.axpy(weight, z.get(i * len..(i + 1) * len), y.get_mut(i * len..(i + 1) * len));
             }
         }

@@ -7,7 +7,7 @@ use ggml_ext::lisa::Activation;
 use super::align::activation_slope;
 use super::frozen::{Frozen, Precision};
 use super::layer::{sized, zeroed};
-use crate::compute::{Act, Choice, Gating, Linear, Stack};
+use crate::compute::{Act, Choice, Gating, Linear, Stack, sigmoid};
 use crate::model::{self, Experts, Ffn};
 
 /// The feed-forward half of a layer.
@@ -285,7 +285,7 @@ impl Shared<'_> {
         self.network.forward(f, x, &mut tape.network, hidden, sized(&mut tape.output, y.len()));
         let Some(gate) = self.gate else { return f.add_assign(y, &tape.output) };
         let d = gate.len();
-        tape.factors = x.chunks_exact(d).map(|x| 1.0 / (1.0 + (-f.dot(gate, x)).exp())).collect();
+        tape.factors = x.chunks_exact(d).map(|x| sigmoid(f.dot(gate, x))).collect();
         let rows = y.chunks_exact_mut(d).zip(tape.output.chunks_exact(d)).zip(&tape.factors);
         rows.for_each(|((y, out), &factor)| f.axpy(factor, out, y));
     }

@@ -129,7 +129,15 @@ impl Builder<'_, '_, '_, '_> {
         Rope::new(style, c.n_rot, c.rope_base, &c.rope_scaling, divisors, c.rope_magnitude)
     }
 
-    /// The same with the factors that files of many families may carry: divisors of every pair's frequency, as of Llama 3.1's stretching; or
+    /// The rotary embeddings of layers that see the whole context and of those with a sliding window, whose frequencies may have another base.
+    pub fn alternating_ropes(&self, style: RopeStyle) -> Result<[ContextRope; 2]> {
+        let c = self.config;
+        let base = self.keys.positive("rope.freq_base_swa")?.unwrap_or(c.rope_base);
+        let local = Rope::new(style, c.n_rot, base, &c.rope_scaling, None, c.rope_magnitude);
+        Ok([self.rope(style, None), local].map(ContextRope::always))
+    }
+
+    /// [`Builder::rope`] with the factors that files of many families may carry: divisors of every pair's frequency, as of Llama 3.1's stretching; or
     /// LongRoPE's (arXiv 2402.13753), one set within the original context, another for sessions beyond it.
     pub fn rope_with_factors(&mut self, style: RopeStyle) -> Result<ContextRope> {
         self.magnified_rope_with_factors(style, 1.0)
@@ -191,18 +199,7 @@ impl Builder<'_, '_, '_, '_> {
         }
         let (n_embd, n_v) = (self.config.n_embd, shape.n_head * shape.head_dim_v);
         let out = self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?;
-        Ok(Attention {
-            shape,
-            rope,
-            temperature: None,
-            norm_after_turn: false,
-            sinks: None,
-            scores,
-            v,
-            v_norm: None,
-            out,
-            comp: None,
-        })
+        Ok(Attention::bare(shape, rope, scores, v, out))
     }
 
     /// The attention half of layer `i` of a model that has it take the keys and values of layer `owner`.
@@ -251,18 +248,8 @@ impl Builder<'_, '_, '_, '_> {
             softcap: None,
             window: Some(n),
         };
-        Ok(Attention {
-            shape,
-            rope: 0,
-            temperature: None,
-            norm_after_turn: false,
-            sinks: None,
-            scores: Scores::Fixed(Convolution { input, output, filter }),
-            v: Some(v),
-            v_norm: None,
-            out: l.linear(&format!("{name}.out_proj"), d, d)?,
-            comp: None,
-        })
+        let out = l.linear(&format!("{name}.out_proj"), d, d)?;
+        Ok(Attention::bare(shape, 0, Scores::Fixed(Convolution { input, output, filter }), Some(v), out))
     }
 
     /// The sinks of layer `i`'s heads.

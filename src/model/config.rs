@@ -87,6 +87,25 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
     }
 
+    /// That `n_head` query heads divide among `n_head_kv` key/value heads, those of `layer` where layers differ.
+    pub fn check_heads(&self, n_head_kv: usize, n_head: usize, layer: Option<usize>) -> Result<()> {
+        if n_head_kv == 0 || !n_head.is_multiple_of(n_head_kv) {
+            let place = layer.map_or(String::new(), |i| format!(" in layer {i}"));
+            let what = format_args!("{n_head_kv}{place} does not divide the {n_head} query heads");
+            return Err(self.error("attention.head_count_kv", what));
+        }
+        Ok(())
+    }
+
+    /// That `n_rot` values of a head of `head_dim` can rotate.
+    pub fn check_rotating(&self, key: &str, n_rot: usize, head_dim: usize) -> Result<()> {
+        if n_rot == 0 || !n_rot.is_multiple_of(2) || n_rot > head_dim {
+            let what = format_args!("{n_rot} is not an even number from 2 to the head size {head_dim}");
+            return Err(self.error(key, what));
+        }
+        Ok(())
+    }
+
     /// An optional width, the same for all layers; 0 stands for none.
     pub fn width(&self, key: &str) -> Result<Option<usize>> {
         match self.uniform(key)?.filter(|&n| n > 0) {
@@ -248,10 +267,7 @@ impl Config {
         let n_ff = most("feed_forward_length")?.ok_or_else(|| missing("feed_forward_length"))?;
         let n_head = uniform("attention.head_count")?.ok_or_else(|| missing("attention.head_count"))?;
         let n_head_kv = most("attention.head_count_kv")?.unwrap_or(n_head);
-        if n_head % n_head_kv != 0 {
-            let what = format_args!("{n_head_kv} does not divide the {n_head} query heads");
-            return Err(keys.error("attention.head_count_kv", what));
-        }
+        keys.check_heads(n_head_kv, n_head, None)?;
         let head_dim = |key: &str| -> Result<usize> {
             match uniform(key)? {
                 Some(n) => Ok(n),
@@ -268,10 +284,7 @@ impl Config {
         let head_dim_k = head_dim("attention.key_length")?;
         let head_dim_v = head_dim("attention.value_length")?;
         let n_rot = keys.count("rope.dimension_count")?.unwrap_or(head_dim_k);
-        if n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim_k {
-            let what = format_args!("{n_rot} is not an even number from 2 to the head size {head_dim_k}");
-            return Err(keys.error("rope.dimension_count", what));
-        }
+        keys.check_rotating("rope.dimension_count", n_rot, head_dim_k)?;
         let key_of_eps = match family.layer_norm {
             true => "attention.layer_norm_epsilon",
             false => "attention.layer_norm_rms_epsilon",

@@ -95,6 +95,22 @@ impl QueryKey {
 }
 
 impl Attention {
+    /// Attention without anything that only some families have.
+    pub fn bare(shape: AttentionShape, rope: usize, scores: Scores, v: Option<Linear>, out: Linear) -> Self {
+        Self {
+            shape,
+            rope,
+            temperature: None,
+            norm_after_turn: false,
+            sinks: None,
+            scores,
+            v,
+            v_norm: None,
+            out,
+            comp: None,
+        }
+    }
+
     /// Every matrix.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let inputs = [self.scores.q(), self.scores.k(), self.v.as_ref(), self.comp.as_ref()];

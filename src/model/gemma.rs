@@ -6,7 +6,7 @@ use super::config::Keys;
 use super::decoder::{ContextRope, Decoder};
 use super::{Family, Windows};
 use crate::Result;
-use crate::attention::{AttentionShape, Rope, RopeStyle};
+use crate::attention::{AttentionShape, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row of Gemma 1.
@@ -54,9 +54,7 @@ fn gemma2(b: &mut Builder) -> Result<Decoder> {
         softcap: Some(keys.positive("attn_logit_softcapping")?.unwrap_or(default::SCORE_CAP)),
         ..b.shape()
     };
-    let local_base = keys.positive("rope.freq_base_swa")?.unwrap_or(c.rope_base);
-    let local = Rope::new(RopeStyle::Neox, c.n_rot, local_base, &c.rope_scaling, None, c.rope_magnitude);
-    let ropes = [b.rope(RopeStyle::Neox, None), local].map(ContextRope::always);
+    let ropes = b.alternating_ropes(RopeStyle::Neox)?;
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {
         let (shape, rope) = (AttentionShape { window, ..global }, if window.is_some() { LOCAL } else { GLOBAL });

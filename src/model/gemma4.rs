@@ -42,10 +42,7 @@ fn heads(b: &Builder) -> Result<Heads> {
     let head_dim_v = length("attention.value_length_swa", global.head_dim_v)?;
     const N_ROT: &str = "rope.dimension_count_swa";
     let n_rot = keys.count(N_ROT)?.unwrap_or(c.n_rot.min(head_dim_k));
-    if n_rot == 0 || n_rot % 2 != 0 || n_rot > head_dim_k {
-        let what = format_args!("{n_rot} is not an even number from 2 to the head size {head_dim_k}");
-        return Err(keys.error(N_ROT, what));
-    }
+    keys.check_rotating(N_ROT, n_rot, head_dim_k)?;
     Ok(Heads { shapes: [global, AttentionShape { head_dim_k, head_dim_v, ..global }], n_rot: [c.n_rot, n_rot] })
 }
 
@@ -72,10 +69,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     for (i, window) in windows.iter().copied().enumerate() {
         let which = if window.is_some() { LOCAL } else { GLOBAL };
         let n_head_kv = n_head_kv[i];
-        if n_head_kv == 0 || c.n_head % n_head_kv != 0 {
-            let what = format_args!("{n_head_kv} in layer {i} does not divide the {} query heads", c.n_head);
-            return Err(keys.error("attention.head_count_kv", what));
-        }
+        keys.check_heads(n_head_kv, c.n_head, Some(i))?;
         let shape = AttentionShape { window, n_head_kv, ..shapes[which] };
         let attn = match i.checked_sub(n_owners) {
             None => own_attention(b, i, shape, which)?,

@@ -3,10 +3,10 @@
 
 use super::builder::{Builder, Mixture, QkNorm};
 use super::config::Keys;
-use super::decoder::{Attention, ContextRope, Decoder};
+use super::decoder::{Attention, Decoder};
 use super::{Family, Windows};
 use crate::Result;
-use crate::attention::{AttentionShape, Rope, RopeStyle};
+use crate::attention::{AttentionShape, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
@@ -23,9 +23,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let (c, keys) = (b.config, b.keys);
     let n_ff = keys.width("expert_feed_forward_length")?.unwrap_or(c.n_ff);
     let mixture = Mixture { act: Act::ClampedSwiglu, ..b.mixture(n_ff)? };
-    let local_base = keys.positive("rope.freq_base_swa")?.unwrap_or(c.rope_base);
-    let local = Rope::new(RopeStyle::Neox, c.n_rot, local_base, &c.rope_scaling, None, c.rope_magnitude);
-    let ropes = [b.rope(RopeStyle::Neox, None), local].map(ContextRope::always);
+    let ropes = b.alternating_ropes(RopeStyle::Neox)?;
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {
         let (shape, rope) = (AttentionShape { window, ..b.shape() }, if window.is_some() { LOCAL } else { GLOBAL });

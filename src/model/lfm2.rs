@@ -42,12 +42,9 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     for (i, (n_head_kv, window)) in heads.into_iter().zip(windows).enumerate() {
         let attn = match n_head_kv {
             0 => b.convolution(i, n_filter)?,
-            n if c.n_head % n == 0 => {
+            _ => {
+                keys.check_heads(n_head_kv, c.n_head, Some(i))?;
                 b.attention(i, AttentionShape { n_head_kv, window, ..b.shape() }, 0, QkNorm::Heads)?
-            }
-            n => {
-                let what = format_args!("{n} in layer {i} does not divide the {} query heads", c.n_head);
-                return Err(keys.error("attention.head_count_kv", what));
             }
         };
         let ffn = match &mixture {
