@@ -4,6 +4,10 @@
 #[path = "common/reference.rs"]
 mod reference;
 
+use std::sync::atomic::Ordering;
+
+use ggml_ext::gguf::Gguf;
+use ggml_ext::lisa::{Activation, Domain, Kind, LayerMeta, LisaMeta, Provenance, identify, merge};
 use lisa_cpp::attention::CacheType;
 use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
 use reference::{Subject, folder, gunzip, names};
@@ -63,6 +67,7 @@ families! {
     gemma gemma2 gemma2_pattern
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu
     lfm2 lfm2_attention_last lfm2moe
+    qwen35 qwen35_guessing qwen35moe qwen3next qwen3next_fused
     gemma4 gemma4_plain
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel orion command_r cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
@@ -157,4 +162,74 @@ fn convolutions_do_not_share() {
         assert!(refused.contains(what), "{refused}");
     }
     assert!(load("3:1").is_ok());
+}
+
+/// A layer that knows the sequence as a whole has no weights to take, and none to give.
+#[test]
+fn states_do_not_share() {
+    for (plan, what) in [("2:1", "layer 2 (shared): it has no attention"), ("3:2", "layer 3 (shared)")] {
+        let refused = planned("qwen3next", plan).err().expect(plan).to_string();
+        assert!(refused.contains(what), "{refused}");
+    }
+}
+
+/// Gates on attention's results stay where queries are dead, in memory and in a merged file, although they are in one tensor with these.
+#[test]
+fn layers_that_share_keep_their_gates() {
+    let beside = planned("qwen3next", "3:1").unwrap_or_else(|e| panic!("{e}"));
+    let base = ModelFile::from_bytes("base", gunzip(&folder("families").join("qwen3next.gguf.gz")));
+    let parts = base.parse().unwrap();
+    let mut layers = vec![LayerMeta::FULL; 4];
+    layers[3] = LayerMeta { kind: Kind::Shared, source: Some(1), rank: 0 };
+    let meta = LisaMeta {
+        fingerprint: identify(&parts).unwrap().1,
+        layers,
+        activation: Activation::Silu,
+        domain: Domain::Log,
+        scale: 1.0,
+        trained: Provenance::default(),
+    };
+    let mut bytes = Vec::new();
+    merge(&parts, &meta, None, &mut bytes).unwrap();
+    let file = Gguf::parse(&bytes).unwrap();
+    let has = |name: &str| file.tensor(&format!("blk.3.{name}.weight")).is_some();
+    assert_eq!(["attn_q", "attn_q_norm", "attn_k", "attn_v"].map(has), [true, false, false, true]);
+    let merged = Model::load(&ModelFile::from_bytes("merged", bytes), ModelParams::default()).unwrap();
+    let logits = |model: Model| {
+        let mut session = Session::new(model.into(), SessionParams { n_threads: 2, ..Default::default() }).unwrap();
+        reference::collect(&mut session, &(1..40).collect::<Vec<_>>())
+    };
+    let unshared = logits(Model::load(&base, ModelParams::default()).unwrap());
+    let beside = logits(beside);
+    assert!(beside == logits(merged) && beside != unshared);
+}
+
+/// Layers that know a sequence as a whole can go back to where texts began and ended: nothing is read again.
+#[test]
+fn states_are_kept_of_where_texts_began_and_ended() {
+    let model = load("qwen35").model;
+    let params = SessionParams { n_threads: 2, ..Default::default() };
+    let mut session = Session::new(model.clone(), params.clone()).unwrap();
+    let ids: Vec<u32> = (1..60).collect();
+    let fresh = |ids: &[u32]| {
+        let mut session = Session::new(model.clone(), params.clone()).unwrap();
+        session.prefill(ids, &mut |_| ()).unwrap().to_vec()
+    };
+    session.prefill(&ids[..20], &mut |_| ()).unwrap();
+    session.prefill(&ids[20..30], &mut |_| ()).unwrap();
+    ids[30..33].iter().for_each(|&id| drop(session.decode(id).unwrap().to_vec()));
+    let abort = session.abort_flag();
+    for place in [30, 20] {
+        abort.store(true, Ordering::Relaxed);
+        session.truncate(place).unwrap_or_else(|e| panic!("nothing is read to go back to {place}: {e}"));
+        abort.store(false, Ordering::Relaxed);
+        let again = session.prefill(&ids[40..50], &mut |_| ()).unwrap().to_vec();
+        assert!(again == fresh(&[&ids[..place], &ids[40..50]].concat()), "from {place}");
+    }
+    // Elsewhere it reads what came before.
+    session.truncate(25).unwrap();
+    let there = session.decode(ids[50]).unwrap().to_vec();
+    assert!(there == fresh(&[&ids[..20], &ids[40..45], &ids[50..51]].concat()));
+    abort.store(true, Ordering::Relaxed);
+    assert!(matches!(session.truncate(22), Err(lisa_cpp::Error::Interrupted)));
 }

@@ -91,6 +91,8 @@ pub struct Attend<'a> {
     /// What each head's softmax counts besides its keys: the score of a key without a value (gpt-oss, arXiv 2508.10925; StreamingLLM, arXiv
     /// 2309.17453, calls it a sink).
     pub sinks: Option<&'a [f32]>,
+    /// What results are multiplied with, after a logistic function, where the family has that: rows of `n_head * head_dim_v`.
+    pub gates: Option<&'a SharedBuf<f32>>,
     /// The cache with the layer's values.
     pub values: &'a LayerCache,
     /// What other layers left, and what this one leaves.
@@ -178,8 +180,14 @@ impl Attend<'_> {
             self.tiles(scratch);
         }
         for t in self.worker.share(self.queries.n) {
-            // SAFETY: rows are shared out disjointly.
-            unsafe { self.out.finish_row(self.kernels, t) };
+            // SAFETY: rows are shared out disjointly, and nobody writes the gates in this phase.
+            unsafe {
+                if let Some(gates) = self.gates {
+                    let k = self.out.k();
+                    self.kernels.float.sigmoid_mul(gates.get(t * k..(t + 1) * k), self.out.row_mut(t));
+                }
+                self.out.finish_row(self.kernels, t);
+            }
         }
         self.worker.barrier();
     }

@@ -2,7 +2,7 @@
 //! `shared` layers values alone, `lisa` layers values and low-rank keys, `kv` layers nothing. For each key/value head there
 //! is one row of values per position; rows of a head are contiguous, so that a query's pass over a head is a linear read. Keys are
 //! laid out by [`Keys`]. The cache's memory is reserved whole but becomes resident only as positions fill. Layers with a sliding window
-//! keep the last positions alone ([`Ring`]).
+//! keep the last positions alone ([`Ring`]). Layers that know the sequence as a whole have a state in place of all this ([`States`]).
 
 use std::ops::Range;
 
@@ -12,6 +12,7 @@ use ggml_ext::kernels::{Bf16Factor, Kernels};
 
 use super::keys::Keys;
 use super::ring::Ring;
+use super::states::{COPIES, States};
 use super::{LayerCacheSpec, RopeTable};
 use crate::compute::SharedBuf;
 use crate::{Error, Result};
@@ -194,6 +195,7 @@ pub struct LayerCache {
     k: Option<Keys>,
     low_rank: Option<Keys>,
     v: Option<Values>,
+    state: SharedBuf<f32>,
 }
 
 impl LayerCache {
@@ -206,6 +208,7 @@ impl LayerCache {
             k: keys(ty_k, spec.key_dim)?,
             low_rank: keys(ty_k.of_low_rank(), spec.rank)?,
             v: spec.value_dim.map(|d| Values::new(ty_v, n_head, d, n_positions)).transpose()?,
+            state: SharedBuf::new(spec.n_state),
         })
     }
 
@@ -215,6 +218,11 @@ impl LayerCache {
     /// For layers without keys of their own.
     pub fn keys(&self) -> &Keys {
         self.k.as_ref().expect("a layer without keys of its own is not asked for them")
+    }
+
+    /// What the layer knows of the sequence as a whole.
+    pub fn state(&self) -> &SharedBuf<f32> {
+        &self.state
     }
 
     fn values(&self) -> &Values {
@@ -288,6 +296,7 @@ impl LayerCache {
         unsafe { Rows::from_raw(v.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
     }
 
+    /// Bytes of all positions.
     fn n_bytes(&self) -> usize {
         let keys = self.k.iter().chain(&self.low_rank).map(Keys::n_bytes).sum::<usize>();
         keys + self.v.as_ref().map_or(0, Values::n_bytes)
@@ -354,10 +363,16 @@ impl CacheParams {
     /// Bytes that caches for the layers `specs` take; `None` where heads do not divide into the types' blocks.
     pub fn n_bytes(&self, specs: impl IntoIterator<Item = LayerCacheSpec>) -> Option<usize> {
         let layer = |s: LayerCacheSpec| {
-            Some(s.bytes_per_token(self.ty_k, self.ty_v)?.saturating_mul(self.n_positions(s.window)))
+            let positions = s.bytes_per_token(self.ty_k, self.ty_v)?.saturating_mul(self.n_positions(s.window));
+            Some(positions.saturating_add(state_bytes(s.n_state)))
         };
         specs.into_iter().try_fold(0, |sum: usize, s| Some(sum.saturating_add(layer(s)?)))
     }
+}
+
+/// Bytes of states of `n` floats with their copies.
+pub fn state_bytes(n: usize) -> usize {
+    n.saturating_mul(size_of::<f32>() * (1 + COPIES))
 }
 
 /// The caches of all layers.
@@ -365,6 +380,8 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
     /// One for each length of window.
     rings: Vec<Ring>,
+    /// Where states can go back to, if there are any.
+    states: Option<States>,
     n_ctx: usize,
 }
 
@@ -379,7 +396,8 @@ impl KvCache {
             layers.push(LayerCache::new(spec, p.ty_k, p.ty_v, p.n_positions(spec.window))?);
             rings.extend(p.ring(spec.window).filter(|r| !rings.contains(r)));
         }
-        Ok(Self { layers, rings, n_ctx: p.n_ctx })
+        let states = layers.iter().any(|l| !l.state.is_empty()).then(States::default);
+        Ok(Self { layers, rings, states, n_ctx: p.n_ctx })
     }
 
     /// Positions the context has.
@@ -394,16 +412,21 @@ impl KvCache {
 
     /// Bytes reserved; resident only as far as positions are filled.
     pub fn n_bytes(&self) -> usize {
-        self.layers.iter().map(LayerCache::n_bytes).sum()
+        self.layers.iter().map(|l| l.n_bytes() + state_bytes(l.state.len())).sum()
     }
 
     /// Bytes one position occupies, as long as it is within all layers' windows.
     pub fn bytes_per_token(&self) -> usize {
-        self.bytes_at(1)
+        self.positions_at(1)
     }
 
     /// Bytes occupied when the context has `n` tokens.
     pub fn bytes_at(&self, n: usize) -> usize {
+        self.positions_at(n) + self.layers.iter().map(|l| size_of::<f32>() * l.state.len()).sum::<usize>()
+    }
+
+    /// Bytes that `n` positions occupy.
+    fn positions_at(&self, n: usize) -> usize {
         let layer = |l: &LayerCache| l.n_bytes() / l.n_positions.max(1) * n.min(l.n_positions);
         self.layers.iter().map(layer).sum()
     }
@@ -411,12 +434,30 @@ impl KvCache {
     /// Positions up to `end` have been written.
     pub fn filled(&mut self, end: usize) {
         self.rings.iter_mut().for_each(|r| r.filled(end));
+        self.states.iter_mut().for_each(|s| s.filled(end));
     }
 
-    /// Forgets positions from `end` on. Whether the sequence can go on from there: not where a layer has overwritten what the next token sees.
-    pub fn cut(&mut self, end: usize) -> bool {
+    /// Makes it possible to go back to where the sequence ends now.
+    pub fn keep_states(&mut self) {
+        if let Some(room) = self.states.as_mut().and_then(States::room) {
+            self.layers.iter_mut().for_each(|l| room.extend_from_slice(l.state.as_slice()));
+        }
+    }
+
+    /// Forgets positions from `end` on. Returns from where the sequence can go on: earlier than `end` where a layer has overwritten what the
+    /// next token sees, or where none has kept the state it had.
+    pub fn cut(&mut self, end: usize) -> usize {
+        let places = self.states.as_ref().map_or(vec![end], |s| s.until(end));
+        let end = places.into_iter().find(|&pos| self.serves(pos)).unwrap_or(0);
         self.rings.iter_mut().for_each(|r| r.cut(end));
-        self.serves(end)
+        if let Some(mut copy) = self.states.as_mut().and_then(|s| s.back_to(end)) {
+            for state in self.layers.iter_mut().map(|l| l.state.as_mut_slice()) {
+                let own;
+                (own, copy) = copy.split_at(state.len());
+                state.copy_from_slice(own);
+            }
+        }
+        end
     }
 
     fn serves(&self, end: usize) -> bool {
@@ -424,7 +465,8 @@ impl KvCache {
     }
 
     /// Forgets positions `from..from + n` and moves those up to `end` down by `n`, turning their keys back by `n`
-    /// positions as `turn(layer)` says. Whether the sequence can go on, as for [`KvCache::cut`].
+    /// positions as `turn(layer)` says. Whether the sequence can go on: not where a layer has overwritten what the next token sees. States
+    /// know what they knew.
     pub fn shift<'t>(
         &mut self,
         kernels: &Kernels,
@@ -440,6 +482,7 @@ impl KvCache {
         for (i, layer) in self.layers.iter_mut().enumerate() {
             layer.shift(kernels, from, n, end, &turn(i));
         }
+        self.states.iter_mut().for_each(|s| s.moved(from, n));
         true
     }
 }

@@ -3,6 +3,7 @@
 
 mod attend;
 mod conv;
+mod delta;
 mod keys;
 mod kv_cache;
 mod lisa;
@@ -10,13 +11,15 @@ mod plan;
 mod ring;
 mod rope;
 mod route;
+mod states;
 mod stream;
 mod weights;
 
 pub use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
 pub use conv::Convolution;
+pub use delta::{DeltaBuffers, DeltaNet, DeltaShape, DeltaStep};
 pub use keys::Keys;
-pub use kv_cache::{Block, CacheParams, CacheType, KvCache, LayerCache, Turn};
+pub use kv_cache::{Block, CacheParams, CacheType, KvCache, LayerCache, Turn, state_bytes};
 pub use lisa::{Hidden, LisaAttention, LowRank};
 pub use plan::{Share, SharePlan};
 pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
@@ -63,6 +66,8 @@ pub struct LayerCacheSpec {
     pub value_dim: Option<usize>,
     /// Positions it attends to, see [`AttentionShape::window`].
     pub window: Option<usize>,
+    /// Floats of what it knows of the sequence as a whole, 0 where it knows positions.
+    pub n_state: usize,
 }
 
 impl LayerCacheSpec {

@@ -179,9 +179,13 @@ impl<'m> DenseModel<'m> {
         let frozen = |linear| Frozen::new(linear, model.kernels(), precision);
         let heads = |qk: &'m QueryKey| HeadProjection { dense: frozen(&qk.linear), norm: qk.norm.clone() };
         let layers = d.layers.iter().enumerate().map(|(i, layer)| {
-            if let Scores::Fixed(_) = &layer.attn.scores {
-                let what = format!("layer {i} is a convolution: models with these are not supported here");
-                return Err(Error::Params(what));
+            let unsupported = match &layer.attn.scores {
+                Scores::Fixed(_) => Some("is a convolution"),
+                Scores::Delta(_) => Some("follows the delta rule"),
+                _ => layer.attn.gate.as_ref().map(|_| "has gates on its attention's results"),
+            };
+            if let Some(what) = unsupported {
+                return Err(Error::Params(format!("layer {i} {what}: models with such layers are not supported here")));
             }
             let Scores::Own { q, k } = &layer.attn.scores else {
                 return Err(Error::Params(format!(

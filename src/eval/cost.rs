@@ -139,6 +139,7 @@ fn cached(kind: Kind, rank: usize, heads: &Heads) -> LayerCacheSpec {
         rank: (rank > 0).then_some(rank),
         value_dim: (kind != Kind::Kv).then_some(heads.value_length),
         window: None,
+        n_state: 0,
     }
 }
 
@@ -187,7 +188,10 @@ fn layer_weights(
     let mut before: u64 = in_layer().filter(|t| !is_lisa(t)).map(|t| read(t)).sum();
     let mut dropped = 0u64;
     for p in kind.idle_projections() {
-        let own = ["weight", "bias"].map(|s| bytes(&format!("attn_{p}.{s}")).unwrap_or(0)).iter().sum::<u64>();
+        let tensor = |s| tensors.get(format!("blk.{layer}.attn_{p}.{s}").as_str());
+        // Queries may share their tensor with gates, which stay.
+        let used = |t: &&TensorInfo| share(t.n_bytes, rows(p), t.n_rows().max(rows(p)));
+        let own: u64 = tensor("weight").map(used).into_iter().chain(tensor("bias").map(|t| t.n_bytes)).sum();
         let norm = bytes(&format!("attn_{p}_norm.weight")).unwrap_or(0);
         if own > 0 {
             dropped += own + norm;

@@ -5,7 +5,7 @@ use std::cell::UnsafeCell;
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
 use super::decoder::{Attention, Decoder};
-use crate::attention::{AttentionScratch, AttnWeights, PartialSums, RopeTable, attention_scratch};
+use crate::attention::{AttentionScratch, AttnWeights, DeltaBuffers, PartialSums, RopeTable, attention_scratch};
 use crate::compute::{ActivationType, Activations, ExpertBuffers, Linear, SharedBuf, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
@@ -17,6 +17,10 @@ pub struct Buffers {
     pub(super) q: SharedBuf<f32>,
     pub(super) k: SharedBuf<f32>,
     pub(super) v: SharedBuf<f32>,
+    /// What heads' results are multiplied with.
+    pub(super) gates: SharedBuf<f32>,
+    /// What layers with the delta rule work in.
+    pub(super) delta_rule: Option<DeltaBuffers>,
     /// The heads' weighted values, `[n_ubatch, n_head * head_dim_v]`.
     pub(super) heads: Widths,
     /// What a sub-layer adds to the residual stream.
@@ -89,7 +93,7 @@ pub fn pass_tokens(kernels: &Kernels, n_ff: usize, n_threads: usize) -> usize {
 fn attention_digits(model: &Decoder, kernels: &Kernels, n_ubatch: usize, ty: ActivationType) -> Option<[Digits; 2]> {
     let scores = ty.bf16_digits(kernels, n_ubatch)?;
     let outputs = || model.layers.iter().map(|l| &l.attn.out.weight);
-    let takes = outputs().all(|w| takes_bf16(&w.view())) && model.shapes().all(|s| s.takes_bf16());
+    let takes = outputs().all(|w| takes_bf16(&w.view())) && model.attentions().all(|s| s.takes_bf16());
     // Weights of 16 bits are multiplied in two digits.
     let values = if outputs().all(|w| w.is_quantized()) { Digits::One } else { scores };
     takes.then_some([scores, values])
@@ -116,7 +120,7 @@ impl Buffers {
             let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
             n_ubatch * rows.max().unwrap_or(0)
         };
-        let n_head = model.shapes().map(|s| s.n_head).max().unwrap_or(0);
+        let n_head = model.attentions().map(|s| s.n_head).max().unwrap_or(0);
         let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
         let n_ff = model.n_ff();
@@ -130,9 +134,11 @@ impl Buffers {
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
             n: activations(n_embd),
-            q: SharedBuf::new(widest(&|a| a.scores.q())),
-            k: SharedBuf::new(widest(&|a| a.scores.k())),
+            q: SharedBuf::new(widest(&|a| a.scores.q().filter(|_| a.delta().is_none()))),
+            k: SharedBuf::new(widest(&|a| a.scores.k().filter(|_| a.delta().is_none()))),
             v: SharedBuf::new(widest(&|a| a.v.as_ref())),
+            gates: SharedBuf::new(widest(&|a| a.gate.as_ref())),
+            delta_rule: DeltaBuffers::new(model.deltas(), n_ubatch),
             heads: Widths::new(model.shapes().map(|s| s.n_head * s.head_dim_v), activations),
             delta: SharedBuf::new(n_ubatch * n_embd),
             beside: SharedBuf::new(n_ubatch * n_embd),

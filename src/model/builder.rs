@@ -32,6 +32,8 @@ pub struct Builder<'b, 'g, 'a, 'p> {
     pub layer_norm: bool,
     /// Layers without a value projection use that of their keys, before its norm.
     pub keys_make_values: bool,
+    /// The tensor of a layer's queries has, after each head's, the gates on what the head's attention gives.
+    pub queries_have_gates: bool,
 }
 
 /// Which layers share attention, and how.
@@ -181,7 +183,8 @@ impl Builder<'_, '_, '_, '_> {
         let comp = Part::Comp.tensor(i);
         let comp = (kind == Kind::Shared && self.loader.has(&comp))
             .then(|| self.loader.linear(comp.trim_end_matches(".weight"), n_embd, n_embd));
-        Ok(Attention { comp: comp.transpose()?, ..self.attention_from(i, shape, rope, kind, scores, v)? })
+        let gate = self.queries_have_gates.then(|| self.queries_or_gates(i, &shape, 1)).transpose()?;
+        Ok(Attention { comp: comp.transpose()?, gate, ..self.attention_from(i, shape, rope, kind, scores, v)? })
     }
 
     /// The attention half of layer `i`, of this kind, around where its weights and its values come from.
@@ -267,8 +270,18 @@ impl Builder<'_, '_, '_, '_> {
         Ok(Some(self.loader.vector(&format!("blk.{i}.attn_sinks.weight"), self.config.n_head)?))
     }
 
+    /// Of the tensor of layer `i`'s queries that has the gates too, the ones (0) or the others (1).
+    fn queries_or_gates(&mut self, i: usize, shape: &AttentionShape, which: usize) -> Result<Linear> {
+        let d = shape.head_dim_k;
+        let rows: Vec<_> = (0..shape.n_head).map(|h| (2 * h + which) * d..(2 * h + which + 1) * d).collect();
+        self.loader.linear_parts(&format!("blk.{i}.attn_q"), 2 * shape.n_head * d, self.config.n_embd, &rows)
+    }
+
     /// A projection of layer `i`, from its own tensor or from its rows of `attn_qkv`.
     fn projection(&mut self, i: usize, which: Projection, shape: &AttentionShape) -> Result<Linear> {
+        if matches!(which, Projection::Q) && self.queries_have_gates {
+            return self.queries_or_gates(i, shape, 0);
+        }
         let (q, k, v) = widths(shape);
         let rows = match which {
             Projection::Q => 0..q,

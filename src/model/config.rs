@@ -52,6 +52,17 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(n)
     }
 
+    /// Layers that a token passes through. Files may have some more, which guess the token after the next (multi-token prediction) and are
+    /// counted with them.
+    pub fn n_layer(&self) -> Result<usize> {
+        const GUESSING: &str = "nextn_predict_layers";
+        let (all, n_guessing) = (self.required("block_count", MAX_LAYERS)?, self.count(GUESSING)?.unwrap_or(0));
+        match all.checked_sub(n_guessing) {
+            Some(n) if n > 0 => Ok(n),
+            _ => Err(self.error(GUESSING, format_args!("{n_guessing} of {all} layers, expected fewer than all"))),
+        }
+    }
+
     /// A count given once or per layer; all layers must agree, for no family here varies it.
     pub fn uniform(&self, key: &str) -> Result<Option<usize>> {
         let full = self.key(key);
@@ -241,11 +252,7 @@ impl Config {
             );
         }
         let n_expert_used = if n_expert > 0 { keys.required("expert_used_count", n_expert)? } else { 0 };
-        if let Some(n) = keys.count("nextn_predict_layers")?.filter(|&n| n > 0) {
-            let what = format_args!("{n}: layers that predict further tokens are not supported");
-            return Err(keys.error("nextn_predict_layers", what));
-        }
-        let n_layer = keys.required("block_count", MAX_LAYERS)?;
+        let n_layer = keys.n_layer()?;
         let n_embd = keys.required("embedding_length", MAX_WIDTH)?;
         let n_ctx_train = keys.required("context_length", 1 << 30)?;
         let uniform = |key: &str| -> Result<Option<usize>> {
@@ -264,7 +271,12 @@ impl Config {
             }
             false => uniform(key),
         };
-        let n_ff = most("feed_forward_length")?.ok_or_else(|| missing("feed_forward_length"))?;
+        let n_ff = match most("feed_forward_length")? {
+            Some(n) => n,
+            // A model may have experts alone.
+            None if n_expert > 0 => 0,
+            None => return Err(missing("feed_forward_length")),
+        };
         let n_head = uniform("attention.head_count")?.ok_or_else(|| missing("attention.head_count"))?;
         let n_head_kv = most("attention.head_count_kv")?.unwrap_or(n_head);
         keys.check_heads(n_head_kv, n_head, None)?;

@@ -1,7 +1,9 @@
 //! What every family builds: a stack of decoder layers with its embedding and output head. A family differs from
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
-use crate::attention::{AttentionShape, Convolution, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature};
+use crate::attention::{
+    AttentionShape, Convolution, DeltaNet, DeltaShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature,
+};
 use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm};
 
 /// The attention half of a layer.
@@ -16,6 +18,8 @@ pub struct Attention {
     pub norm_after_turn: bool,
     /// What each head's softmax counts besides the keys, where the family has it (see [`Attend::sinks`](crate::attention::Attend)).
     pub sinks: Option<Box<[f32]>>,
+    /// What the heads' results are multiplied with, after a logistic function, where the family has it.
+    pub gate: Option<Linear>,
     /// Where the attention weights come from.
     pub scores: Scores,
     /// Value projection; `None` where the values are another layer's.
@@ -48,6 +52,8 @@ pub enum Scores {
     Shared,
     /// None: values are summed with fixed weights.
     Fixed(Convolution),
+    /// None: the layer reads a state.
+    Delta(Box<DeltaNet>),
     /// The weights of an earlier layer, re-arranged and corrected (LISA, arXiv 2408.01890).
     Lisa(LisaAttention),
 }
@@ -59,6 +65,7 @@ impl Scores {
             Self::Own { q, .. } | Self::Queries { q, .. } => Some(&q.linear),
             Self::Shared => None,
             Self::Fixed(conv) => Some(&conv.output),
+            Self::Delta(net) => Some(&net.gate),
             Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.q),
         }
     }
@@ -69,6 +76,7 @@ impl Scores {
             Self::Own { k, .. } => Some(&k.linear),
             Self::Queries { .. } | Self::Shared => None,
             Self::Fixed(conv) => Some(&conv.input),
+            Self::Delta(net) => Some(&net.mixed),
             Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.k),
         }
     }
@@ -103,6 +111,7 @@ impl Attention {
             temperature: None,
             norm_after_turn: false,
             sinks: None,
+            gate: None,
             scores,
             v,
             v_norm: None,
@@ -113,13 +122,27 @@ impl Attention {
 
     /// Every matrix.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        let inputs = [self.scores.q(), self.scores.k(), self.v.as_ref(), self.comp.as_ref()];
-        inputs.into_iter().flatten().chain([&self.out])
+        let own = [self.scores.q(), self.comp.as_ref(), self.gate.as_ref()];
+        own.into_iter().flatten().chain(self.cached()).chain([&self.out])
     }
 
-    /// Whether values are summed with fixed weights.
-    fn is_fixed(&self) -> bool {
-        matches!(self.scores, Scores::Fixed(_))
+    /// The matrices that make what later tokens need.
+    fn cached(&self) -> impl Iterator<Item = &Linear> {
+        let rates = self.delta().into_iter().flat_map(|net| [&net.alpha, &net.beta]);
+        [self.v.as_ref(), self.scores.k()].into_iter().flatten().chain(rates)
+    }
+
+    /// Whether the layer has attention, and not something else in its place.
+    pub fn has_weights(&self) -> bool {
+        !matches!(self.scores, Scores::Fixed(_) | Scores::Delta(_))
+    }
+
+    /// The delta rule, where the layer has it in place of attention.
+    pub fn delta(&self) -> Option<&DeltaNet> {
+        match &self.scores {
+            Scores::Delta(net) => Some(net),
+            _ => None,
+        }
     }
 
     /// Hidden units of a `lisa` layer.
@@ -135,11 +158,12 @@ impl Attention {
         let s = &self.shape;
         let (key_dim, rank) = match &self.scores {
             Scores::Own { .. } => (Some(s.head_dim_k), None),
-            Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) => (None, None),
+            Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (None, None),
             Scores::Lisa(lisa) => (None, lisa.low_rank.as_ref().map(|l| l.rank)),
         };
         let value_dim = self.v.as_ref().map(|_| s.head_dim_v);
-        LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim, window: s.window }
+        let n_state = self.delta().map_or(0, |net| net.shape.n_state());
+        LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim, window: s.window, n_state }
     }
 }
 
@@ -394,15 +418,14 @@ impl Decoder {
 
     /// The last layer that puts anything into the cache.
     pub fn last_caching(&self) -> usize {
-        let caches = |l: &Layer| l.attn.v.is_some() || l.attn.scores.k().is_some();
-        self.layers.iter().rposition(caches).unwrap_or(0)
+        self.layers.iter().rposition(|l| l.attn.cached().next().is_some()).unwrap_or(0)
     }
 
     /// Multiply-adds of the matrix products for a token of a prompt, which needs no logits: of the last layer that caches anything, those
     /// for what is cached, and of layers after it none.
     pub fn macs_per_token(&self) -> usize {
         let (before, rest) = self.layers.split_at(self.last_caching());
-        let cached = rest.first().into_iter().flat_map(|l| [l.attn.v.as_ref(), l.attn.scores.k()]).flatten();
+        let cached = rest.first().into_iter().flat_map(|l| l.attn.cached());
         let macs = |w: &Matrix| w.rows() * w.cols();
         let side = self.side.as_ref().map(|s| &s.projection);
         let all = before.iter().flat_map(Layer::matrices).chain(cached).chain(side);
@@ -424,12 +447,17 @@ impl Decoder {
 
     /// The shapes of layers with attention.
     pub fn attentions(&self) -> impl Iterator<Item = AttentionShape> + Clone {
-        self.layers.iter().filter(|l| !l.attn.is_fixed()).map(|l| l.attn.shape)
+        self.layers.iter().filter(|l| l.attn.has_weights()).map(|l| l.attn.shape)
     }
 
     /// The shapes of layers with convolutions in its place: one head, with a value for every channel.
     pub fn convolutions(&self) -> impl Iterator<Item = AttentionShape> + Clone {
-        self.layers.iter().filter(|l| l.attn.is_fixed()).map(|l| l.attn.shape)
+        self.layers.iter().filter(|l| matches!(l.attn.scores, Scores::Fixed(_))).map(|l| l.attn.shape)
+    }
+
+    /// The shapes of layers with the delta rule in its place.
+    pub fn deltas(&self) -> impl Iterator<Item = DeltaShape> + Clone {
+        self.layers.iter().filter_map(|l| Some(l.attn.delta()?.shape))
     }
 
     /// What every layer keeps in the cache.

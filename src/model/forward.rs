@@ -7,7 +7,9 @@ use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
 use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, QueryKey, Scores, SideInputs, SideNetwork};
-use crate::attention::{Attend, Convolution, KvCache, LayerCache, Queries, ScoreSource};
+use crate::attention::{
+    Attend, Convolution, DeltaBuffers, DeltaNet, DeltaStep, KvCache, LayerCache, Queries, ScoreSource,
+};
 use crate::compute::{Act, Form, Laps, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
 /// From which step on a block of int8 activations gets second digits, relative to its row's root mean square. What attention takes
@@ -92,20 +94,22 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         project(&mut ops, attn, buf, input(i).1, &fed, &asked);
         norm_rows(&ops, attn, buf, &fed, &asked, eps);
         laps.end(Phase::Project);
-        place(&ops, attn, buf, cache.layer(i), pos, &fed, &asked, eps);
+        let (kernels, shape, n, rows) = (o.kernels, &attn.shape, asked.len(), 0..asked.len());
+        let out = buf.heads.of(shape.n_head * shape.head_dim_v).with(form, fine_step::HEADS);
+        place(&ops, attn, buf, cache.layer(i), pos, &fed, &asked, eps, out);
         laps.end(Phase::Place);
         if asked.is_empty() {
             break;
         }
-        let (kernels, shape, n, rows) = (o.kernels, &attn.shape, asked.len(), 0..asked.len());
         let queries = Queries { pos: pos + asked.start, first: asked.start, n };
-        let out = buf.heads.of(shape.n_head * shape.head_dim_v).with(form, fine_step::HEADS);
         match source_of(attn, buf, cache, i) {
             Source::Filter(conv, gates) => conv.run(w, kernels, queries, cache.layer(i), gates, out, attn_scratch),
+            Source::State(net, work) => net.finish(w, kernels, &work.gate, n, out),
             Source::Scores(scores, values) => {
                 let route = model.routes.layer(i);
                 let route = if bf16 { route.keeping_scores() } else { route };
                 let (worker, weights, partial, sinks) = (w, &buf.weights, &buf.partial, attn.sinks.as_deref());
+                let gates = attn.gate.as_ref().map(|_| &buf.gates);
                 let attend = Attend {
                     worker,
                     kernels,
@@ -113,6 +117,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
                     queries,
                     scores,
                     sinks,
+                    gates,
                     values,
                     weights,
                     route,
@@ -306,15 +311,25 @@ fn side_network(
 /// their own results of tokens `asked`, the last of them. In one phase where these are the same.
 fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, x: Operand, fed: &Range<usize>, asked: &Range<usize>) {
     let job = |linear, out| Some((linear?, out));
-    let [q, comp] = [job(attn.scores.q(), &buf.q), job(attn.comp.as_ref(), &buf.comp)];
-    let [k, v] = [job(attn.scores.k(), &buf.k), job(attn.v.as_ref(), &buf.v)];
+    let (cached, own) = match (attn.delta(), &buf.delta_rule) {
+        (Some(net), Some(b)) => {
+            let cached =
+                [job(Some(&net.mixed), &b.mixed), job(Some(&net.alpha), &b.alpha), job(Some(&net.beta), &b.beta)];
+            (cached, [job(Some(&net.gate), &b.gate), None, None])
+        }
+        _ => {
+            let [comp, gate] = [job(attn.comp.as_ref(), &buf.comp), job(attn.gate.as_ref(), &buf.gates)];
+            let cached = [job(attn.scores.k(), &buf.k), job(attn.v.as_ref(), &buf.v), None];
+            (cached, [job(attn.scores.q(), &buf.q), comp, gate])
+        }
+    };
     let rows = 0..fed.len();
     if fed == asked {
-        return ops.linear_some(x, rows, &[q, k, v, comp]);
+        return ops.linear_some(x, rows, &[own, cached].concat());
     }
-    ops.linear_some(x, rows.clone(), &[k, v]);
+    ops.linear_some(x, rows.clone(), &cached);
     if !asked.is_empty() {
-        ops.linear_some(x, rows.end - asked.len()..rows.end, &[q, comp]);
+        ops.linear_some(x, rows.end - asked.len()..rows.end, &own);
     }
 }
 
@@ -324,7 +339,7 @@ fn norm_rows(ops: &Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, ask
     let (q, k) = match &attn.scores {
         Scores::Own { q, k } => (q.row_norm(&attn.shape), k.row_norm(&attn.shape)),
         Scores::Queries { q, .. } => (q.row_norm(&attn.shape), None),
-        Scores::Shared | Scores::Fixed(_) | Scores::Lisa(_) => (None, None),
+        Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) | Scores::Lisa(_) => (None, None),
     };
     let norms = [(q, &buf.q, asked.len()), (k, &buf.k, fed.len())];
     if norms.iter().all(|(weight, ..)| weight.is_none()) {
@@ -347,6 +362,8 @@ enum Source<'a> {
     Scores(ScoreSource<'a>, &'a LayerCache),
     /// Fixed weights, and the gates on what they make of its own values.
     Filter(&'a Convolution, &'a SharedBuf<f32>),
+    /// A state, which has been read already.
+    State(&'a DeltaNet, &'a DeltaBuffers),
 }
 
 fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: &'a KvCache, i: usize) -> Source<'a> {
@@ -360,11 +377,13 @@ fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: &'a KvCache, i: u
         Scores::Shared => Source::Scores(ScoreSource::Shared, own),
         Scores::Lisa(lisa) => Source::Scores(ScoreSource::Lisa { lisa, q, keys: own }, own),
         Scores::Fixed(conv) => Source::Filter(conv, q),
+        Scores::Delta(net) => Source::State(net, buf.delta_rule.as_ref().expect("work space for the delta rule")),
     }
 }
 
 /// Gives the queries of tokens `asked` and the keys of tokens `fed` their head norms and positions, and puts keys and values into the
-/// cache. `pos` is where the step begins. One phase, shared out by token and head.
+/// cache. `pos` is where the step begins. One phase, shared out by token and head. Where the layer has a state instead, takes tokens `fed`
+/// into it, and what tokens `asked` read there goes to `out`.
 #[allow(clippy::too_many_arguments)]
 fn place(
     ops: &Ops,
@@ -375,8 +394,13 @@ fn place(
     fed: &Range<usize>,
     asked: &Range<usize>,
     eps: f32,
+    out: Operand,
 ) {
     let (s, kernels) = (&attn.shape, ops.kernels);
+    if let (Some(net), Some(work)) = (attn.delta(), &buf.delta_rule) {
+        let step = DeltaStep { begins: pos == 0, n: fed.len(), n_wanted: asked.len() };
+        return net.absorb(ops.worker, kernels, work, cache, step, out);
+    }
     let rope = &buf.ropes[attn.rope];
     let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
         if attn.norm_after_turn {
@@ -392,7 +416,7 @@ fn place(
     let (n_q, n_k) = match &attn.scores {
         Scores::Own { .. } => (s.n_head, s.n_head_kv),
         Scores::Queries { .. } => (s.n_head, 0),
-        Scores::Shared | Scores::Fixed(_) => (0, 0),
+        Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (0, 0),
         Scores::Lisa(lisa) => (0, if lisa.low_rank.is_some() { s.n_head_kv } else { 0 }),
     };
     let n_v = if attn.v.is_some() { s.n_head_kv } else { 0 };
@@ -445,7 +469,9 @@ fn place(
                     low_rank.rotate(kernels, h, pos + t, buf.q.get_mut(queries), key);
                     cache.low_rank().store(kernels, h, pos + t, key);
                 }
-                Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) => unreachable!("no more heads are counted"),
+                Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => {
+                    unreachable!("no more heads are counted")
+                }
             }
         }
     }

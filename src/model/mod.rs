@@ -27,6 +27,7 @@ mod olmoe;
 mod overrides;
 mod phi3;
 mod qwen;
+mod qwen35;
 mod seed_oss;
 mod sharing;
 mod smollm3;
@@ -50,12 +51,12 @@ pub use overrides::{Override, OverrideValue};
 pub use sharing::SharingSource;
 
 use builder::{Builder, Sharing};
-use config::{Keys, MAX_LAYERS, gguf_error, model_error};
+use config::{Keys, gguf_error, model_error};
 use weights::{Loader, Part};
 
 #[cfg(doc)]
 use crate::attention::AttentionShape;
-use crate::attention::SharePlan;
+use crate::attention::{self, SharePlan};
 use crate::compute::{Hold, Pool, default_threads};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
@@ -68,6 +69,8 @@ pub struct Family {
     build: fn(&mut Builder) -> Result<Decoder>,
     /// How many positions each of so many layers attends to, see [`AttentionShape::window`].
     windows: fn(&Keys, usize) -> Result<Windows>,
+    /// Floats that all of so many layers keep of a sequence as a whole.
+    n_state: fn(&Keys, usize) -> Result<usize>,
     /// Whether layers may have key/value heads and feed-forward networks of different sizes.
     varies: bool,
     /// Whether norms are LayerNorm.
@@ -77,12 +80,17 @@ pub struct Family {
 impl Family {
     /// A family whose layers are all alike and see the whole context.
     const fn new(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Self {
-        Self { arch, build, windows: no_windows, varies: false, layer_norm: false }
+        Self { arch, build, windows: no_windows, n_state: |_, _| Ok(0), varies: false, layer_norm: false }
     }
 
     /// The same with sliding windows.
     const fn with_windows(self, windows: fn(&Keys, usize) -> Result<Windows>) -> Self {
         Self { windows, ..self }
+    }
+
+    /// The same with layers that keep a state in the place of positions.
+    const fn with_states(self, n_state: fn(&Keys, usize) -> Result<usize>) -> Self {
+        Self { n_state, ..self }
     }
 
     /// The same with LayerNorm in place of RMSNorm.
@@ -110,9 +118,19 @@ fn no_windows(_: &Keys, n_layer: usize) -> Result<Windows> {
 /// Names `file` and the key that is missing or wrong.
 pub fn windows(file: &str, gguf: &Gguf) -> Result<Vec<Option<usize>>> {
     let keys = Keys::new(gguf, file)?;
-    let n_layer = keys.required("block_count", MAX_LAYERS)?;
+    let n_layer = keys.n_layer()?;
     let family = FAMILIES.iter().find(|f| f.arch == keys.arch());
     family.map_or(no_windows as fn(&_, _) -> _, |f| f.windows)(&keys, n_layer)
+}
+
+/// Bytes that layers which know the sequence as a whole keep of it, in a session.
+///
+/// # Errors
+/// As [`windows`].
+pub fn state_bytes(file: &str, gguf: &Gguf) -> Result<usize> {
+    let keys = Keys::new(gguf, file)?;
+    let family = FAMILIES.iter().find(|f| f.arch == keys.arch());
+    family.map_or(Ok(0), |f| Ok(attention::state_bytes((f.n_state)(&keys, keys.n_layer()?)?)))
 }
 
 /// Every supported family.
@@ -149,6 +167,9 @@ pub const FAMILIES: &[Family] = &[
     qwen::QWEN2VL,
     qwen::QWEN3VL,
     qwen::QWEN3VLMOE,
+    qwen35::QWEN3NEXT,
+    qwen35::QWEN35,
+    qwen35::QWEN35MOE,
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma3::FAMILY,
@@ -258,9 +279,11 @@ impl Model {
             warnings: Vec::new(),
             layer_norm: family.layer_norm,
             keys_make_values: false,
+            queries_have_gates: false,
         };
         let decoder = (family.build)(&mut builder)?;
         let mut warnings = builder.warnings;
+        loader.skip_layers_from(config.n_layer);
         loader.finish()?;
         if params.mlock {
             warnings.extend(lock_memory());

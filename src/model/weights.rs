@@ -87,6 +87,13 @@ impl<'p> Loader<'p> {
         }
     }
 
+    /// Leaves the tensors of layers from `n_layer` on in the file: no token passes through these.
+    pub fn skip_layers_from(&mut self, n_layer: usize) {
+        let layer = |name: &str| name.strip_prefix("blk.")?.split_once('.')?.0.parse::<usize>().ok();
+        let beyond = self.tensors.keys().filter(|name| layer(name).is_some_and(|i| i >= n_layer));
+        beyond.cloned().collect::<Vec<_>>().iter().for_each(|name| self.skip(name));
+    }
+
     fn take(&mut self, name: &str, shape: &[usize]) -> Result<(Arc<FileBytes>, TensorInfo)> {
         let Some(entry) = self.tensors.get_mut(name) else {
             return Err(model_error(&self.file, format!("tensor {name} is missing")));
@@ -164,6 +171,22 @@ impl<'p> Loader<'p> {
         let tensor = format!("{name}.weight");
         let weight = self.matrix_rows(&tensor, rows, cols, part.clone())?;
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?.map(|b| b[part].into());
+        Ok(Linear { name: tensor.into(), weight, bias })
+    }
+
+    /// Those rows of [`Loader::linear`] that lie in `parts`, one after another: of families that store the rows of several matrices by turns.
+    pub fn linear_parts(&mut self, name: &str, rows: usize, cols: usize, parts: &[Range<usize>]) -> Result<Linear> {
+        let tensor = format!("{name}.weight");
+        let (file, info) = self.take(&tensor, &[cols, rows])?;
+        let row_bytes = info.n_bytes as usize / rows;
+        let of_part = |r: &Range<usize>| r.start * row_bytes..r.end * row_bytes;
+        let stored = &file[info.offset as usize..][..info.n_bytes as usize];
+        let gathered: Vec<u8> = parts.iter().flat_map(|r| &stored[of_part(r)]).copied().collect();
+        let all = 0..gathered.len();
+        let shape = [gathered.len() / row_bytes.max(1), cols];
+        let weight = self.load(&Arc::new(FileBytes::Owned(gathered)), &info, shape, all);
+        let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
+        let bias = bias.map(|b| parts.iter().flat_map(|r| &b[r.clone()]).copied().collect());
         Ok(Linear { name: tensor.into(), weight, bias })
     }
 

@@ -189,6 +189,7 @@ impl Session {
     /// [`Error::Params`] for an empty list or an id outside the vocabulary.
     pub fn prefill(&mut self, ids: &[u32], progress: &mut dyn FnMut(usize)) -> Result<&[f32]> {
         self.check(ids)?;
+        self.keep_states(ids);
         let mut done = 0;
         while done < ids.len() {
             let batch = self.next_batch(&ids[done..]);
@@ -197,6 +198,7 @@ impl Session {
             done += batch.len();
             progress(done);
         }
+        self.keep_states(ids);
         let n_vocab = self.model.decoder().n_vocab();
         Ok(&self.buffers.logits()[..n_vocab])
     }
@@ -215,6 +217,7 @@ impl Session {
     /// As [`Session::prefill`].
     pub fn logits_each(&mut self, ids: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<()> {
         self.check(ids)?;
+        self.keep_states(ids);
         let n_vocab = self.model.decoder().n_vocab();
         let mut done = 0;
         while done < ids.len() {
@@ -231,6 +234,7 @@ impl Session {
             }
             done += batch.len();
         }
+        self.keep_states(ids);
         Ok(())
     }
 
@@ -240,7 +244,8 @@ impl Session {
         self.cache.cut(0);
     }
 
-    /// Forgets all but the first `n` tokens. These are read again where a layer with a sliding window has overwritten what it sees of them.
+    /// Forgets all but the first `n` tokens. These are read again where a layer with a sliding window has overwritten what it sees of them, or
+    /// one that knows the sequence as a whole has kept no state from there: some are, of where texts began and ended.
     ///
     /// # Errors
     /// [`Error::Interrupted`] while reading (what was read stands).
@@ -249,7 +254,10 @@ impl Session {
             return Ok(());
         }
         self.ids.truncate(n);
-        if self.cache.cut(n) { Ok(()) } else { self.read_again() }
+        match self.cache.cut(n) {
+            kept if kept < n => self.read_again(kept),
+            _ => Ok(()),
+        }
     }
 
     /// Forgets the `n_discard` tokens after the first `n_keep` and moves the rest down. The rest is read again where a layer with a sliding
@@ -275,17 +283,29 @@ impl Session {
             }
         };
         self.ids.drain(n_keep..n_keep + n_discard);
-        if self.cache.shift(self.mode.kernels, n_keep, n_discard, n_past, &turn) { Ok(()) } else { self.read_again() }
+        if self.cache.shift(self.mode.kernels, n_keep, n_discard, n_past, &turn) {
+            return Ok(());
+        }
+        let kept = self.cache.cut(0);
+        self.read_again(kept)
     }
 
-    /// Fills the cache from the tokens of the context.
-    fn read_again(&mut self) -> Result<()> {
+    /// Fills the cache from the tokens of the context after the first `kept`.
+    fn read_again(&mut self, kept: usize) -> Result<()> {
         let ids = std::mem::take(&mut self.ids);
-        self.cache.cut(0);
+        self.ids.extend_from_slice(&ids[..kept]);
         while self.n_past() < ids.len() {
             self.pass(self.next_batch(&ids[self.n_past()..]), 0, 0)?;
         }
+        self.keep_states(&ids);
         Ok(())
+    }
+
+    /// The beginnings and ends of texts are where sequences go on differently: what layers know there is kept.
+    fn keep_states(&mut self, ids: &[u32]) {
+        if ids.len() > 1 {
+            self.cache.keep_states();
+        }
     }
 
     fn check(&self, ids: &[u32]) -> Result<()> {

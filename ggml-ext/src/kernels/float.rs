@@ -13,6 +13,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
 mod convert;
+mod delta;
 mod elem;
 mod gemm;
 mod heads;
@@ -28,6 +29,7 @@ mod vector;
 #[cfg(test)]
 mod tests;
 
+pub use delta::DeltaRates;
 pub use elem::{BlockQ8_0, KEY_GROUP, KeysQ8_0};
 pub use heads::{HeadNet, UNIT_FLOATS, UnitAct};
 pub use rows::{Rows, RowsMut};
@@ -45,6 +47,7 @@ macro_rules! float_kernels {
             max = vector::max(x: &[f32]) -> f32;
             add_assign = vector::add_assign(y: &mut [f32], x: &[f32]) -> ();
             mul_assign = vector::mul_assign(y: &mut [f32], x: &[f32]) -> ();
+            add_product = vector::add_product(y: &mut [f32], a: &[f32], b: &[f32]) -> ();
             axpy = vector::axpy(a: f32, x: &[f32], y: &mut [f32]) -> ();
             scale = vector::scale(x: &mut [f32], s: f32) -> ();
             rms_norm = vector::rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) -> ();
@@ -57,6 +60,7 @@ macro_rules! float_kernels {
             gelu = math::gelu(x: &mut [f32]) -> ();
             silu_mul = math::silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
             gelu_mul = math::gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
+            sigmoid_mul = math::sigmoid_mul(gate: &[f32], x: &mut [f32]) -> ();
             clamped_swiglu = math::clamped_swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
             soft_cap = math::soft_cap(x: &mut [f32], cap: f32) -> ();
             f16_to_f32 = convert::f16_to_f32(src: &[f16], dst: &mut [f32]) -> ();
@@ -73,6 +77,7 @@ macro_rules! float_kernels {
             sgemm_nn = gemm::sgemm_nn(alpha: f32, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
+            delta_rule = delta::delta_rule(state: &mut [f32], q: Rows<f32>, k: Rows<f32>, v: Rows<f32>, rates: &[DeltaRates], out: RowsMut<f32>) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
             values_q8_0 = gemm::values_q8_0(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
         }
@@ -173,6 +178,13 @@ impl FloatKernels {
         unsafe { (self.mul_assign)(y, x) }
     }
 
+    /// `y[i] += a[i] * b[i]`.
+    pub fn add_product(&self, y: &mut [f32], a: &[f32], b: &[f32]) {
+        same_length!(y, a, b);
+        // SAFETY: see the impl.
+        unsafe { (self.add_product)(y, a, b) }
+    }
+
     /// `y[i] += a * x[i]`.
     pub fn axpy(&self, a: f32, x: &[f32], y: &mut [f32]) {
         same_length!(x, y);
@@ -258,6 +270,13 @@ impl FloatKernels {
         same_length!(gate, up, out);
         // SAFETY: see the impl.
         unsafe { (self.clamped_swiglu)(gate, up, out) }
+    }
+
+    /// `x[i] *= 1 / (1 + e^-gate[i])`: the gate on attention's results of Qwen3-Next (arXiv 2505.06708).
+    pub fn sigmoid_mul(&self, gate: &[f32], x: &mut [f32]) {
+        same_length!(gate, x);
+        // SAFETY: see the impl.
+        unsafe { (self.sigmoid_mul)(gate, x) }
     }
 
     /// `x[i] = cap * tanh(x[i] / cap)`.
@@ -386,6 +405,29 @@ impl FloatKernels {
         assert!(units.len() >= n_hidden * UNIT_FLOATS, "work space for {n_hidden} hidden units is too small");
         // SAFETY: see the impl.
         unsafe { (self.align_heads)(net, x, units, out) }
+    }
+
+    /// The gated delta rule (arXiv 2412.06464) over a row of `q`, `k`, `v` and `rates` for each token: `state`, a row of a value's length for
+    /// each element of a key, is multiplied with `decay`; `step` times the difference between `v` and what it has for `k`, their product,
+    /// is added, `k` times it to each row; and its product with `q` is a row of `out`, which has rows for the last tokens, or for all.
+    pub fn delta_rule(
+        &self,
+        state: &mut [f32],
+        q: Rows<f32>,
+        k: Rows<f32>,
+        v: Rows<f32>,
+        rates: &[DeltaRates],
+        out: RowsMut<f32>,
+    ) {
+        let n = rates.len();
+        assert_eq!([q.n_rows(), k.n_rows(), v.n_rows()], [n; 3], "queries, keys and values of {n} tokens");
+        assert_eq!(q.len(), k.len(), "queries and keys differ in length");
+        assert_eq!(state.len(), k.len() * v.len(), "the state is not {} x {}", k.len(), v.len());
+        assert!(out.n_rows() <= n && out.len() == v.len(), "results are not values of {n} tokens");
+        if n > 0 {
+            // SAFETY: see the impl.
+            unsafe { (self.delta_rule)(state, q, k, v, rates, out) }
+        }
     }
 
     /// [`Self::sgemm_nn_acc`] with `v` in f16, to the same bits as with `v` converted beforehand.

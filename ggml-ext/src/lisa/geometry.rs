@@ -51,7 +51,12 @@ impl Geometry {
             Some(n) if n == 0 || n > max => Err(wrong(name, format!("{n} is out of range, expected 1 to {max}"))),
             Some(n) => Ok(n as usize),
         };
+        // Layers that guess further tokens are counted, but no token passes through them.
+        let n_guessing = gguf.u64(&key("nextn_predict_layers"))?.unwrap_or(0);
         let n_layer = number("block_count", MAX_ENTRIES)?;
+        let n_layer = usize::try_from(n_guessing).ok().and_then(|n| n_layer.checked_sub(n)).filter(|&n| n > 0);
+        let n_layer = n_layer
+            .ok_or_else(|| wrong("nextn_predict_layers", format!("{n_guessing}, expected fewer than all layers")))?;
         let n_embd = number("embedding_length", MAX_WIDTH)?;
         let per_layer = |name: &str| -> Result<Option<Vec<usize>>, LisaError> {
             let all = match gguf.get(&key(name)) {
@@ -86,7 +91,11 @@ impl Geometry {
                 wrong(PATTERN, format!("expected a flag for each of {n_layer} layers, whose heads differ in length"))
             })?,
         };
+        let is_recurrent = recurrent_layers(gguf, arch, n_layer)?;
         let layers = (0..n_layer).map(|i| {
+            if is_recurrent[i] {
+                return Ok(Heads { n_head: 0, n_head_kv: 0, key_length: 0, value_length: 0 });
+            }
             let local = |of_local: &Option<Vec<usize>>| of_local.as_ref().filter(|_| is_local[i]).map(|all| all[i]);
             let pick = |of_local, given, name| local(of_local).map_or_else(|| length(given, i, name), Ok);
             Ok(Heads {
@@ -100,6 +109,16 @@ impl Geometry {
         let n_caching = n_layer.saturating_sub(n_without);
         Ok(Self { n_embd, layers: layers.collect::<Result<_, LisaError>>()?, n_caching })
     }
+}
+
+/// Which layers have a state in the place of attention, and so no heads that could be shared.
+fn recurrent_layers(gguf: &Gguf, arch: &str, n_layer: usize) -> Result<Vec<bool>, LisaError> {
+    let (flags, interval) = (format!("{arch}.attention.recurrent_layers"), format!("{arch}.full_attention_interval"));
+    if let Some(flags) = gguf.bools(&flags)?.filter(|all| all.len() >= n_layer) {
+        return Ok(flags);
+    }
+    let interval = gguf.u32(&interval)?.filter(|&n| n > 0);
+    Ok((1..=n_layer).map(|i| interval.is_some_and(|n| !i.is_multiple_of(n as usize))).collect())
 }
 
 /// Far above any model's width or number of heads, and far below where products of two overflow.

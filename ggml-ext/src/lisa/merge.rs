@@ -129,13 +129,17 @@ fn fate(t: &TensorInfo, meta: &LisaMeta, geometry: &Geometry) -> Result<Fate, Li
     let Some((layer, of)) = number.and_then(|n| Some((n, meta.layers.get(n)?))) else {
         return Ok(Fate::Keep);
     };
+    let heads = &geometry.layers[layer];
+    let queries = heads.n_head as u64 * heads.key_length as u64;
     // Whatever else a projection has (a bias, a scale) goes with its weight.
     let module = module.split('.').next().unwrap_or_default();
     Ok(match (of.kind, module) {
         (Kind::Full, _) => Fate::Keep,
+        // It has more rows than queries where these share it with gates, which are not idle.
+        (_, "attn_q") if t.shape.last() > Some(&queries) => Fate::Keep,
         (kind, name) if is_idle(kind, name) => Fate::Drop,
         (kind, "attn_qkv") => {
-            let (q, v) = fused_rows(t, &geometry.layers[layer])?;
+            let (q, v) = fused_rows(t, heads)?;
             if kind == Kind::Kv { Fate::Rows("attn_q", q) } else { Fate::Rows("attn_v", v) }
         }
         _ => Fate::Keep,

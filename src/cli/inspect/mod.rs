@@ -13,7 +13,7 @@ use ggml_ext::kernels::Kernels;
 use ggml_ext::lisa::{Geometry, Heads};
 use lisa_cpp::attention::{CacheParams, CacheType};
 use lisa_cpp::compute::default_threads;
-use lisa_cpp::model::{ModelFile, pass_tokens, windows};
+use lisa_cpp::model::{ModelFile, pass_tokens, state_bytes, windows};
 use lisa_cpp::runtime::SessionParams;
 use serde_json::{Map, json};
 use sharing::Sharing;
@@ -226,7 +226,8 @@ impl Memory {
                 _ => number(key).map(|n| vec![n]),
             }
         };
-        let n_ff = per_layer("feed_forward_length")?.into_iter().max().unwrap_or(0);
+        // A model may have experts alone.
+        let n_ff = per_layer("feed_forward_length").into_iter().flatten().max().unwrap_or(0);
         // Experts: hidden units of those that a token meets, and for each a row that it is given and one that it makes.
         let n_used = number("expert_used_count").filter(|_| number("expert_count") > Some(0));
         let n_ff_expert = number("expert_feed_forward_length").filter(|&n| n > 0).unwrap_or(n_ff);
@@ -247,8 +248,9 @@ impl Memory {
             let spare = SessionParams::default().window_spare.map(|n| n.max(n_pass as usize));
             let params = CacheParams { ty_k: ty, ty_v: ty, n_ctx, spare };
             let n_positions = |window| params.n_positions(window).min(n_ctx) as u64;
+            let states = state_bytes("", gguf).unwrap_or(0) as u64;
             if let Some(cost) = sharing.and_then(|s| s.cost(kind)) {
-                return Some((kind, cost.cached(n_positions).after));
+                return Some((kind, cost.cached(n_positions).after.saturating_add(states)));
             }
             let layer = |(l, heads): (usize, &Heads)| {
                 let bytes = head(kind, heads.key_length)?.saturating_add(head(kind, heads.value_length)?);
@@ -256,7 +258,7 @@ impl Memory {
                 Some(bytes.saturating_mul(heads.n_head_kv as u64).saturating_mul(n_positions(window)))
             };
             let caching = geometry.layers.iter().take(geometry.n_caching).enumerate();
-            let bytes = caching.map(layer).try_fold(0u64, |sum, bytes| Some(sum.saturating_add(bytes?)))?;
+            let bytes = caching.map(layer).try_fold(states, |sum, bytes| Some(sum.saturating_add(bytes?)))?;
             Some((kind, bytes))
         });
         let cache = cache.collect();

@@ -312,6 +312,85 @@ class Lfm2(Tiny):
         w.add_tensor("token_embd_norm.weight", self.vector(d, 1.0, 0.2))
 
 
+class DeltaNet(Tiny):
+    """The gated delta rule in all but every `interval`-th layer, or as `recurrent` says; gates on what attention gives. `interleaved`: projections stored key
+    head by key head, of the inputs too if `"all"`. `guessing`: with a layer that guesses further tokens, through which no token passes."""
+
+    def __init__(self, name, arch, *, n_layer=4, heads=4, key_heads=2, state=16, conv=4, interval=None, recurrent=None,
+                 interleaved=None, guessing=False, **rest):
+        self.delta = (heads, key_heads, state, conv)
+        self.recurrent = recurrent or [(i + 1) % (interval or 4) != 0 for i in range(n_layer)]
+        self.interleaved, self.guessing = interleaved, guessing
+        keys = {"ssm.conv_kernel": conv, "ssm.inner_size": heads * state, "ssm.state_size": state,
+                "ssm.time_step_rank": heads, "ssm.group_count": key_heads}
+        if interval:
+            keys["full_attention_interval"] = interval
+        if recurrent:
+            keys["attention.recurrent_layers"] = recurrent + [False] * guessing
+        if guessing:
+            keys["nextn_predict_layers"] = 1
+        super().__init__(name, arch, n_layer=len(self.recurrent) + guessing, qk_norm=True, head_dim=32, n_rot=8,
+                         keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def add_tensors(self, w):
+        d, d_head = N_EMBD, self.head_dim
+        heads, key_heads, state, conv = self.delta
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, d, (0.35 if self.tied else 1.0) * np.sqrt(d)))
+        for i in range(self.n_layer):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            add("attn_norm.weight", self.vector(d, 1.0, 0.2))
+            add("post_attention_norm.weight", self.vector(d, 1.0, 0.2))
+            if i < len(self.recurrent) and self.recurrent[i]:
+                n_keys, n_values = key_heads * state, heads * state
+                q, k, v, z = (self.matrix(n, d, 1.2) for n in (n_keys, n_keys, n_values, n_values))
+                if self.interleaved == "all":
+                    parts = [x.reshape(key_heads, -1, d) for x in (q, k, v, z)]
+                    add("ssm_in.weight", np.concatenate(parts, axis=1).reshape(-1, d))
+                else:
+                    add("attn_qkv.weight", np.concatenate([q, k, v]))
+                    add("attn_gate.weight", z)
+                alpha, beta = self.matrix(heads, d, 1.0), self.matrix(heads, d, 1.5)
+                if self.interleaved:
+                    parts = [x.reshape(key_heads, -1, d) for x in (beta, alpha)]
+                    add("ssm_ba.weight", np.concatenate(parts, axis=1).reshape(-1, d))
+                else:
+                    add("ssm_alpha.weight", alpha)
+                    add("ssm_beta.weight", beta)
+                add("ssm_conv1d.weight", self.vector((2 * n_keys + n_values) * conv, 0.0, 0.7).reshape(-1, conv))
+                add("ssm_dt.bias", self.vector(heads, -1.5, 0.7))
+                add("ssm_a", -np.exp(self.vector(heads, -1.0, 0.7)))
+                add("ssm_norm.weight", self.vector(state, 1.0, 0.3))
+                add("ssm_out.weight", self.matrix(d, n_values, 1.5))
+            else:
+                add("attn_q.weight", self.matrix(2 * self.n_head * d_head, d, 1.4))
+                for name in ("k", "v"):
+                    add(f"attn_{name}.weight", self.matrix(self.n_head_kv * d_head, d, 1.2))
+                for name in ("q", "k"):
+                    add(f"attn_{name}_norm.weight", self.vector(d_head, 1.4, 0.3))
+                add("attn_output.weight", self.matrix(d, self.n_head * d_head, 2.4))
+            if self.experts:
+                n, n_ff = self.experts[0], self.keys["expert_feed_forward_length"]
+                add("ffn_gate_inp.weight", self.matrix(n, d, 2.0))
+                for name, n_out, n_in in (("gate", n_ff, d), ("up", n_ff, d), ("down", d, n_ff)):
+                    add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, 1.5) for _ in range(n)]))
+                for name, n_out, n_in in (("gate", self.shared, d), ("up", self.shared, d), ("down", d, self.shared)):
+                    add(f"ffn_{name}_shexp.weight", self.matrix(n_out, n_in, 1.4))
+                add("ffn_gate_inp_shexp.weight", self.matrix(1, d, 2.0)[0])
+            else:
+                for name, n_out, n_in in (("gate", self.n_ff, d), ("up", self.n_ff, d), ("down", d, self.n_ff)):
+                    add(f"ffn_{name}.weight", self.matrix(n_out, n_in, 1.3))
+        if self.guessing:
+            i = self.n_layer - 1
+            w.add_tensor(f"blk.{i}.nextn.eh_proj.weight", self.matrix(d, 2 * d, 1.0))
+            for name in ("enorm", "hnorm", "shared_head_norm"):
+                w.add_tensor(f"blk.{i}.nextn.{name}.weight", self.vector(d, 1.0, 0.2))
+        w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
+        if not self.tied:
+            w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
+
+
 def ramp(n, first, last):
     """Rope factors that grow geometrically, each of its own value so that a wrong order shows."""
     return np.geomspace(first, last, n)
@@ -362,6 +441,17 @@ def models():
         Lfm2("lfm2_attention_last", "lfm2", [0, 2, 0, 2], l_cache=4, n_ff=96, keys={"attention.sliding_window": 8}),
         Lfm2("lfm2moe", "lfm2moe", [0, 2, 0], experts=(8, 3), n_ff=96, keys={
             "expert_feed_forward_length": 32, "leading_dense_block_count": 1, "expert_gating_func": 2}),
+        DeltaNet("qwen35", "qwen35", tied=True, n_ff=80, eps=1e-2, interval=4, keys={
+            "rope.dimension_sections": [2, 1, 1, 0]}, runs=[(512, 48, 1), (512, 300, 6)]),
+        DeltaNet("qwen35_guessing", "qwen35", heads=6, key_heads=3, state=8, conv=3, n_ff=80, guessing=True,
+                 recurrent=[True, False, True], keys={"rope.dimension_sections": [2, 1, 1, 0]}),
+        DeltaNet("qwen35moe", "qwen35moe", n_ff=None, experts=(7, 3), shared=48, eps=1e-2, keys={
+            "rope.dimension_sections": [2, 1, 1, 0], "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 48}),
+        DeltaNet("qwen3next", "qwen3next", n_ff=96, experts=(6, 4), shared=48, interleaved="rates", interval=2, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}, runs=[(512, 48, 1), SHIFTED]),
+        DeltaNet("qwen3next_fused", "qwen3next", n_ff=96, experts=(6, 4), shared=48, interleaved="all", keys={
+            "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}),
         Gemma4("gemma4", [True, False, True, True, False, True, False, True], side=32, n_shared=3, n_ff=(64, 96), eps=1e-2,
                runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Gemma4("gemma4_plain", [True, True, False, True, False], keys={"final_logit_softcapping": 5.0}),

@@ -151,6 +151,16 @@ impl Binary for Silu {
     }
 }
 
+/// `x / (1 + e^-gate)`.
+struct Sigmoid;
+impl Binary for Sigmoid {
+    #[inline(always)]
+    unsafe fn apply<V: Simd>(&self, gate: V, x: V) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { gated(x, gate.mul(V::splat(-LOG2_E))) }
+    }
+}
+
 /// The clamped SwiGLU of gpt-oss: `g / (1 + e^(-1.702 g)) * (u + 1)` of `g = min(gate, 7)` and `u = clamp(up, -7, 7)`.
 pub(super) struct ClampedSwiglu;
 impl Binary for ClampedSwiglu {
@@ -251,6 +261,13 @@ pub(super) unsafe fn silu_mul<V: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]
 pub(super) unsafe fn gelu_mul<V: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     // SAFETY: the slices are of one length (checked by the caller).
     unsafe { vector::zip::<V, _>(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len(), &Gelu) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn sigmoid_mul<V: Simd>(gate: &[f32], x: &mut [f32]) {
+    let (n, x) = (x.len(), x.as_mut_ptr());
+    // SAFETY: the slices are of one length (checked by the caller).
+    unsafe { vector::zip::<V, _>(gate.as_ptr(), x, x, n, &Sigmoid) }
 }
 
 #[inline(always)]

@@ -241,6 +241,8 @@ fn activations() {
                 g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)
             });
             all_close(&got, want_clamped, 1e-5, 1e-6, &what);
+            let got = guarded(&up, |x| k.sigmoid_mul(&wild, x));
+            all_close(&got, wide(&up).zip(wide(&wild)).map(|(x, g)| x / (1.0 + (-g).exp())), 0.0, 1e-6, &what);
             let got = guarded(&x, |out| k.gelu_mul(&x, &up, out));
             all_close(&got, want().map(|(x, u)| gelu64(x) * u), 0.0, 1e-6, &what);
             all_close(&guarded(&x, |x| k.soft_cap(x, 0.5)), wide(&x).map(|x| 0.5 * (2.0 * x).tanh()), 0.0, 5e-7, &what);
@@ -251,6 +253,60 @@ fn activations() {
             guarded(&[-1.5, -0.0, 0.0, 2.5, -f32::INFINITY], |x| k.relu(x)) == [0.0, 0.0, 0.0, 2.5, 0.0],
             "{tier:?}"
         );
+    }
+}
+
+fn some_rows(x: &[f32], len: usize, stride: usize, rows: std::ops::Range<usize>) -> Rows<'_, f32> {
+    Rows::new(&x[rows.start * stride..], rows.len(), len, stride)
+}
+
+/// Against the recurrence as it is written down, and bit for bit however many tokens a call has.
+#[test]
+fn the_delta_rule() {
+    for (tier, kernels) in tiers() {
+        for (dim, width, n_tokens) in [(8, 8, 5), (16, 16, 7), (5, 3, 4), (64, 33, 9), (128, 128, 40), (3, 80, 1)] {
+            let what = format!("{tier:?} {dim} x {width}, {n_tokens} tokens");
+            let [q, k] = [1, 2].map(|seed| noise(seed, n_tokens * (dim + 3)));
+            let (v, start) = (noise(3, n_tokens * (width + 1)), noise(4, dim * width));
+            let rates: Vec<_> =
+                (0..n_tokens).map(|t| DeltaRates { decay: 0.3 + 0.7 / (t + 1) as f32, step: 0.2 }).collect();
+            let mut state: Vec<f64> = wide(&start).collect();
+            let mut want = Vec::new();
+            for (t, r) in rates.iter().enumerate() {
+                let [q, k] = [&q, &k].map(|x| wide(&x[t * (dim + 3)..][..dim]).collect::<Vec<_>>());
+                state.iter_mut().for_each(|s| *s *= f64::from(r.decay));
+                for i in 0..width {
+                    let known: f64 = (0..dim).map(|j| state[j * width + i] * k[j]).sum();
+                    let change = f64::from(r.step) * (f64::from(v[t * (width + 1) + i]) - known);
+                    (0..dim).for_each(|j| state[j * width + i] += change * k[j]);
+                    want.push((0..dim).map(|j| state[j * width + i] * q[j]).sum());
+                }
+            }
+            let run = |parts: &[std::ops::Range<usize>]| {
+                let (mut state, mut all) = (start.clone(), Vec::new());
+                for t in parts {
+                    let mut out = vec![7.25; t.len() * (width + 2)];
+                    let (q, k) = (some_rows(&q, dim, dim + 3, t.clone()), some_rows(&k, dim, dim + 3, t.clone()));
+                    let v = some_rows(&v, width, width + 1, t.clone());
+                    let rates = &rates[t.clone()];
+                    kernels.delta_rule(&mut state, q, k, v, rates, RowsMut::new(&mut out, t.len(), width, width + 2));
+                    for row in out.chunks_exact(width + 2) {
+                        all.extend_from_slice(&row[..width]);
+                        assert_eq!(row[width..], [7.25; 2], "{what}");
+                    }
+                }
+                (state, all)
+            };
+            let together = run(&[0..n_tokens]);
+            all_close(&together.0, state.into_iter(), 1.0, 1e-5, &what);
+            all_close(&together.1, want.into_iter(), dim as f64, 1e-6, &what);
+            assert!(together == run(&[0..n_tokens / 2, n_tokens / 2..n_tokens]), "{what}");
+            let mut last = vec![0.0; width];
+            let (q, k) = (some_rows(&q, dim, dim + 3, 0..n_tokens), some_rows(&k, dim, dim + 3, 0..n_tokens));
+            let v = some_rows(&v, width, width + 1, 0..n_tokens);
+            kernels.delta_rule(&mut start.clone(), q, k, v, &rates, RowsMut::new(&mut last, 1, width, width));
+            assert_eq!(last, together.1[(n_tokens - 1) * width..], "{what}");
+        }
     }
 }
 

@@ -124,6 +124,24 @@ pub(super) unsafe fn axpy<V: Simd>(a: f32, x: &[f32], y: &mut [f32]) {
 }
 
 #[inline(always)]
+pub(super) unsafe fn add_product<V: Simd>(y: &mut [f32], a: &[f32], b: &[f32]) {
+    let (n, y, a, b) = (y.len(), y.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+    let mut i = 0;
+    // SAFETY: the slices are of one length (checked by the caller) and every access is below it.
+    unsafe {
+        while i + V::LANES <= n {
+            V::load(a.add(i)).mul_add(V::load(b.add(i)), V::load(y.add(i))).store(y.add(i));
+            i += V::LANES;
+        }
+        if i < n {
+            let r = n - i;
+            let sum = V::load_partial(a.add(i), r).mul_add(V::load_partial(b.add(i), r), V::load_partial(y.add(i), r));
+            sum.store_partial(y.add(i), r);
+        }
+    }
+}
+
+#[inline(always)]
 pub(super) unsafe fn scale<V: Simd>(x: &mut [f32], s: f32) {
     // SAFETY: the caller's contract.
     unsafe { map::<V, _>(x, &Scale(s)) }
