@@ -15,17 +15,19 @@ mod states;
 mod stream;
 mod weights;
 
-pub use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
-pub use conv::Convolution;
-pub use delta::{DeltaBuffers, DeltaNet, DeltaShape, DeltaStep};
-pub use keys::Keys;
-pub use kv_cache::{Block, CacheParams, CacheType, KvCache, LayerCache, Turn, state_bytes};
-pub use lisa::{Hidden, LisaAttention, LowRank};
+pub use kv_cache::{CacheParams, CacheType, KvCache, state_bytes};
 pub use plan::{Share, SharePlan};
-pub use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
-pub use route::{Holds, Route, Routes};
-pub use stream::AttentionScratch;
-pub use weights::AttnWeights;
+
+// What members of a team do together.
+pub(crate) use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
+pub(crate) use conv::Convolution;
+pub(crate) use delta::{DeltaBuffers, DeltaNet, DeltaShape, DeltaStep};
+pub(crate) use kv_cache::{LayerCache, Turn};
+pub(crate) use lisa::{Hidden, LisaAttention, LowRank};
+pub(crate) use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
+pub(crate) use route::{Holds, Routes};
+pub(crate) use stream::AttentionScratch;
+pub(crate) use weights::AttnWeights;
 
 /// The shape of a layer's attention. Query head `h` reads key/value head `h / (n_head / n_head_kv)`.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -183,7 +183,10 @@ impl ChatSession<'_> {
             )));
         }
         if step.keep < self.engine.held().len() {
-            self.engine.truncate(step.keep)?;
+            if let Err(e) = self.engine.truncate(step.keep) {
+                self.conversation.forget_rendering();
+                return Err(e);
+            }
             self.new_sampler()?;
         }
         let stoppable = self.engine.stoppable();
@@ -207,7 +210,10 @@ impl ChatSession<'_> {
         drop(stoppable);
         self.show_end(&mut out, &answer)?;
         explain(self.engine, answer.stop);
-        self.conversation.answered(&answer.text, answer.pending);
+        self.conversation.answered(&answer.message, answer.pending);
+        if answer.lost {
+            self.conversation.forget_rendering();
+        }
         Ok(answer.stop)
     }
 

@@ -32,11 +32,12 @@ pub struct Limits {
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stop {
     /// The model ended it.
     EndOfText,
     /// `--predict` tokens were generated.
+    #[default]
     Limit,
     /// A `--reverse-prompt` appeared.
     ReversePrompt,
@@ -60,15 +61,20 @@ impl Stop {
 }
 
 /// What was generated.
+#[derive(Default)]
 pub struct Answer {
     /// The text, as it was passed to the sink.
     pub text: String,
+    /// The text without control tokens, whether the sink gets these or not.
+    pub message: String,
     /// The tokens, the one that ended the text included.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub stop: Stop,
     /// The last token, when it belongs to the text and the session has not seen it yet.
     pub pending: Option<u32>,
+    /// Ctrl-C came while tokens were read again: the session has not all that it should.
+    pub lost: bool,
 }
 
 /// Everything a run needs after loading.
@@ -83,6 +89,8 @@ pub struct Engine {
     pub limits: Limits,
     session: Session,
     sampler: Sampler,
+    /// A token that the sampler has been told of and the session has not.
+    accepted: Option<u32>,
     /// Length of the prompt the context began with.
     n_first: usize,
 }
@@ -102,7 +110,7 @@ impl Engine {
         log: Log,
         limits: Limits,
     ) -> Self {
-        Engine { model, timings, log, limits, session, sampler, n_first: 0 }
+        Engine { model, timings, log, limits, session, sampler, accepted: None, n_first: 0 }
     }
 
     /// The model's vocabulary.
@@ -133,6 +141,7 @@ impl Engine {
     /// Replaces the sampler; the new one is told the tokens the session holds.
     pub fn set_sampler(&mut self, sampler: Sampler) {
         self.sampler = sampler;
+        self.accepted = None;
         for &id in self.session.ids() {
             self.sampler.accept(id);
         }
@@ -180,16 +189,16 @@ impl Engine {
                 room -= 1;
             }
             let (now, later) = rest.split_at(rest.len().min(room));
-            let next = self.feed_at_once(now)?;
             rest = later;
-            if rest.is_empty() {
+            if let Some(next) = self.feed_at_once(now, rest.is_empty())? {
                 break next;
             }
         };
         Ok(next)
     }
 
-    fn feed_at_once(&mut self, ids: &[u32]) -> Result<u32, CliError> {
+    /// Processes `ids`, and if they are the `last` for now chooses what follows.
+    fn feed_at_once(&mut self, ids: &[u32], last: bool) -> Result<Option<u32>, CliError> {
         let log = if ids.len() >= LONG_PROMPT { self.log } else { Log::new(false) };
         let mut progress = Progress::new(log, "processing the prompt", ids.len() as u64);
         let start = Instant::now();
@@ -197,10 +206,10 @@ impl Engine {
         self.timings.prompt += start.elapsed();
         self.timings.n_prompt += ids.len();
         let start = Instant::now();
-        for &id in ids {
-            self.sampler.accept(id);
-        }
-        let next = self.sampler.sample(logits)?;
+        // An answer's last token may come again with the text after it.
+        let known = self.accepted.take().filter(|id| ids.first() == Some(id)).map_or(0, |_| 1);
+        ids[known..].iter().for_each(|&id| self.sampler.accept(id));
+        let next = if last { Some(self.sampler.sample(logits)?) } else { None };
         self.timings.sampling += start.elapsed();
         Ok(next)
     }
@@ -212,7 +221,7 @@ impl Engine {
         let n_discard = (self.held().len() - n_keep) / 2;
         if n_discard == 0 {
             return Err(CliError::run(format!(
-                "--keep: {n_keep} of the context's {} tokens are kept, none can be forgotten",
+                "the context of {} tokens is full, and too small for --context-shift: the first {n_keep} are kept (--keep)",
                 self.n_ctx()
             )));
         }
@@ -230,8 +239,8 @@ impl Engine {
     ) -> Result<Answer, CliError> {
         let model = self.model.clone();
         let tokenizer = model.tokenizer();
-        let mut decoder = StreamDecoder::default();
-        let mut answer = Answer { text: String::new(), tokens: Vec::new(), stop: Stop::Limit, pending: None };
+        let (mut decoder, mut said) = (StreamDecoder::default(), StreamDecoder::default());
+        let mut answer = Answer::default();
         let mut emit = |answer: &mut Answer, piece: &str| {
             answer.text.push_str(piece);
             sink(piece)
@@ -245,9 +254,11 @@ impl Engine {
             }
             let id = next;
             self.sampler.accept(id);
+            self.accepted = Some(id);
             answer.tokens.push(id);
             let before = answer.text.len();
             emit(&mut answer, &decoder.push(&tokenizer.token_bytes(id, self.limits.special)))?;
+            answer.message.push_str(&said.push(&tokenizer.token_bytes(id, false)));
             if tokenizer.is_eog(id) {
                 answer.pending = None;
                 break Stop::EndOfText;
@@ -265,7 +276,10 @@ impl Engine {
                 }
                 match self.shift() {
                     Ok(_) => {}
-                    Err(_) if stoppable.stopped() => break Stop::Interrupted,
+                    Err(_) if stoppable.stopped() => {
+                        answer.lost = true;
+                        break Stop::Interrupted;
+                    }
                     Err(e) => return Err(e),
                 }
             }
@@ -278,18 +292,20 @@ impl Engine {
             self.timings.eval += start.elapsed();
             self.timings.n_eval += 1;
             answer.pending = None;
+            self.accepted = None;
             let start = Instant::now();
             next = self.sampler.sample(logits)?;
             self.timings.sampling += start.elapsed();
         };
         emit(&mut answer, &decoder.finish())?;
+        answer.message.push_str(&said.finish());
         Ok(answer)
     }
 }
 
 /// Whether `stop` appears in `text` and was not complete in its first `before` bytes.
 fn appears_after(text: &str, before: usize, stop: &str) -> bool {
-    let mut from = before.saturating_sub(stop.len());
+    let mut from = (before + 1).saturating_sub(stop.len()).min(before);
     while !text.is_char_boundary(from) {
         from -= 1;
     }
@@ -306,5 +322,7 @@ mod tests {
         assert!(appears_after("…User", 5, "User"));
         assert!(!appears_after("User: hello", 9, "User:"));
         assert!(!appears_after("abc", 3, ""));
+        assert!(!appears_after("User: hello", 5, "User:"), "was complete before");
+        assert!(appears_after("é:", 2, "é:") && !appears_after("é", 2, "é"));
     }
 }

@@ -172,16 +172,16 @@ impl<T> Drop for SharedBuf<T> {
 }
 
 /// The form in which activations meet quantised weights. F32 weights always meet floats; so do F16 and BF16, but where many tokens are
-/// multiplied in bf16 ([`Form::Bf16`]), with 16 bits of either side.
+/// multiplied in bf16, with 16 bits of either side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ActivationType {
     /// Floats: slower, for studies and tests.
     F32,
     /// int8, with second digits for the blocks that need them: within a mean KL divergence of some 2e-4 of floats. In the products of
-    /// [`Form::Bf16`], two digits in the places that matter most: some 1e-4.
+    /// bf16, two digits in the places that matter most: some 1e-4.
     #[default]
     Int8Fine,
-    /// One int8 digit, as in llama.cpp, some 3e-3 from floats: about a third faster on prompts. In the products of [`Form::Bf16`], one
+    /// One int8 digit, as in llama.cpp, some 3e-3 from floats: about a third faster on prompts. In products in bf16, one
     /// digit of that: some 2e-4.
     Int8,
 }

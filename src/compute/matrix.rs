@@ -34,7 +34,8 @@ impl FileBytes {
     pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if let Self::Mapped(map) = self {
-            // Whole pages inside the range only: neighbours may belong to a tensor that is read from the map.
+            // Whole pages of the usual size, for neighbours may belong to a tensor that is read from the map; larger ones are read again
+            // from the file where that takes too much.
             let page = 4096;
             let (start, end) = (range.start.next_multiple_of(page), range.end / page * page);
             if start < end {

@@ -11,12 +11,19 @@ mod profile;
 mod shares;
 mod slab;
 
-pub use buffer::{ActivationType, Activations, Floats, Form, Operand, SharedBuf};
-pub use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack, sigmoid};
-pub use matrix::{FileBytes, Hold, Linear, Matrix};
-pub use norm::{Norm, mean};
-pub use ops::{Act, Job, Observer, Ops};
-pub use pool::{Pool, Worker, default_threads};
-pub use profile::{Laps, Phase, Profile};
-pub use shares::Shares;
-pub use slab::Slabs;
+pub use buffer::ActivationType;
+pub use matrix::Linear;
+pub use ops::Observer;
+pub use pool::{Pool, default_threads};
+pub use profile::{Phase, Profile};
+
+// What members of a team do together: sound where its rules are kept, which the compiler does not check.
+pub(crate) use buffer::{Activations, Floats, Form, Operand, SharedBuf};
+pub(crate) use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack, sigmoid};
+pub(crate) use matrix::{FileBytes, Hold, Matrix};
+pub(crate) use norm::{Norm, mean};
+pub(crate) use ops::{Act, Ops};
+pub(crate) use pool::Worker;
+pub(crate) use profile::Laps;
+pub(crate) use shares::Shares;
+pub(crate) use slab::Slabs;

@@ -134,8 +134,11 @@ impl Turns {
     fn new(rope: &Rope, n: usize) -> Self {
         let (forward, backward) = (RopeTable::new(rope, n), RopeTable::new(rope, n));
         for i in 0..n {
-            forward.fill(rope, i, i as f64);
-            backward.fill(rope, i, -(i as f64));
+            // SAFETY: nobody else has the tables yet.
+            unsafe {
+                forward.fill(rope, i, i as f64);
+                backward.fill(rope, i, -(i as f64));
+            }
         }
         Self { rope: rope.clone(), forward, backward }
     }

@@ -128,7 +128,7 @@ fn map(path: &Path) -> Result<FileBytes> {
     if meta.len() == 0 {
         return Err(model_error(&path.display().to_string(), "the file is empty, expected a GGUF model"));
     }
-    // SAFETY: the mapping is read-only and private. As with every program that maps its input, the file must not be
-    // truncated while the program runs.
+    // SAFETY: the mapping is read-only. As with every program that maps its input, nobody may write or truncate the file while the program
+    // runs.
     unsafe { memmap2::Mmap::map(&file) }.map(FileBytes::Mapped).map_err(io)
 }

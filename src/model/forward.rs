@@ -69,7 +69,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     let bf16 = buf.bf16_attention && form == Form::Bf16;
 
     for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
-        w.share(n).for_each(|i| table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64));
+        // SAFETY: rows are shared out disjointly.
+        w.share(n).for_each(|i| unsafe { table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64) });
     }
     let mut laps = o.laps(w);
     ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);

@@ -1,7 +1,7 @@
 //! Models: from a GGUF file to weights, and the forward pass over them.
 //!
 //! `general.architecture` selects a row of the registry below; the family's `build` describes its decoder, and
-//! [`forward`] runs any of them. To add a family: a file with a `build`, a row in `FAMILIES`, and a row with golden logits in
+//! `forward` runs any of them. To add a family: a file with a `build`, a row in `FAMILIES`, and a row with golden logits in
 //! `tests/families.rs`.
 
 mod buffers;
@@ -39,16 +39,16 @@ use ggml_ext::GgmlType;
 use ggml_ext::gguf::Gguf;
 use ggml_ext::kernels::Kernels;
 
-pub use buffers::{Buffers, pass_tokens};
+pub use buffers::pass_tokens;
 pub use config::Config;
-pub use decoder::{
-    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert, SideInputs,
-    SideNetwork,
-};
+pub use decoder::Decoder;
 pub use file::ModelFile;
-pub use forward::{Mode, Tokens, forward, head};
 pub use overrides::{Override, OverrideValue};
 pub use sharing::SharingSource;
+
+pub(crate) use buffers::Buffers;
+pub(crate) use decoder::{Experts, FeedForward, Ffn, QueryKey, Scores};
+pub(crate) use forward::{Mode, Tokens, forward, head};
 
 use builder::{Builder, Sharing};
 use config::{Keys, gguf_error, model_error};
@@ -268,7 +268,7 @@ impl Model {
         tensors.extend(file.parts.iter().zip(&parts).map(|(bytes, g)| Part::new(&file.name, bytes, g)));
         let n_params = parts.iter().flat_map(|g| g.tensors()).map(|t| t.row_len().saturating_mul(t.n_rows())).sum();
         let hold = if params.use_mmap { Hold::Packed } else { Hold::Copied };
-        let mut loader = Loader::new(&file.name, tensors, hold, pool, params.progress);
+        let mut loader = Loader::new(&file.name, tensors, hold, pool, params.progress)?;
         let n_vocab = tokenizer.n_vocab();
         let mut builder = Builder {
             keys: &keys,

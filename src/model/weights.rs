@@ -51,17 +51,31 @@ pub struct Loader<'p> {
 
 impl<'p> Loader<'p> {
     /// A loader over the parts of a model called `file` in messages.
-    pub fn new(file: &str, parts: Vec<Part>, hold: Hold, pool: Pool, progress: Option<&'p mut dyn FnMut(f32)>) -> Self {
-        let mut tensors = HashMap::new();
+    ///
+    /// # Errors
+    /// A tensor that two of them have, such as a module of a sidecar in a base model.
+    pub fn new(
+        file: &str,
+        parts: Vec<Part>,
+        hold: Hold,
+        pool: Pool,
+        progress: Option<&'p mut dyn FnMut(f32)>,
+    ) -> Result<Self> {
+        let mut tensors = HashMap::<String, Entry>::new();
         for part in parts {
             let file: Arc<str> = part.name.into();
             for info in part.tensors {
                 let entry = Entry { file: file.clone(), bytes: part.bytes.clone(), info, used: false };
+                if let Some(other) = tensors.get(&entry.info.name) {
+                    let what = format!("tensor {} is in {} too", entry.info.name, other.file);
+                    return Err(model_error(&entry.file, what));
+                }
                 tensors.insert(entry.info.name.clone(), entry);
             }
         }
-        let bytes_total = tensors.values().map(|e: &Entry| e.info.n_bytes).sum();
-        Self { file: file.into(), tensors, hold, pool, slabs: Slabs::default(), progress, bytes_total, bytes_done: 0 }
+        let bytes_total = tensors.values().map(|e| e.info.n_bytes).sum();
+        let slabs = Slabs::default();
+        Ok(Self { file: file.into(), tensors, hold, pool, slabs, progress, bytes_total, bytes_done: 0 })
     }
 
     /// True when the file has this tensor.
@@ -220,5 +234,22 @@ impl<'p> Loader<'p> {
                 Err(model_error(&first.file, what))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelFile;
+
+    #[test]
+    fn one_name_is_one_tensor() {
+        let file = ModelFile::embedded();
+        let parsed = file.parse().unwrap();
+        let part = |name: &str| Part::new(name, &file.parts[0], &parsed[0]);
+        let loader = |parts| Loader::new("m", parts, Hold::Packed, Pool::new(1).unwrap(), None);
+        assert!(loader(vec![part("one")]).is_ok());
+        let refused = loader(vec![part("one"), part("other")]).err().unwrap().to_string();
+        assert!(refused.starts_with("other: tensor ") && refused.ends_with(" is in one too"), "{refused}");
     }
 }

@@ -121,5 +121,5 @@ fn recurrent_layers(gguf: &Gguf, arch: &str, n_layer: usize) -> Result<Vec<bool>
     Ok((1..=n_layer).map(|i| interval.is_some_and(|n| !i.is_multiple_of(n as usize))).collect())
 }
 
-/// Far above any model's width or number of heads, and far below where products of two overflow.
+/// Far above any model's width or number of heads, and far below where products of two overflow 64 bits.
 const MAX_WIDTH: u64 = 1 << 24;

@@ -154,9 +154,9 @@ fn is_idle(kind: Kind, module: &str) -> bool {
 
 /// Where the query rows and the value rows of a fused tensor are; of a bias, elements.
 fn fused_rows(t: &TensorInfo, heads: &Heads) -> Result<(Range<u64>, Range<u64>), LisaError> {
-    let [q, k, v] =
-        [heads.n_head * heads.key_length, heads.n_head_kv * heads.key_length, heads.n_head_kv * heads.value_length]
-            .map(|n| n as u64);
+    let [n_head, n_head_kv, dk, dv] =
+        [heads.n_head, heads.n_head_kv, heads.key_length, heads.value_length].map(|n| n as u64);
+    let [q, k, v] = [n_head * dk, n_head_kv * dk, n_head_kv * dv];
     let n = *t.shape.last().unwrap_or(&0);
     if n != q + k + v || t.shape.len() > 2 {
         let what = format!("shape {:?}, expected {q} query, {k} key and {v} value rows", t.shape);
