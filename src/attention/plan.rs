@@ -160,8 +160,10 @@ impl SharePlan {
                     window(src)
                 ));
             }
-            if (own.n_head, own.n_head_kv) != (src.n_head, src.n_head_kv) {
-                return Err(format!("layer {i} ({kind}): its source {source} has another number of heads"));
+            let heads = |s: AttentionShape| format!("{} query and {} key/value heads", s.n_head, s.n_head_kv);
+            if heads(own) != heads(src) {
+                let what = format!("it has {}, its source {source} has {}", heads(own), heads(src));
+                return Err(format!("layer {i} ({kind}): {what}"));
             }
             if kind == Kind::Kv {
                 let owner = self.kv_owner(source);

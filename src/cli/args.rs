@@ -58,7 +58,7 @@ pub struct ComputeArgs {
     /// Element type of the cached values [-ctv] [default: f16; f32 with --exact]
     #[arg(long, value_name = "TYPE", value_enum)]
     pub cache_type_v: Option<CacheTypeArg>,
-    /// Cache the whole context in layers with a sliding window too, instead of the window and a little more: nothing is ever read again
+    /// Cache the full context for layers with a sliding window too: more memory, but going back and context shift never process tokens again
     #[arg(long, hide_short_help = true)]
     pub swa_full: bool,
     #[command(flatten)]
@@ -71,7 +71,7 @@ pub struct ActivationArgs {
     /// Compute with f32 activations instead of int8 ones: slower, for studies and tests
     #[arg(long, conflicts_with = "fast")]
     exact: bool,
-    /// Compute with int8 activations of one digit everywhere, as llama.cpp does: faster prompts, less exact
+    /// Plain int8 activations, as in llama.cpp, without the second int8 number that values in blocks with outliers get: faster prompts, less exact
     #[arg(long)]
     fast: bool,
 }

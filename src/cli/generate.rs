@@ -37,7 +37,7 @@ pub struct GenerateArgs {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Output")]
 struct OutputArgs {
-    /// Most tokens to generate; -1: until the model ends the text or the context is full; -2: the same, never shifting
+    /// Most tokens to generate; -1: until the model ends the text or the context is full; -2: the same, without context shift
     #[arg(short = 'n', long = "predict", alias = "n-predict", value_name = "N", default_value_t = -1)]
     predict: i32,
     /// End the answer where TEXT appears; can be repeated

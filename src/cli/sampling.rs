@@ -51,10 +51,10 @@ pub struct SamplingArgs {
     /// Penalty on tokens that occurred; 1 = off
     #[arg(long, value_name = "N", default_value_t = 1.0)]
     pub repeat_penalty: f32,
-    /// Subtracted from the logit of tokens that occurred; 0 = off
+    /// Subtracted once from the logit of every token that has occurred; 0 = off
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     pub presence_penalty: f32,
-    /// The same, once per occurrence; 0 = off
+    /// Subtracted from a token's logit for each time it has occurred; 0 = off
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     pub frequency_penalty: f32,
     /// Strength of the DRY penalty on repeated sequences; 0 = off
@@ -63,7 +63,7 @@ pub struct SamplingArgs {
     /// Base of the DRY penalty's growth
     #[arg(long, value_name = "N", default_value_t = 1.75)]
     pub dry_base: f32,
-    /// Longest repetition DRY lets pass
+    /// DRY penalises repetitions of at least this many tokens
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub dry_allowed_length: i32,
     /// Tokens DRY looks back on; 0 = off, -1 = the whole context

@@ -102,7 +102,7 @@ fn n_owners(b: &Builder, windows: &Windows) -> Result<usize> {
         true => Ok(n_owners),
         false => {
             let what =
-                format_args!("{n_shared}: the two layers before these are not one with a window and one without");
+                format_args!("{n_shared}: one of these finds none of its kind, with a window or without, in the two layers before");
             Err(b.keys.error(SHARED, what))
         }
     }
