@@ -176,6 +176,20 @@ fn attention_gradients() {
     }
 }
 
+#[test]
+fn what_cannot_be_trained_is_named() {
+    for (name, what) in [
+        ("deepseek2", "multi-head latent attention"),
+        ("gemma4", "norms on values"),
+        ("gpt_oss", "sinks"),
+        ("hunyuan", "after their rotation"),
+        ("lfm2", "convolution"),
+    ] {
+        let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();
+        assert!(refused.contains(what), "{name}: {refused}");
+    }
+}
+
 /// A layer apart is the layer as it would be if it were the only one substituted.
 #[test]
 fn layers_apart_do_not_know_of_each_other() {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use ggml_ext::gguf::Gguf;
 use ggml_ext::lisa::{Activation, Domain, Kind, LayerMeta, LisaMeta, Provenance, identify, merge};
-use lisa_cpp::attention::CacheType;
+use lisa_cpp::attention::{CacheType, SharePlan};
 use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
 use reference::{Subject, folder, gunzip, names};
 
@@ -59,6 +59,7 @@ macro_rules! families {
 families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
+    deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense
     gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe
     internlm2 ernie4_5 exaone exaone4 exaone4_windows seed_oss glm4 hunyuan hunyuan_alpha smollm3 smollm3_tied
     olmo2 olmo2_windows mistral3 mistral3_plain
@@ -74,13 +75,13 @@ families! {
     phi3 phi3_longrope phi3_partial_tied phi3_window_key
 }
 
-/// Experts of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding.
+/// Experts and heads of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding.
 #[test]
-fn quantised_experts_stay_close() {
+fn quantised_experts_and_heads_stay_close() {
     let program = env!("CARGO_BIN_EXE_lisa-cpp");
     let folder = tempfile::tempdir().unwrap();
     let [base, out] = ["base.gguf", "q8_0.gguf"].map(|name| folder.path().join(name));
-    for name in ["llama_experts", "olmoe", "qwen2moe", "deepseek"] {
+    for name in ["llama_experts", "olmoe", "qwen2moe", "deepseek", "deepseek2_dense", "deepseek2_old_dense"] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
@@ -232,4 +233,55 @@ fn states_are_kept_of_where_texts_began_and_ended() {
     assert!(there == fresh(&[&ids[..20], &ids[40..45], &ids[50..51]].concat()));
     abort.store(true, Ordering::Relaxed);
     assert!(matches!(session.truncate(22), Err(lisa_cpp::Error::Interrupted)));
+}
+
+/// Layers of latent attention take another's weights for latents of their own, or its latents for queries of their own; in the merged file
+/// too, which has lost what they do not need.
+#[test]
+fn latents_share() {
+    let file = ModelFile::from_bytes("deepseek2", gunzip(&folder("families").join("deepseek2.gguf.gz")));
+    let parts = file.parse().unwrap();
+    let reference = || serde_json::from_slice(&gunzip(&folder("families").join("deepseek2.json.gz"))).unwrap();
+    let cached = |model: &Model| model.decoder().caches().map(|c| (c.key_dim, c.value_dim)).collect::<Vec<_>>();
+    for (plan, last, gone) in [("1, 2", (None, Some(32)), "attn_q_b"), ("1, kv:2:0", (None, None), "attn_kv_a_mqa")] {
+        let model = planned("deepseek2", plan).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(cached(&model), [(Some(48), Some(32)), (None, Some(32)), last]);
+        let (shared, plan) = (Subject::new("shared", model, reference()), plan.parse::<SharePlan>().unwrap());
+        let (geometry, fingerprint) = identify(&parts).unwrap();
+        let mut bytes = Vec::new();
+        merge(&parts, &plan.to_meta(geometry.layers.len(), fingerprint), None, &mut bytes).unwrap();
+        let merged = ModelFile::from_bytes("merged", bytes);
+        assert!(merged.parse().unwrap()[0].tensor(&format!("blk.2.{gone}.weight")).is_none());
+        let merged = Subject::new("merged", Model::load(&merged, ModelParams::default()).unwrap(), reference());
+        for run in &shared.reference.runs {
+            let logits = shared.logits(run, CacheType::F32, 512, 2);
+            assert!(run.error(&logits) > 0.5, "{plan:?} changes something");
+            assert!(merged.logits(run, CacheType::F32, 512, 2) == logits, "{plan:?}");
+            let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
+            assert!(most <= reference::TOLERANCE, "{plan:?}: ubatches of 3 are {most} of the spread away");
+        }
+    }
+    let refused = planned("deepseek2_old", "1").err().expect("an older file").to_string();
+    assert!(refused.contains("layer 1 (shared)") && refused.contains("attn_kv_b"), "{refused}");
+}
+
+/// Where all keys weigh the same, layers differ in their values alone, and sharing weights changes nothing.
+#[test]
+fn layers_that_share_have_latents_of_their_own() {
+    let mut bytes = gunzip(&folder("families").join("deepseek2.gguf.gz"));
+    let original = ModelFile::from_bytes("original", bytes.clone());
+    let parts = original.parse().unwrap();
+    for layer in 0..3 {
+        let t = parts[0].tensor(&format!("blk.{layer}.attn_q_b.weight")).unwrap();
+        bytes[t.offset as usize..(t.offset + t.n_bytes) as usize].fill(0);
+    }
+    let file = ModelFile::from_bytes("even", bytes);
+    let [alone, shared] = [None, Some("1, 2".parse().unwrap())].map(|share: Option<SharePlan>| {
+        let model = Model::load(&file, ModelParams { share: share.as_ref(), ..Default::default() }).unwrap();
+        let reference = gunzip(&folder("families").join("deepseek2.json.gz"));
+        let subject = Subject::new("even", model, serde_json::from_slice(&reference).unwrap());
+        subject.logits(&subject.reference.runs[0], CacheType::F32, 512, 2)
+    });
+    let (_, most) = differences(&alone, &shared, 3.0);
+    assert!(most <= reference::TOLERANCE, "{most}");
 }

@@ -54,6 +54,8 @@ pub enum RopeScaling {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     style: RopeStyle,
+    /// Dimensions of a head before those that turn.
+    first: usize,
     /// Radians per position, one per pair.
     freq: Vec<f64>,
     /// Factor on sine and cosine (YaRN and LongRoPE sharpen the attention with it).
@@ -105,12 +107,17 @@ impl Rope {
                 }
             }
         }
-        Self { style, freq, magnitude }
+        Self { style, first: 0, freq, magnitude }
+    }
+
+    /// The same for dimensions from `first` on.
+    pub fn from_dimension(self, first: usize) -> Self {
+        Self { first, ..self }
     }
 
     /// No rotation: for layers without positions.
     pub fn none() -> Self {
-        Self { style: RopeStyle::Norm, freq: Vec::new(), magnitude: 1.0 }
+        Self { style: RopeStyle::Norm, first: 0, freq: Vec::new(), magnitude: 1.0 }
     }
 
     /// Pairs that turn.
@@ -163,6 +170,7 @@ impl Temperature {
 /// Sines and cosines of the positions of one step's rows.
 pub struct RopeTable {
     style: RopeStyle,
+    first: usize,
     n_pairs: usize,
     cos: SharedBuf<f32>,
     sin: SharedBuf<f32>,
@@ -172,7 +180,8 @@ impl RopeTable {
     /// Room for `n_rows` positions of `rope`.
     pub fn new(rope: &Rope, n_rows: usize) -> Self {
         let n = n_rows * rope.n_pairs();
-        Self { style: rope.style, n_pairs: rope.n_pairs(), cos: SharedBuf::new(n), sin: SharedBuf::new(n) }
+        let (cos, sin) = (SharedBuf::new(n), SharedBuf::new(n));
+        Self { style: rope.style, first: rope.first, n_pairs: rope.n_pairs(), cos, sin }
     }
 
     /// Computes row `row` for position `pos`. Rows are shared out among a team by number.
@@ -195,9 +204,10 @@ impl RopeTable {
         let range = row * self.n_pairs..(row + 1) * self.n_pairs;
         // SAFETY: rows are filled in an earlier phase.
         let (cos, sin) = unsafe { (self.cos.get(range.clone()), self.sin.get(range)) };
+        let turning = &mut head[self.first..];
         match self.style {
-            RopeStyle::Norm => kernels.float.rope_norm(head, cos, sin),
-            RopeStyle::Neox => kernels.float.rope_neox(head, cos, sin),
+            RopeStyle::Norm => kernels.float.rope_norm(turning, cos, sin),
+            RopeStyle::Neox => kernels.float.rope_neox(turning, cos, sin),
         }
     }
 }

@@ -12,14 +12,25 @@ use ggml_ext::pack::ROWS;
 use super::shares::Shares;
 use super::{Act, ActivationType, Activations, Form, Matrix, Operand, Ops, SharedBuf};
 
-/// The matrices of all experts, one below the other.
+/// The matrices of all experts, or of all heads, one below the other.
 pub struct Stack {
     /// The tensor in the file.
     pub name: Box<str>,
-    /// `[n_expert * rows of one, cols]`
+    /// `[n * rows of one, cols]`
     pub weight: Matrix,
-    /// What is added to the results, `[n_expert * rows of one]`.
+    /// What is added to the results, `[n * rows of one]`.
     pub bias: Option<Box<[f32]>>,
+}
+
+/// A stack to be multiplied, and where the results go.
+#[derive(Clone, Copy)]
+pub(super) struct StackJob<'j> {
+    pub stack: &'j Stack,
+    pub out: &'j SharedBuf<f32>,
+    /// Where the results of a matrix begin.
+    pub start: &'j dyn Fn(usize) -> usize,
+    /// Elements from a row of them to the next.
+    pub stride: usize,
 }
 
 /// What makes probabilities of a router's scores.
@@ -250,11 +261,16 @@ impl Ops<'_> {
             }
         }
         self.worker.barrier();
-        self.products(input, choice.n_expert, b, &[(&net.gate, &b.gate), (&net.up, &b.up)]);
+        // SAFETY: places are given out before, and not again before the last product.
+        let places = |e: usize| unsafe { b.places_of(e) };
+        let (n_ff, n_embd) = (net.sizes().n_ff, x.k());
+        let to_hidden = |e: usize| places(e).start * n_ff;
+        let job = |stack, out| StackJob { stack, out, stride: n_ff, start: &to_hidden };
+        self.products(input, choice.n_expert, &places, &[job(&net.gate, &b.gate), job(&net.up, &b.up)]);
         let hidden = b.hidden.with(form, fine_step[1]);
         self.gated(net.act, &b.gate, &b.up, n * n_used, hidden);
-        self.products(hidden, choice.n_expert, b, &[(&net.down, &b.output)]);
-        let n_embd = x.k();
+        let down = StackJob { stack: &net.down, out: &b.output, stride: n_embd, start: &|e| places(e).start * n_embd };
+        self.products(hidden, choice.n_expert, &places, &[down]);
         for t in self.worker.share(n) {
             let chosen = t * n_used..(t + 1) * n_used;
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
@@ -303,54 +319,65 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
-    /// Multiplies every expert's matrices with its rows of `x`, in one phase.
-    fn products(&mut self, x: Operand, n_expert: usize, b: &ExpertBuffers, jobs: &[(&Stack, &SharedBuf<f32>)]) {
-        // SAFETY: places are given out before, and not again before the next barrier.
-        let places = |e: usize| unsafe { b.places_of(e) };
-        let busy = || (0..n_expert).filter(|&e| !places(e).is_empty());
-        let n_groups = |stack: &Stack| (stack.weight.rows() / n_expert).div_ceil(ROWS);
-        let per_expert: usize = jobs.iter().map(|(s, _)| n_groups(s)).sum();
-        let shares = Shares::new(busy().count() * per_expert, self.worker.n);
+    /// Multiplies each of `n` matrices of every stack with the rows of `x` that are in its places, in one phase.
+    pub(super) fn products(&mut self, x: Operand, n: usize, places: &dyn Fn(usize) -> Range<usize>, jobs: &[StackJob]) {
+        let busy = || (0..n).filter(|&e| !places(e).is_empty());
+        let n_groups = |stack: &Stack| (stack.weight.rows() / n).div_ceil(ROWS);
+        let per_matrix: usize = jobs.iter().map(|j| n_groups(j.stack)).sum();
+        let shares = Shares::new(busy().count() * per_matrix, self.worker.n);
         let worker = self.worker;
         if let Some(observer) = self.observer {
             for e in busy().filter(|e| e % worker.n == worker.id) {
                 // SAFETY: nobody writes `x` in this phase.
                 let rows = unsafe { x.f32(places(e)) };
-                jobs.iter().for_each(|(stack, _)| observer.expert_operand(stack, e, rows));
+                jobs.iter().for_each(|j| observer.stack_operand(j.stack, e, rows));
             }
         }
         worker.for_each_chunk(shares.n_chunks(), |c| {
             let chunk = shares.chunk(c);
             let mut first = 0;
             for e in busy() {
-                for (stack, out) in jobs {
-                    let end = first + n_groups(stack);
+                for job in jobs {
+                    let end = first + n_groups(job.stack);
                     let groups = chunk.start.max(first)..chunk.end.min(end);
                     if !groups.is_empty() {
-                        let rows = stack.weight.rows() / n_expert;
+                        let rows = job.stack.weight.rows() / n;
                         let part = (groups.start - first) * ROWS..((groups.end - first) * ROWS).min(rows);
-                        let w = stack.weight.rows_view(e * rows..(e + 1) * rows);
-                        let places = places(e);
-                        assert!(places.end * rows <= out.len() && w.cols == x.k());
-                        // SAFETY: chunks are handed out once each, so that columns `part` of these rows are this member's; the
-                        // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
-                        unsafe {
-                            let y = out.as_ptr().add(places.start * rows);
-                            self.multiply(x, places.clone(), &w, part.clone(), y);
-                            if let Some(bias) = &stack.bias {
-                                let bias = &bias[e * rows..][part.clone()];
-                                for at in places.map(|p| p * rows) {
-                                    let row = out.get_mut(at + part.start..at + part.end);
-                                    self.kernels.float.add_assign(row, bias);
-                                }
-                            }
-                        }
+                        self.product_of_stack(x, places(e), job, e, rows, part);
                     }
                     first = end;
                 }
             }
         });
         worker.barrier();
+    }
+
+    /// Rows `part` of matrix `e` of a stack, one of `rows`, with those of `x` in `places`. Nobody else takes these in this phase.
+    fn product_of_stack(
+        &mut self,
+        x: Operand,
+        places: Range<usize>,
+        job: &StackJob,
+        e: usize,
+        rows: usize,
+        part: Range<usize>,
+    ) {
+        let StackJob { stack, out, stride, start } = *job;
+        let (w, start) = (stack.weight.rows_view(e * rows..(e + 1) * rows), start(e));
+        assert!(start + (places.len() - 1) * stride + rows <= out.len() && w.cols == x.k());
+        // SAFETY: chunks are handed out once each, so that columns `part` of these rows are this member's; the assertion keeps all of them
+        // inside `out`; nobody writes `x` in this phase.
+        unsafe {
+            let y = out.as_ptr().add(start);
+            self.multiply(x, places.clone(), &w, part.clone(), y, stride);
+            if let Some(bias) = &stack.bias {
+                let bias = &bias[e * rows..][part.clone()];
+                for i in 0..places.len() {
+                    let row = out.get_mut(start + i * stride + part.start..start + i * stride + part.end);
+                    self.kernels.float.add_assign(row, bias);
+                }
+            }
+        }
     }
 }
 

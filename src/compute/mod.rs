@@ -3,6 +3,7 @@
 
 mod buffer;
 mod experts;
+mod heads;
 mod matrix;
 mod norm;
 mod ops;
@@ -20,6 +21,7 @@ pub use profile::{Phase, Profile};
 // What members of a team do together: sound where its rules are kept, which the compiler does not check.
 pub(crate) use buffer::{Activations, Floats, Form, Operand, SharedBuf};
 pub(crate) use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack, sigmoid};
+pub(crate) use heads::Heads;
 pub(crate) use matrix::{FileBytes, Hold, Matrix};
 pub(crate) use norm::{Norm, mean};
 pub(crate) use ops::{Act, Ops};

@@ -29,8 +29,8 @@ pub trait Observer: Send + Sync {
     /// of one tensor that meet the same rows only one is told.
     fn operand(&self, linear: &Linear, rows: &[f32]);
 
-    /// The same of the matrix of one `expert`.
-    fn expert_operand(&self, stack: &Stack, expert: usize, rows: &[f32]);
+    /// The same of one `matrix` of a stack: of an expert, or of a head.
+    fn stack_operand(&self, stack: &Stack, matrix: usize, rows: &[f32]);
 }
 
 /// A matrix product: the matrix, and the buffer for its result.
@@ -304,7 +304,7 @@ impl Ops<'_> {
         // SAFETY: chunks are handed out once each, so columns `part` of every output row are this member's; the
         // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
         unsafe {
-            self.multiply(x, rows.clone(), &w, part.clone(), out.as_ptr());
+            self.multiply(x, rows.clone(), &w, part.clone(), out.as_ptr(), n);
             if let Some(bias) = &linear.bias {
                 for i in 0..rows.len() {
                     let row = out.get_mut(i * n + part.start..i * n + part.end);
@@ -314,10 +314,11 @@ impl Ops<'_> {
         }
     }
 
-    /// Rows `part` of `w` with `rows` of `x`, in the form that both have; the first of `rows` gives the row at `y`.
+    /// Rows `part` of `w` with `rows` of `x`, in the form that both have; the first of `rows` gives the row at `y`, and each begins `stride`
+    /// elements after the one before.
     ///
     /// # Safety
-    /// Nobody writes `rows` of `x` before the next barrier, and columns `part` of as many rows of `w.rows` at `y` are this member's.
+    /// Nobody writes `rows` of `x` before the next barrier, and columns `part` of as many rows at `y` are this member's.
     pub(super) unsafe fn multiply(
         &mut self,
         x: Operand,
@@ -325,16 +326,17 @@ impl Ops<'_> {
         w: &MatrixRef,
         part: Range<usize>,
         y: *mut f32,
+        stride: usize,
     ) {
         let (int, scratch) = (&self.kernels.int, &mut *self.scratch);
         // SAFETY: passed on to the caller.
         unsafe {
             match x.rounded() {
-                Rounded::Int8(q8) if !w.ty.is_float() => int.matmul(w, part, q8.view(rows), scratch, y, w.rows),
+                Rounded::Int8(q8) if !w.ty.is_float() => int.matmul(w, part, q8.view(rows), scratch, y, stride),
                 Rounded::Bf16(bf16, digits) if takes_bf16(w) => {
-                    int.matmul_bf16(w, part, bf16.view(rows), digits, scratch, y, w.rows)
+                    int.matmul_bf16(w, part, bf16.view(rows), digits, scratch, y, stride)
                 }
-                _ => int.matmul_f32(w, part, x.f32(rows), scratch, y, w.rows),
+                _ => int.matmul_f32(w, part, x.f32(rows), scratch, y, stride),
             }
         }
     }

@@ -190,6 +190,10 @@ impl<'m> DenseModel<'m> {
             if let Some(what) = unsupported {
                 return Err(Error::Params(format!("layer {i} {what}: models with such layers are not supported here")));
             }
+            if layer.attn.latent.is_some() {
+                let what = format!("layer {i} has multi-head latent attention: models with this are not supported here");
+                return Err(Error::Params(what));
+            }
             let Scores::Own { q, k } = &layer.attn.scores else {
                 return Err(Error::Params(format!(
                     "layer {i} shares attention already: give the model without a plan"

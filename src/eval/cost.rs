@@ -187,13 +187,15 @@ fn layer_weights(
     };
     let mut before: u64 = in_layer().filter(|t| !is_lisa(t)).map(|t| read(t)).sum();
     let mut dropped = 0u64;
-    for p in kind.idle_projections() {
+    // Multi-head latent attention has others, of which those count that are there.
+    let is_latent = bytes("attn_v_b.weight").is_some();
+    for p in kind.idle_projections().iter().filter(|p| is_latent || ["q", "k", "v"].contains(p)) {
         let tensor = |s| tensors.get(format!("blk.{layer}.attn_{p}.{s}").as_str());
         // Queries may share their tensor with gates, which stay.
         let used = |t: &&TensorInfo| share(t.n_bytes, rows(p), t.n_rows().max(rows(p)));
         let own: u64 = tensor("weight").map(used).into_iter().chain(tensor("bias").map(|t| t.n_bytes)).sum();
         let norm = bytes(&format!("attn_{p}_norm.weight")).unwrap_or(0);
-        if own > 0 {
+        if own > 0 || is_latent {
             dropped += own + norm;
         } else if let Some(fused) = bytes("attn_qkv.weight") {
             dropped += share(fused, rows(p), (q + k + v) as u64);

@@ -14,7 +14,7 @@ pub struct Collector {
 
 /// Double precision: single loses digits over long texts.
 struct Sums {
-    /// A row of columns for each matrix: one, or those of all experts.
+    /// A row of columns for each matrix: one, or those of all experts or heads.
     squares: Vec<f64>,
     /// Rows of activations that each matrix met.
     rows: Vec<u64>,
@@ -33,11 +33,7 @@ impl Collector {
         let layers = decoder.matrices().filter(|l| l.name.starts_with("blk."));
         let all = layers.chain(output.then(|| decoder.head()));
         let all = all.map(|l| (l.name.clone(), Sums::new(1, l.weight.cols())));
-        let stacks = decoder
-            .layers
-            .iter()
-            .filter_map(|l| Some(&l.ffn.experts()?.networks))
-            .flat_map(|n| n.stacks().map(|s| (s.name.clone(), Sums::new(n.choice.n_expert, s.weight.cols()))));
+        let stacks = decoder.stacks().map(|(s, n)| (s.name.clone(), Sums::new(n, s.weight.cols())));
         Self { sums: all.chain(stacks).collect() }
     }
 
@@ -77,7 +73,7 @@ impl Observer for Collector {
         self.add(&linear.name, 0, rows);
     }
 
-    fn expert_operand(&self, stack: &Stack, expert: usize, rows: &[f32]) {
+    fn stack_operand(&self, stack: &Stack, expert: usize, rows: &[f32]) {
         self.add(&stack.name, expert, rows);
     }
 }

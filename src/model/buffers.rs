@@ -5,7 +5,10 @@ use std::cell::UnsafeCell;
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
 use super::decoder::{Attention, Decoder};
-use crate::attention::{AttentionScratch, AttnWeights, DeltaBuffers, PartialSums, RopeTable, attention_scratch};
+use super::latent::LatentBuffers;
+use crate::attention::{
+    AttentionScratch, AttentionShape, AttnWeights, DeltaBuffers, PartialSums, RopeTable, attention_scratch,
+};
 use crate::compute::{ActivationType, Activations, ExpertBuffers, Linear, SharedBuf, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
@@ -21,7 +24,7 @@ pub struct Buffers {
     pub(super) gates: SharedBuf<f32>,
     /// What layers with the delta rule work in.
     pub(super) delta_rule: Option<DeltaBuffers>,
-    /// The heads' weighted values, `[n_ubatch, n_head * head_dim_v]`.
+    /// The heads' results, what output projections meet.
     pub(super) heads: Widths,
     /// What a sub-layer adds to the residual stream.
     pub(super) delta: SharedBuf<f32>,
@@ -37,6 +40,8 @@ pub struct Buffers {
     pub(super) logits: SharedBuf<f32>,
     /// What `shared` layers' linear compensation adds.
     pub(super) comp: SharedBuf<f32>,
+    /// For layers whose heads share a latent.
+    pub(super) latent: Option<LatentBuffers>,
     pub(super) ropes: Vec<RopeTable>,
     pub(super) partial: PartialSums,
     pub(super) weights: AttnWeights,
@@ -51,7 +56,7 @@ pub struct Buffers {
 pub(super) struct Widths(Vec<Activations>);
 
 impl Widths {
-    fn new(widths: impl Iterator<Item = usize>, activations: impl Fn(usize) -> Activations) -> Self {
+    pub(super) fn new(widths: impl Iterator<Item = usize>, activations: impl Fn(usize) -> Activations) -> Self {
         let mut all: Vec<usize> = widths.collect();
         all.sort_unstable();
         all.dedup();
@@ -120,6 +125,11 @@ impl Buffers {
             let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
             n_ubatch * rows.max().unwrap_or(0)
         };
+        // Rows that are made in several steps.
+        let made = |len: fn(AttentionShape) -> usize| {
+            let layers = model.layers.iter().filter(|l| l.attn.latent.is_some());
+            n_ubatch * layers.map(|l| len(l.attn.shape)).max().unwrap_or(0)
+        };
         let n_head = model.attentions().map(|s| s.n_head).max().unwrap_or(0);
         let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
@@ -134,12 +144,16 @@ impl Buffers {
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
             n: activations(n_embd),
-            q: SharedBuf::new(widest(&|a| a.scores.q().filter(|_| a.delta().is_none()))),
-            k: SharedBuf::new(widest(&|a| a.scores.k().filter(|_| a.delta().is_none()))),
-            v: SharedBuf::new(widest(&|a| a.v.as_ref())),
+            q: SharedBuf::new(
+                widest(&|a| a.scores.q().filter(|_| a.delta().is_none())).max(made(|s| s.n_head * s.head_dim_k)),
+            ),
+            k: SharedBuf::new(
+                widest(&|a| a.scores.k().filter(|_| a.delta().is_none())).max(made(|s| s.n_head_kv * s.head_dim_k)),
+            ),
+            v: SharedBuf::new(widest(&|a| a.v.as_ref()).max(made(|s| s.n_head_kv * s.head_dim_v))),
             gates: SharedBuf::new(widest(&|a| a.gate.as_ref())),
             delta_rule: DeltaBuffers::new(model.deltas(), n_ubatch),
-            heads: Widths::new(model.shapes().map(|s| s.n_head * s.head_dim_v), activations),
+            heads: Widths::new(model.layers.iter().map(|l| l.attn.out.weight.cols()), activations),
             delta: SharedBuf::new(n_ubatch * n_embd),
             beside: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),
@@ -149,6 +163,7 @@ impl Buffers {
             side: model.side.as_ref().map(|s| [(); 2].map(|()| SharedBuf::new(n_ubatch * s.embed.cols()))),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
+            latent: LatentBuffers::new(model, kernels, n_ubatch, ty),
             ropes: model.ropes.iter().map(|r| RopeTable::new(r.for_context(n_ctx), n_ubatch)).collect(),
             partial: PartialSums::new(model.attentions(), n_ctx),
             weights: AttnWeights::new(model.routes.n_slots(), n_head, n_ubatch, n_ctx, kernels.int.has_bf16()),

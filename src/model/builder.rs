@@ -179,16 +179,15 @@ impl Builder<'_, '_, '_, '_> {
             Kind::Lisa => Scores::Lisa(self.lisa(i, &shape)?),
         };
         let v = (kind != Kind::Kv).then(|| self.projection(i, Projection::V, &shape)).transpose()?;
-        let n_embd = self.config.n_embd;
-        let comp = Part::Comp.tensor(i);
-        let comp = (kind == Kind::Shared && self.loader.has(&comp))
-            .then(|| self.loader.linear(comp.trim_end_matches(".weight"), n_embd, n_embd));
         let gate = self.queries_have_gates.then(|| self.queries_or_gates(i, &shape, 1)).transpose()?;
-        Ok(Attention { comp: comp.transpose()?, gate, ..self.attention_from(i, shape, rope, kind, scores, v)? })
+        let attn = self.attention_from(i, shape, rope, kind, scores, v, shape.n_head * shape.head_dim_v)?;
+        Ok(Attention { gate, ..attn })
     }
 
-    /// The attention half of layer `i`, of this kind, around where its weights and its values come from.
-    fn attention_from(
+    /// The attention half of layer `i`, of this kind, around where its weights and its values come from; its output projection meets
+    /// `n_result` values.
+    #[allow(clippy::too_many_arguments)]
+    pub fn attention_from(
         &mut self,
         i: usize,
         shape: AttentionShape,
@@ -196,13 +195,17 @@ impl Builder<'_, '_, '_, '_> {
         kind: Kind,
         scores: Scores,
         v: Option<Linear>,
+        n_result: usize,
     ) -> Result<Attention> {
         for unused in unused_tensors(kind, i) {
             self.loader.skip(&unused);
         }
-        let (n_embd, n_v) = (self.config.n_embd, shape.n_head * shape.head_dim_v);
-        let out = self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_v)?;
-        Ok(Attention::bare(shape, rope, scores, v, out))
+        let n_embd = self.config.n_embd;
+        let out = self.loader.linear(&format!("blk.{i}.attn_output"), n_embd, n_result)?;
+        let comp = Part::Comp.tensor(i);
+        let comp = (kind == Kind::Shared && self.loader.has(&comp))
+            .then(|| self.loader.linear(comp.trim_end_matches(".weight"), n_embd, n_embd));
+        Ok(Attention { comp: comp.transpose()?, ..Attention::bare(shape, rope, scores, v, out) })
     }
 
     /// The attention half of layer `i` of a model that has it take the keys and values of layer `owner`.
@@ -227,7 +230,7 @@ impl Builder<'_, '_, '_, '_> {
             return Err(self.loader.error(what));
         }
         let scores = Scores::Queries { q: self.query_key(i, Projection::Q, &shape, norm)?, owner };
-        self.attention_from(i, shape, rope, Kind::Kv, scores, None)
+        self.attention_from(i, shape, rope, Kind::Kv, scores, None, shape.n_head * shape.head_dim_v)
     }
 
     /// Layer `i` as a convolution over `n` positions in the place of attention; its three projections are one tensor.
@@ -312,7 +315,7 @@ impl Builder<'_, '_, '_, '_> {
     }
 
     /// The modules of a `lisa` layer.
-    fn lisa(&mut self, i: usize, shape: &AttentionShape) -> Result<LisaAttention> {
+    pub fn lisa(&mut self, i: usize, shape: &AttentionShape) -> Result<LisaAttention> {
         let meta = self.sharing.meta.expect("only metadata make lisa layers");
         let (n_head, n_head_kv, n_embd) = (shape.n_head, shape.n_head_kv, self.config.n_embd);
         let l = &mut *self.loader;

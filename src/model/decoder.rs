@@ -1,10 +1,11 @@
 //! What every family builds: a stack of decoder layers with its embedding and output head. A family differs from
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
+use super::latent::Latent;
 use crate::attention::{
     AttentionShape, Convolution, DeltaNet, DeltaShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature,
 };
-use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm};
+use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm, Stack};
 
 /// The attention half of a layer.
 pub struct Attention {
@@ -26,6 +27,8 @@ pub struct Attention {
     pub v: Option<Linear>,
     /// RMSNorm on every value head, where the family has it.
     pub v_norm: Option<Box<[f32]>>,
+    /// What makes heads' keys and values of a vector that they share, where the family has that.
+    pub latent: Option<Latent>,
     /// Output projection.
     pub out: Linear,
     /// Linear compensation (UniAttn, arXiv 2502.00439): what it makes of the layer's normalised input is added to `out`'s result.
@@ -115,6 +118,7 @@ impl Attention {
             scores,
             v,
             v_norm: None,
+            latent: None,
             out,
             comp: None,
         }
@@ -123,7 +127,18 @@ impl Attention {
     /// Every matrix.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let own = [self.scores.q(), self.comp.as_ref(), self.gate.as_ref()];
-        own.into_iter().flatten().chain(self.cached()).chain([&self.out])
+        let latent = self.latent.iter().flat_map(Latent::matrices);
+        own.into_iter().flatten().chain(self.cached()).chain(latent).chain([&self.out])
+    }
+
+    /// The matrices of heads.
+    fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        self.latent.iter().flat_map(Latent::stacks)
+    }
+
+    /// Whether the layer has values of its own.
+    pub fn has_values(&self) -> bool {
+        self.v.is_some() || self.latent.as_ref().is_some_and(|l| l.norm.is_some())
     }
 
     /// The matrices that make what later tokens need.
@@ -161,7 +176,7 @@ impl Attention {
             Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (None, None),
             Scores::Lisa(lisa) => (None, lisa.low_rank.as_ref().map(|l| l.rank)),
         };
-        let value_dim = self.v.as_ref().map(|_| s.head_dim_v);
+        let value_dim = self.has_values().then_some(s.head_dim_v);
         let n_state = self.delta().map_or(0, |net| net.shape.n_state());
         LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim, window: s.window, n_state }
     }
@@ -316,6 +331,19 @@ impl Layer {
         let side = self.side.iter().flat_map(|s| [&s.gate, &s.out]);
         self.attn.matrices().chain(self.ffn.matrices()).chain(side)
     }
+
+    /// The matrices of experts and of heads, with how many of these there are.
+    fn stacks(&self) -> impl Iterator<Item = (&Stack, usize)> {
+        let networks = self.ffn.experts().map(|e| &e.networks).into_iter();
+        let of_experts = networks.flat_map(|n| n.stacks().map(|s| (s, n.choice.n_expert)));
+        of_experts.chain(self.attn.stacks().map(|s| (s, self.attn.shape.n_head)))
+    }
+
+    /// A number for each of the matrices that a token meets.
+    fn met(&self, number: impl Fn(&Matrix) -> usize) -> usize {
+        let matrices = self.matrices().map(|l| &l.weight).chain(self.attn.stacks().map(|s| &s.weight));
+        matrices.map(&number).sum::<usize>() + self.ffn.of_chosen(number)
+    }
 }
 
 /// A rotary embedding that may depend on the session's context size.
@@ -410,15 +438,17 @@ impl Decoder {
 
     /// The weights of all layers.
     pub fn layer_weights(&self) -> impl Iterator<Item = &Matrix> {
-        self.layers.iter().flat_map(|l| {
-            let stacks = l.ffn.experts().into_iter().flat_map(|e| e.networks.stacks());
-            l.matrices().map(|m| &m.weight).chain(stacks.map(|s| &s.weight))
-        })
+        self.layers.iter().flat_map(|l| l.matrices().map(|m| &m.weight).chain(l.stacks().map(|(s, _)| &s.weight)))
+    }
+
+    /// The matrices of experts and of heads, with how many of these there are.
+    pub fn stacks(&self) -> impl Iterator<Item = (&Stack, usize)> {
+        self.layers.iter().flat_map(Layer::stacks)
     }
 
     /// The last layer that puts anything into the cache.
     pub fn last_caching(&self) -> usize {
-        self.layers.iter().rposition(|l| l.attn.cached().next().is_some()).unwrap_or(0)
+        self.layers.iter().rposition(|l| l.attn.has_values() || l.attn.cached().next().is_some()).unwrap_or(0)
     }
 
     /// Multiply-adds of the matrix products for a token of a prompt, which needs no logits: of the last layer that caches anything, those
@@ -428,16 +458,15 @@ impl Decoder {
         let cached = rest.first().into_iter().flat_map(|l| l.attn.cached());
         let macs = |w: &Matrix| w.rows() * w.cols();
         let side = self.side.as_ref().map(|s| &s.projection);
-        let all = before.iter().flat_map(Layer::matrices).chain(cached).chain(side);
-        all.map(|l| macs(&l.weight)).sum::<usize>() + before.iter().map(|l| l.ffn.of_chosen(macs)).sum::<usize>()
+        let all = cached.chain(side).map(|l| macs(&l.weight));
+        all.sum::<usize>() + before.iter().map(|l| l.met(macs)).sum::<usize>()
     }
 
     /// Bytes of matrices that a generated token reads.
     pub fn bytes_per_token(&self) -> usize {
-        let chosen: usize = self.layers.iter().map(|l| l.ffn.of_chosen(Matrix::n_bytes)).sum();
-        let side = self.side.as_ref().map(|s| &s.projection);
-        let all = self.layers.iter().flat_map(Layer::matrices).chain([self.head()]).chain(side);
-        all.map(|l| l.weight.n_bytes()).sum::<usize>() + chosen
+        let others = [self.head()].into_iter().chain(self.side.as_ref().map(|s| &s.projection));
+        let layers = self.layers.iter().map(|l| l.met(Matrix::n_bytes));
+        others.map(|l| l.weight.n_bytes()).sum::<usize>() + layers.sum::<usize>()
     }
 
     /// The shape of every layer's attention.

@@ -7,6 +7,7 @@ use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
 use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, QueryKey, Scores, SideInputs, SideNetwork};
+use super::latent;
 use crate::attention::{
     Attend, Convolution, DeltaBuffers, DeltaNet, DeltaStep, KvCache, LayerCache, Queries, ScoreSource,
 };
@@ -18,7 +19,7 @@ use crate::compute::{Act, Form, Laps, Observer, Operand, Ops, Phase, Profile, Sh
 /// WikiText-2 (8 windows), which none of these was chosen with: SmolLM2 Q4_1 1.3e-4, Q8_0 1.3e-4, Q4_K_M 1.4e-4, Gemma-3-270M Q4_K_M
 /// 1.2e-4; without second digits about 2.9e-3. Steps larger by 10/7 were tried: twice the divergence, prompts 5 to 9 % faster, and the
 /// most likely token another than that of floats at 1 in 100 positions instead of 1 in 150.
-mod fine_step {
+pub(super) mod fine_step {
     pub const ATTENTION: f32 = 0.0154;
     pub const HEADS: f32 = 0.021;
     pub const FEED_FORWARD: f32 = 0.0196;
@@ -93,10 +94,12 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         let attn = &layer.attn;
         let asked = if i < last_caching { 0..n } else { n - tokens.n_wanted..n };
         project(&mut ops, attn, buf, input(i).1, &fed, &asked);
+        latent::heads(&mut ops, attn, buf, fed.len(), asked.len(), form, eps);
         norm_rows(&ops, attn, buf, &fed, &asked, eps);
         laps.end(Phase::Project);
         let (kernels, shape, n, rows) = (o.kernels, &attn.shape, asked.len(), 0..asked.len());
-        let out = buf.heads.of(shape.n_head * shape.head_dim_v).with(form, fine_step::HEADS);
+        let result = buf.heads.of(attn.out.weight.cols()).with(form, fine_step::HEADS);
+        let out = latent::sums(attn, buf, result);
         place(&ops, attn, buf, cache.layer(i), pos, &fed, &asked, eps, out);
         laps.end(Phase::Place);
         if asked.is_empty() {
@@ -130,7 +133,8 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
             }
         }
         laps.end(Phase::Attention);
-        ops.linear(out, rows.clone(), &[(&attn.out, &buf.delta)]);
+        latent::results(&mut ops, attn, buf, n, result);
+        ops.linear(result, rows.clone(), &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {
             ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
         }
@@ -319,9 +323,10 @@ fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, x: Operand, fed: &Ran
             (cached, [job(Some(&net.gate), &b.gate), None, None])
         }
         _ => {
+            let [to_q, to_k] = latent::first_results(attn, buf);
             let [comp, gate] = [job(attn.comp.as_ref(), &buf.comp), job(attn.gate.as_ref(), &buf.gates)];
-            let cached = [job(attn.scores.k(), &buf.k), job(attn.v.as_ref(), &buf.v), None];
-            (cached, [job(attn.scores.q(), &buf.q), comp, gate])
+            let cached = [job(attn.scores.k(), to_k), job(attn.v.as_ref(), &buf.v), None];
+            (cached, [job(attn.scores.q(), to_q), comp, gate])
         }
     };
     let rows = 0..fed.len();
@@ -420,7 +425,7 @@ fn place(
         Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (0, 0),
         Scores::Lisa(lisa) => (0, if lisa.low_rank.is_some() { s.n_head_kv } else { 0 }),
     };
-    let n_v = if attn.v.is_some() { s.n_head_kv } else { 0 };
+    let n_v = if attn.has_values() { s.n_head_kv } else { 0 };
     let per_token = n_q + n_k + n_v;
     for i in ops.worker.share(fed.len() * per_token) {
         let (row, h) = (i / per_token, i % per_token);

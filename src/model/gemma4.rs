@@ -101,8 +101,9 @@ fn n_owners(b: &Builder, windows: &Windows) -> Result<usize> {
     match n_shared == 0 || windows[n_owners..].iter().all(has_owner) {
         true => Ok(n_owners),
         false => {
-            let what =
-                format_args!("{n_shared}: one of these finds none of its kind, with a window or without, in the two layers before");
+            let what = format_args!(
+                "{n_shared}: one of these finds none of its kind, with a window or without, in the two layers before"
+            );
             Err(b.keys.error(SHARED, what))
         }
     }

@@ -57,7 +57,7 @@ const HUNYUAN: Traits = Traits { norm_after_turn: true, normalised: true, ..NORM
 fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
     b.ignore_window()?;
     b.has_sections()?;
-    let mixture = mixture(b, t)?;
+    let mixture = mixture(b, t.gating, t.normalised)?;
     let n_dense = b.keys.count("leading_dense_block_count")?.unwrap_or(0);
     let step = b.keys.count("interleave_moe_layer_step")?.unwrap_or(1);
     let shape = b.shape();
@@ -73,13 +73,14 @@ fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
     b.decoder(layers, vec![rope])
 }
 
-fn mixture(b: &Builder, t: &Traits) -> Result<Mixture> {
+/// The mixtures that a file's keys describe; `gating` and `normalised` are what it may leave unsaid, see [`Traits`].
+pub fn mixture(b: &Builder, gating: Gating, normalised: bool) -> Result<Mixture> {
     let keys = b.keys;
     let n_ff = keys.width("expert_feed_forward_length")?.unwrap_or(b.config.n_ff);
     let mut mixture = b.mixture(n_ff)?;
-    mixture.choice.normalised = keys.flag("expert_weights_norm")?.unwrap_or(t.normalised);
+    mixture.choice.normalised = keys.flag("expert_weights_norm")?.unwrap_or(normalised);
     mixture.choice.scale = keys.float("expert_weights_scale")?.filter(|&s| s != 0.0).unwrap_or(1.0);
-    mixture.choice.gating = b.gating(t.gating)?;
+    mixture.choice.gating = b.gating(gating)?;
     let n_shared = keys.count("expert_shared_count")?.unwrap_or(0);
     mixture.n_ff_shared = match keys.width("expert_shared_feed_forward_length")? {
         Some(n) => n,

@@ -8,6 +8,7 @@ mod buffers;
 mod builder;
 mod config;
 mod decoder;
+mod deepseek2;
 mod exaone4;
 mod file;
 mod forward;
@@ -18,6 +19,7 @@ mod glm4;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
+mod latent;
 mod layer_norm;
 mod lfm2;
 mod llama;
@@ -157,6 +159,7 @@ pub const FAMILIES: &[Family] = &[
     mixtures::GLM4MOE,
     mixtures::ERNIE4_5_MOE,
     mixtures::HUNYUAN_MOE,
+    deepseek2::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,
     granite::MINICPM,

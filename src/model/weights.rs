@@ -204,19 +204,19 @@ impl<'p> Loader<'p> {
         Ok(Linear { name: tensor.into(), weight, bias })
     }
 
-    /// The matrices of `rows` x `cols` of all experts, which the file has as one tensor of three dimensions.
-    pub fn stack(&mut self, name: &str, n_expert: usize, rows: usize, cols: usize) -> Result<Stack> {
+    /// `n` matrices of `rows` x `cols`, those of all experts or of all heads, which the file has as one tensor of three dimensions.
+    pub fn stack(&mut self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Stack> {
         if !rows.is_multiple_of(ROWS) {
             return Err(
-                self.error(format_args!("tensor {name}: experts of {rows} rows, expected a multiple of {ROWS}"))
+                self.error(format_args!("tensor {name}: matrices of {rows} rows, expected a multiple of {ROWS}"))
             );
         }
-        let (file, info) = self.take(name, &[cols, rows, n_expert])?;
+        let (file, info) = self.take(name, &[cols, rows, n])?;
         let start = info.offset as usize;
         let range = start..start + info.n_bytes as usize;
-        let weight = self.load(&file, &info, [n_expert * rows, cols], range);
+        let weight = self.load(&file, &info, [n * rows, cols], range);
         let name_of_bias = format!("{}.bias", name.trim_end_matches(".weight"));
-        let bias = self.has(&name_of_bias).then(|| self.values(&name_of_bias, &[rows, n_expert])).transpose()?;
+        let bias = self.has(&name_of_bias).then(|| self.values(&name_of_bias, &[rows, n])).transpose()?;
         Ok(Stack { name: name.into(), weight, bias })
     }
 

@@ -188,13 +188,14 @@ fn cut<'g>(t: &TensorInfo, bytes: &'g [u8], name: &str, rows: Range<u64>) -> Res
 fn check_values(meta: &LisaMeta, kept: &[(Cow<TensorInfo>, &[u8])]) -> Result<(), LisaError> {
     let names: std::collections::HashSet<_> = kept.iter().map(|(t, _)| t.name.as_str()).collect();
     for (layer, of) in meta.layers.iter().enumerate() {
+        // The second of each is that of multi-head latent attention.
         let needed = match of.kind {
             Kind::Full => continue,
-            Kind::Shared | Kind::Lisa => "attn_v",
-            Kind::Kv => "attn_q",
+            Kind::Shared | Kind::Lisa => ["attn_v", "attn_v_b"],
+            Kind::Kv => ["attn_q", "attn_q_b"],
         };
-        let name = format!("blk.{layer}.{needed}.weight");
-        if !names.contains(name.as_str()) {
+        let [name, of_latent] = needed.map(|part| format!("blk.{layer}.{part}.weight"));
+        if !names.contains(name.as_str()) && !names.contains(of_latent.as_str()) {
             let what = format!("missing, and so is blk.{layer}.attn_qkv.weight; layer {layer} is of kind {}", of.kind);
             return Err(LisaError::Tensor { name, what });
         }

@@ -144,13 +144,13 @@ named! {
 }
 
 impl Kind {
-    /// The projections, of `q`, `k` and `v`, that a layer of this kind never uses: their `attn_*` weights and biases, and the head norms
-    /// behind them, are idle.
+    /// The projections that a layer of this kind never uses: their `attn_*` weights and biases, and the norms behind them, are idle. After
+    /// `q`, `k` and `v` come those of multi-head latent attention.
     pub const fn idle_projections(self) -> &'static [&'static str] {
         match self {
             Self::Full => &[],
-            Self::Shared | Self::Lisa => &["q", "k"],
-            Self::Kv => &["k", "v"],
+            Self::Shared | Self::Lisa => &["q", "k", "q_a", "q_b", "k_b"],
+            Self::Kv => &["k", "v", "kv_a_mqa", "kv_a"],
         }
     }
 }

@@ -19,7 +19,9 @@ fn names(gguf: &Gguf) -> Vec<String> {
 /// For each family and kind: exactly the idle projections are gone, and every other byte of the base is there.
 #[test]
 fn idle_projections_are_dropped_and_nothing_else() {
-    let families = ["llama", "llama_bias", "llama_mqa", "llama_head_dim", "qwen2", "qwen3", "gemma3"];
+    let families = ["llama", "llama_bias", "llama_mqa", "llama_head_dim", "qwen2", "qwen3", "gemma3", "deepseek2"];
+    const IDLE: [&str; 8] = ["q.", "k.", "q_norm.", "k_norm.", "q_a.", "q_a_norm.", "q_b.", "k_b."];
+    const IDLE_IN_KV: [&str; 5] = ["k.", "v.", "k_norm.", "kv_a_mqa.", "kv_a_norm."];
     for (name, third) in families.iter().flat_map(|f| [Kind::Shared, Kind::Lisa, Kind::Kv].map(|k| (f, k))) {
         let base = family(name);
         let sidecar = Sidecar::new(&base, plan(&base, third), 5);
@@ -27,12 +29,9 @@ fn idle_projections_are_dropped_and_nothing_else() {
         let (base, out) = (Gguf::parse(&base).unwrap(), Gguf::parse(&out).unwrap());
 
         let idle = |t: &str| {
-            let third = match third {
-                Kind::Kv => ["blk.2.attn_k.", "blk.2.attn_v.", "blk.2.attn_k_norm.", "-"],
-                _ => ["blk.2.attn_q.", "blk.2.attn_k.", "blk.2.attn_k_norm.", "blk.2.attn_q_norm."],
-            };
-            let second = ["blk.1.attn_q.", "blk.1.attn_k.", "blk.1.attn_q_norm.", "blk.1.attn_k_norm."];
-            second.iter().chain(&third).any(|p| t.starts_with(p))
+            let of =
+                |layer: usize, parts: &[&str]| parts.iter().any(|p| t.starts_with(&format!("blk.{layer}.attn_{p}")));
+            of(1, &IDLE) || of(2, if third == Kind::Kv { &IDLE_IN_KV } else { &IDLE })
         };
         let kept = base.tensors().iter().filter(|t| !idle(&t.name));
         let expected: Vec<_> = kept.map(|t| &t.name).chain(sidecar.tensors.iter().map(|(t, _)| &t.name)).collect();

@@ -265,8 +265,15 @@ impl Memory {
         let most = |of: fn(&Heads) -> usize| geometry.layers.iter().map(of).max().unwrap_or(0) as u64;
         let q = most(|h| h.n_head.saturating_mul(h.key_length));
         let kv = most(|h| h.n_head_kv.saturating_mul(h.key_length.saturating_add(h.value_length)));
+        // Multi-head latent attention: queries before they meet its matrices, what these meet, and what they make of its sums.
+        let of_head = |key: &str| number(&format!("attention.{key}_length_mla")).unwrap_or(0);
+        let latents = if of_head("key") > 0 { most(|h| h.n_head.saturating_mul(h.value_length)) } else { 0 };
+        let of_heads =
+            of_head("key").saturating_mul(2).saturating_add(of_head("value")).saturating_mul(most(|h| h.n_head));
+        let of_latents = latents.saturating_add(of_heads);
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
-        let per_token = [n_embd.saturating_mul(3), q.saturating_mul(2), kv, n_ff.saturating_mul(3), of_experts];
+        let per_token =
+            [n_embd.saturating_mul(3), q.saturating_mul(2), kv, n_ff.saturating_mul(3), of_experts, of_latents];
         let per_token = per_token.into_iter().fold(0u64, u64::saturating_add).saturating_mul(4);
         let n_vocab = match gguf.get("tokenizer.ggml.tokens") {
             Some(Value::Array(tokens)) => tokens.len() as u64,

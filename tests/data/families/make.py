@@ -121,8 +121,6 @@ class Tiny:
         w.add_add_space_prefix(True)
 
     def add_tensors(self, w):
-        d_q = self.n_head * self.head_dim
-        d_kv = (self.n_head_kv or self.n_head) * self.head_dim
         # Gains: scores of standard deviation about 2, branches that grow the residual stream by about as much as it
         # holds, logits of standard deviation about 3. QK-normed models take the sharpness from the norm weights.
         emb = self.emb or (0.35 if self.tied or self.sandwich else 1.0)
@@ -140,28 +138,7 @@ class Tiny:
 
             if not self.post_norm:
                 norm("attn_norm")
-            q, k = self.matrix(d_q, N_EMBD, 1.4), self.matrix(d_kv, N_EMBD, 1.4)
-            v = self.matrix(d_kv, N_EMBD, 1.0)
-            if self.fused and self.fused != "ffn":
-                add("attn_qkv.weight", np.concatenate([q, k, v]))
-                if "qkv" in self.bias:
-                    add("attn_qkv.bias", self.vector(d_q + 2 * d_kv, 0.0, 0.5))
-            else:
-                add("attn_q.weight", q)
-                add("attn_k.weight", k)
-                add("attn_v.weight", v)
-            for what, n in (("q", d_q), ("k", d_kv), ("v", d_kv)):
-                if what in self.bias:
-                    add(f"attn_{what}.bias", self.vector(n, 0.0, 0.5))
-            if self.qk_norm:
-                n = (d_q, d_kv) if self.qk_norm == "rows" else (self.head_dim, self.head_dim)
-                add("attn_q_norm.weight", self.vector(n[0], 1.4, 0.3))
-                add("attn_k_norm.weight", self.vector(n[1], 1.4, 0.3))
-            add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
-            if "o" in self.bias:
-                add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
-            if self.sinks:
-                add("attn_sinks.weight", self.vector(self.n_head, 2.0, 1.5))
+            self.attention(add)
             if self.sandwich or self.post_norm:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
             if self.ffn_norm and not self.post_norm:
@@ -213,8 +190,69 @@ class Tiny:
         if "output" in self.bias:
             w.add_tensor("output.bias", self.vector(self.n_vocab, 0.0, 1.0))
 
+    def attention(self, add):
+        d_q = self.n_head * self.head_dim
+        d_kv = (self.n_head_kv or self.n_head) * self.head_dim
+        q, k = self.matrix(d_q, N_EMBD, 1.4), self.matrix(d_kv, N_EMBD, 1.4)
+        v = self.matrix(d_kv, N_EMBD, 1.0)
+        if self.fused and self.fused != "ffn":
+            add("attn_qkv.weight", np.concatenate([q, k, v]))
+            if "qkv" in self.bias:
+                add("attn_qkv.bias", self.vector(d_q + 2 * d_kv, 0.0, 0.5))
+        else:
+            add("attn_q.weight", q)
+            add("attn_k.weight", k)
+            add("attn_v.weight", v)
+        for what, n in (("q", d_q), ("k", d_kv), ("v", d_kv)):
+            if what in self.bias:
+                add(f"attn_{what}.bias", self.vector(n, 0.0, 0.5))
+        if self.qk_norm:
+            n = (d_q, d_kv) if self.qk_norm == "rows" else (self.head_dim, self.head_dim)
+            add("attn_q_norm.weight", self.vector(n[0], 1.4, 0.3))
+            add("attn_k_norm.weight", self.vector(n[1], 1.4, 0.3))
+        add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
+        if "o" in self.bias:
+            add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
+        if self.sinks:
+            add("attn_sinks.weight", self.vector(self.n_head, 2.0, 1.5))
+
     def ids(self, n):
         return [1] + self.rng.integers(3, self.n_vocab, n - 1).tolist()
+
+
+class DeepSeek2(Tiny):
+    """Multi-head latent attention: latents of `rank` values, heads of `plain` values, of `rot` that rotate, and of `value` that they make. With
+    `q_rank` queries are made in two steps; with `old` what makes keys and values of latents is one matrix, as in older files."""
+
+    def __init__(self, name, *, rank=32, plain=16, rot=32, value=16, q_rank=0, old=False, n_head=4, **rest):
+        self.sizes, self.q_rank, self.old = (rank, plain, rot, value), q_rank, old
+        keys = {"attention.kv_lora_rank": rank, "attention.q_lora_rank": q_rank, "expert_shared_count": 0,
+                "expert_feed_forward_length": 32}
+        if old:
+            keys |= {"attention.key_length": plain + rot, "attention.value_length": value}
+        else:
+            keys |= {"attention.key_length": rank + rot, "attention.value_length": rank,
+                     "attention.key_length_mla": plain + rot, "attention.value_length_mla": value}
+        super().__init__(name, "deepseek2", n_head=n_head, n_head_kv=n_head if old else 1, n_rot=rot,
+                         keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def attention(self, add):
+        d, n, (rank, plain, rot, value) = N_EMBD, self.n_head, self.sizes
+        if self.q_rank:
+            add("attn_q_a.weight", self.matrix(self.q_rank, d, 1.0))
+            add("attn_q_a_norm.weight", self.vector(self.q_rank, 1.0, 0.2))
+            add("attn_q_b.weight", self.matrix(n * (plain + rot), self.q_rank, 1.4))
+        else:
+            add("attn_q.weight", self.matrix(n * (plain + rot), d, 1.4))
+        add("attn_kv_a_mqa.weight", self.matrix(rank + rot, d, 1.4))
+        add("attn_kv_a_norm.weight", self.vector(rank, 1.0, 0.2))
+        k, v = (np.stack([self.matrix(rows, rank, gain) for _ in range(n)]) for rows, gain in ((plain, 2.0), (value, 1.2)))
+        if self.old:
+            add("attn_kv_b.weight", np.concatenate([k, v], axis=1).reshape(-1, rank))
+        else:
+            add("attn_k_b.weight", np.ascontiguousarray(k.transpose(0, 2, 1)))
+            add("attn_v_b.weight", v)
+        add("attn_output.weight", self.matrix(d, n * value, 1.5))
 
 
 class Gemma4(Tiny):
@@ -471,6 +509,20 @@ def models():
         Tiny("deepseek", "deepseek", n_head_kv=4, experts=(8, 3), shared=64, eps=1e-2, keys={
             "expert_feed_forward_length": 32, "expert_shared_count": 2, "leading_dense_block_count": 1,
             "expert_weights_scale": 1.5}, runs=[(512, 48, 1), SHIFTED]),
+        DeepSeek2("deepseek2", q_rank=48, rot=16, experts=(16, 4), shared=32, expert_bias=True, eps=1e-2, keys={
+            "expert_shared_count": 1, "leading_dense_block_count": 1, "expert_weights_scale": 2.5,
+            "expert_weights_norm": True, "expert_gating_func": 2, "expert_group_count": 4, "expert_group_used_count": 2,
+            **yarn, "rope.scaling.yarn_log_multiplier": 0.1}, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        DeepSeek2("deepseek2_lite", rot=16, plain=24, value=32, experts=(8, 3), shared=64, tied=True, keys={
+            "expert_shared_count": 2, "leading_dense_block_count": 1, **yarn, "rope.scaling.yarn_log_multiplier": 0.0707,
+            "rope.scaling.attn_factor": 1.2}),
+        DeepSeek2("deepseek2_dense", n_layer=2, rank=64, q_rank=48, keys={
+            "leading_dense_block_count": 2, "attention.temperature_scale": 0.3, "attention.temperature_length": 16},
+            runs=[(512, 48, 1), SHIFTED]),
+        DeepSeek2("deepseek2_old", old=True, n_layer=2, n_ff=96, experts=(8, 3), shared=32, eps=1e-2, keys={
+            "expert_shared_count": 1, **yarn}),
+        DeepSeek2("deepseek2_old_dense", old=True, q_rank=48, n_layer=2, rot=16, value=32, tied=True, keys={
+            "leading_dense_block_count": 2}, runs=[(512, 48, 1), SHIFTED]),
         Tiny("bailingmoe", "bailingmoe", experts=(8, 3), shared=32, eps=1e-2, keys={
             "expert_feed_forward_length": 32, "expert_shared_count": 1, "expert_weights_norm": True}),
         Tiny("bailingmoe2", "bailingmoe2", fused="qkv", qk_norm=True, n_rot=8, experts=(16, 4), shared=48, expert_bias=True,
