@@ -69,7 +69,7 @@ families! {
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen3next qwen3next_fused
-    gemma4 gemma4_plain
+    gemma4 gemma4_plain gemma4_experts
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel orion command_r cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key
@@ -124,6 +124,7 @@ fn windows_are_all_that_is_seen() {
         "gemma3_pattern",
         "gemma4",
         "gemma4_plain",
+        "gemma4_experts",
         "cohere2",
         "lfm2_attention_last",
     ] {

@@ -82,8 +82,8 @@ pub struct ExpertBuffers {
     starts: SharedBuf<u32>,
     /// What networks are given, a row per place.
     input: Activations,
-    gate: SharedBuf<f32>,
-    up: SharedBuf<f32>,
+    /// Gates, and after them what they gate.
+    inner: SharedBuf<f32>,
     hidden: Activations,
     output: SharedBuf<f32>,
     /// What a network that all tokens meet makes of them.
@@ -97,14 +97,16 @@ pub struct Networks {
     pub choice: Choice,
     /// Is added to the experts' probabilities for the choice, not for the weights.
     pub selection_bias: Option<Box<[f32]>>,
-    /// Gate projections.
+    /// Gate projections; where these are one matrix with up projections, both, the gate's rows first.
     pub gate: Stack,
-    /// Up projections.
-    pub up: Stack,
+    /// Up projections, where they are by themselves.
+    pub up: Option<Stack>,
     /// Down projections.
     pub down: Stack,
     /// The gates' activation.
     pub act: Act,
+    /// Factors on the experts' results, where the family has them.
+    pub scales: Option<Box<[f32]>>,
 }
 
 /// Sizes of the largest mixture.
@@ -120,8 +122,8 @@ pub struct ExpertSizes {
 
 impl Networks {
     /// The stacks of all experts' matrices.
-    pub fn stacks(&self) -> [&Stack; 3] {
-        [&self.gate, &self.up, &self.down]
+    pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
+        [&self.gate].into_iter().chain(&self.up).chain([&self.down])
     }
 
     /// How large they are.
@@ -142,8 +144,7 @@ impl ExpertBuffers {
             places: SharedBuf::new(n),
             starts: SharedBuf::new(s.n_expert + 1),
             input: Activations::of_either_form(kernels, n, n_embd, ty),
-            gate: SharedBuf::new(n * s.n_ff),
-            up: SharedBuf::new(n * s.n_ff),
+            inner: SharedBuf::new(n * 2 * s.n_ff),
             hidden: Activations::of_either_form(kernels, n, s.n_ff, ty),
             output: SharedBuf::new(n * n_embd),
             shared: SharedBuf::new(n_tokens * n_embd),
@@ -264,11 +265,17 @@ impl Ops<'_> {
         // SAFETY: places are given out before, and not again before the last product.
         let places = |e: usize| unsafe { b.places_of(e) };
         let (n_ff, n_embd) = (net.sizes().n_ff, x.k());
-        let to_hidden = |e: usize| places(e).start * n_ff;
-        let job = |stack, out| StackJob { stack, out, stride: n_ff, start: &to_hidden };
-        self.products(input, choice.n_expert, &places, &[job(&net.gate, &b.gate), job(&net.up, &b.up)]);
+        let [to_gates, to_ups] = [0, n_ff].map(|column| move |e: usize| places(e).start * 2 * n_ff + column);
+        let gates = StackJob { stack: &net.gate, out: &b.inner, start: &to_gates, stride: 2 * n_ff };
+        match &net.up {
+            Some(up) => {
+                let ups = StackJob { stack: up, start: &to_ups, ..gates };
+                self.products(input, choice.n_expert, &places, &[gates, ups]);
+            }
+            None => self.products(input, choice.n_expert, &places, &[gates]),
+        }
         let hidden = b.hidden.with(form, fine_step[1]);
-        self.gated(net.act, &b.gate, &b.up, n * n_used, hidden);
+        self.gated_halves(net.act, &b.inner, n * n_used, hidden);
         let down = StackJob { stack: &net.down, out: &b.output, stride: n_embd, start: &|e| places(e).start * n_embd };
         self.products(hidden, choice.n_expert, &places, &[down]);
         for t in self.worker.share(n) {
@@ -296,7 +303,11 @@ impl Ops<'_> {
             // SAFETY: rows are shared out disjointly.
             unsafe {
                 let scores = b.scores.get_mut(t * n_expert..(t + 1) * n_expert);
-                choice.choose(self.kernels, scores, bias, b.chosen.get_mut(chosen.clone()), b.weights.get_mut(chosen));
+                let (chosen, weights) = (b.chosen.get_mut(chosen.clone()), b.weights.get_mut(chosen));
+                choice.choose(self.kernels, scores, bias, chosen, weights);
+                if let Some(scales) = &net.scales {
+                    weights.iter_mut().zip(chosen).for_each(|(w, &mut e)| *w *= scales[e as usize]);
+                }
             }
         }
         self.worker.barrier();

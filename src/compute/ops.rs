@@ -194,6 +194,20 @@ impl Ops<'_> {
         self.gated_by(act, gate, up, |i| i * n, n_rows, out);
     }
 
+    /// The same where gates and what they gate are the halves of a row.
+    pub fn gated_halves(&mut self, act: Act, x: &SharedBuf<f32>, n_rows: usize, out: Operand) {
+        let n = out.k();
+        for i in self.worker.share(n_rows) {
+            // SAFETY: rows are shared out disjointly, and nobody writes the operand in this phase.
+            unsafe {
+                let (gate, up) = x.get(i * 2 * n..(i + 1) * 2 * n).split_at(n);
+                act.gate(&self.kernels.float, gate, up, out.row_mut(i));
+                out.finish_row(self.kernels, i);
+            }
+        }
+        self.worker.barrier();
+    }
+
     /// `out = act(x)`, row by row.
     pub fn activated(&mut self, act: Act, x: &SharedBuf<f32>, n_rows: usize, out: Operand) {
         let n = out.k();
@@ -234,6 +248,20 @@ impl Ops<'_> {
         let part = self.worker.share(n);
         // SAFETY: shared out disjointly, and nobody writes `x` in this phase.
         unsafe { self.kernels.float.add_assign(y.get_mut(part.clone()), x.get(part)) };
+        self.worker.barrier();
+    }
+
+    /// `y = norm(y) + norm(x)` with norms of their own, for the first `n` rows.
+    pub fn add_normed(&mut self, y: &SharedBuf<f32>, x: &SharedBuf<f32>, n: usize, norms: [&[f32]; 2], eps: f32) {
+        let (k, len) = (&self.kernels.float, norms[0].len());
+        for i in self.worker.share(n) {
+            let row = i * len..(i + 1) * len;
+            // SAFETY: rows are shared out disjointly.
+            let (y, x) = unsafe { (y.get_mut(row.clone()), x.get_mut(row)) };
+            k.rms_norm_in_place(y, norms[0], eps);
+            k.rms_norm_in_place(x, norms[1], eps);
+            k.add_assign(y, x);
+        }
         self.worker.barrier();
     }
 

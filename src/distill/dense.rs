@@ -7,7 +7,7 @@ use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
 use crate::compute::{Norm, mean};
-use crate::model::{Decoder, Model, QueryKey, Scores};
+use crate::model::{Decoder, Experts, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
 /// `y = a b^T`, rows of both of length `len`.
@@ -211,6 +211,11 @@ impl<'m> DenseModel<'m> {
             }
             if layer.attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
                 let what = "layers with norms on values or with inputs of their own are not supported here";
+                return Err(Error::Params(what.into()));
+            }
+            let is_odd = |e: &Experts| e.norms.is_some() || e.networks.scales.is_some() || e.networks.up.is_none();
+            if layer.ffn.experts().is_some_and(is_odd) {
+                let what = "experts with norms or factors of their own, or with fused gates, are not supported here";
                 return Err(Error::Params(what.into()));
             }
             if layer.attn.sinks.is_some() {

@@ -173,7 +173,7 @@ impl<'m> Mixture<'m> {
         };
         let network = |i| Network {
             gate: part(&all.gate, i),
-            up: Some(part(&all.up, i)),
+            up: all.up.as_ref().map(|up| part(up, i)),
             down: part(&all.down, i),
             act: all.act,
         };

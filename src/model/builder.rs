@@ -1,6 +1,7 @@
 //! The parts that families have in common, so that a family's own file shows only what sets it apart.
 
 use ggml_ext::lisa::{Domain, Kind, LisaMeta, Part};
+use ggml_ext::pack::ROWS;
 
 use super::config::{Config, Keys, MAX_WIDTH};
 use super::decoder::{
@@ -412,8 +413,8 @@ impl Builder<'_, '_, '_, '_> {
         if n_expert == 0 {
             return Err(self.keys.error("expert_count", "is missing or 0"));
         }
-        if n_ff == 0 || n_ff > MAX_WIDTH {
-            let what = format_args!("{n_ff} is out of range, expected 1 to {MAX_WIDTH}");
+        if n_ff == 0 || n_ff > MAX_WIDTH || !n_ff.is_multiple_of(ROWS) {
+            let what = format_args!("{n_ff}, expected a multiple of {ROWS} up to {MAX_WIDTH}");
             return Err(self.keys.error("expert_feed_forward_length", what));
         }
         let groups = match self.keys.count("expert_group_count")?.unwrap_or(0) {
@@ -434,15 +435,26 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The feed-forward half of layer `i` as a mixture of experts.
     pub fn experts(&mut self, i: usize, mixture: &Mixture) -> Result<Ffn> {
+        Ok(Ffn::Experts(Box::new(self.bare_experts(i, mixture)?)))
+    }
+
+    /// The experts of layer `i`. Gate and up projections may be stored as one tensor, `ffn_gate_up_exps`, the gate's rows first.
+    pub fn bare_experts(&mut self, i: usize, mixture: &Mixture) -> Result<Experts> {
         let Mixture { n_ff, choice, act, n_ff_shared, weighed } = *mixture;
         let (n_embd, n_expert) = (self.config.n_embd, choice.n_expert);
         let l = &mut *self.loader;
         let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
         let selection_bias = l.optional_vector(&format!("blk.{i}.exp_probs_b.bias"), n_expert)?;
+        let fused = l.has(&format!("blk.{i}.ffn_gate_up_exps.weight"));
         let mut stack =
             |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps.weight"), n_expert, rows, cols);
-        let (gate, up, down) = (stack("gate", n_ff, n_embd)?, stack("up", n_ff, n_embd)?, stack("down", n_embd, n_ff)?);
-        let networks = Networks { choice, selection_bias, gate, up, down, act };
+        let (gate, up) = match fused {
+            true => (stack("gate_up", 2 * n_ff, n_embd)?, None),
+            false => (stack("gate", n_ff, n_embd)?, Some(stack("up", n_ff, n_embd)?)),
+        };
+        let down = stack("down", n_embd, n_ff)?;
+        let scales = l.optional_vector(&format!("blk.{i}.ffn_down_exps.scale"), n_expert)?;
+        let networks = Networks { choice, selection_bias, gate, up, down, act, scales };
         let shared = match n_ff_shared {
             0 => None,
             n => Some(SharedExpert {
@@ -452,7 +464,7 @@ impl Builder<'_, '_, '_, '_> {
                     .transpose()?,
             }),
         };
-        Ok(Ffn::Experts(Box::new(Experts { router, networks, shared })))
+        Ok(Experts { router, networks, shared, norms: None })
     }
 
     /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.

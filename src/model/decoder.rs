@@ -214,6 +214,21 @@ pub struct Experts {
     pub networks: Networks,
     /// A network that all tokens meet besides.
     pub shared: Option<SharedExpert>,
+    /// Norms of their own, where the family has them.
+    pub norms: Option<ExpertNorms>,
+}
+
+/// Norms around a mixture beside a network that all tokens meet: the network is given what the layer's norm makes of the residual stream, the
+/// rest what these make of it.
+pub struct ExpertNorms {
+    /// Before the router.
+    pub router: Norm,
+    /// Before the experts.
+    pub experts: Norm,
+    /// RMSNorm on what the experts make together.
+    pub result: Box<[f32]>,
+    /// RMSNorm on what the network makes.
+    pub shared: Box<[f32]>,
 }
 
 /// An expert that all tokens meet.
@@ -258,7 +273,7 @@ impl Ffn {
     /// A number for each of the experts' stacks, scaled down to those that a token meets.
     fn of_chosen(&self, number: impl Fn(&Matrix) -> usize) -> usize {
         let per_token = |Experts { networks: n, .. }: &Experts| {
-            n.stacks().map(|s| number(&s.weight) / n.choice.n_expert * n.choice.n_used).into_iter().sum::<usize>()
+            n.stacks().map(|s| number(&s.weight) / n.choice.n_expert * n.choice.n_used).sum::<usize>()
         };
         self.experts().map_or(0, per_token)
     }

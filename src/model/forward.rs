@@ -162,7 +162,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
             Ffn::Experts(experts) => {
                 assert_eq!(given.start, 0, "experts are given the first rows");
                 let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(step);
-                mixture(&mut ops, &mut laps, experts, buf, x, n, steps, &hidden, made);
+                mixture(&mut ops, &mut laps, experts, buf, x, &asked, steps, &hidden, made, eps);
             }
         }
         if layer.parallel {
@@ -262,8 +262,8 @@ fn feed_forward(
     laps.end(Phase::Down);
 }
 
-/// What the `experts` make of the first `n` rows of `x`, into `out`. `steps`: of what they are given, and of their hidden units; `hidden`
-/// has room for as many of these as a network that all tokens meet has.
+/// What the `experts` make of the first rows of `x`, those of tokens `asked`, into `out`. `steps`: of what they are given, and of their hidden
+/// units; `hidden` has room for as many of these as a network that all tokens meet has.
 #[allow(clippy::too_many_arguments)]
 fn mixture<'b>(
     ops: &mut Ops,
@@ -271,19 +271,32 @@ fn mixture<'b>(
     experts: &Experts,
     buf: &Buffers,
     x: Operand,
-    n: usize,
+    asked: &Range<usize>,
     steps: [f32; 2],
     hidden: &impl Fn(usize) -> Operand<'b>,
     out: &SharedBuf<f32>,
+    eps: f32,
 ) {
-    let b = buf.experts.as_ref().expect("work space for experts");
+    let (b, n) = (buf.experts.as_ref().expect("work space for experts"), asked.len());
+    let shared = |ops: &mut Ops, laps: &mut Laps, f: &FeedForward| {
+        feed_forward(ops, laps, f, buf, x, 0..n, hidden(f.n_hidden()), &b.shared)
+    };
+    if let (Some(norms), Some(beside)) = (&experts.norms, &experts.shared) {
+        // What the norms make of the residual stream lies in one place after the other.
+        shared(ops, laps, &beside.network);
+        ops.norm(&buf.x, asked.clone(), Some(&norms.router), eps, x);
+        ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
+        ops.norm(&buf.x, asked.clone(), Some(&norms.experts), eps, x);
+        ops.experts(x, n, &experts.networks, b, steps, out);
+        ops.add_normed(out, &b.shared, n, [&norms.result, &norms.shared], eps);
+        return laps.end(Phase::Experts);
+    }
     ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
     ops.experts(x, n, &experts.networks, b, steps, out);
     laps.end(Phase::Experts);
-    if let Some(shared) = &experts.shared {
-        let f = &shared.network;
-        feed_forward(ops, laps, f, buf, x, 0..n, hidden(f.n_hidden()), &b.shared);
-        match &shared.gate {
+    if let Some(beside) = &experts.shared {
+        shared(ops, laps, &beside.network);
+        match &beside.gate {
             Some(gate) => ops.add_gated(out, &b.shared, n, x, gate),
             None => ops.add(out, &b.shared, n * x.k()),
         }

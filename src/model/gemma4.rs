@@ -1,14 +1,15 @@
-//! Gemma 4, its models without experts: norms before and after each half of a layer and on queries, keys and values, GeGLU, scaled
+//! Gemma 4: norms before and after each half of a layer and on queries, keys and values, GeGLU, scaled
 //! embeddings, and layers that alternate between a sliding window and the whole context, with heads of different sizes. The small models
-//! give every layer inputs of its own, and let the last layers take keys and values of the last ones before them that have any.
+//! give every layer inputs of its own, and let the last layers take keys and values of the last ones before them that have any. The model
+//! with experts has them beside each layer's network, with norms of their own.
 
-use super::builder::{Builder, QkNorm};
+use super::builder::{Builder, Mixture, QkNorm};
 use super::config::{Keys, MAX_HEAD_DIM};
-use super::decoder::{Attention, ContextRope, Decoder, Ffn, Layer};
+use super::decoder::{Attention, ContextRope, Decoder, ExpertNorms, Experts, FeedForward, Ffn, Layer, SharedExpert};
 use super::{Family, Windows};
 use crate::Result;
 use crate::attention::{AttentionShape, Rope, RopeStyle};
-use crate::compute::Act;
+use crate::compute::{Act, Norm};
 
 /// The registry row.
 pub const FAMILY: Family = Family::new("gemma4", build).with_windows(windows).with_varying_layers();
@@ -47,9 +48,9 @@ fn heads(b: &Builder) -> Result<Heads> {
 }
 
 fn build(b: &mut Builder) -> Result<Decoder> {
-    b.refuse_experts()?;
     b.keys_make_values = true;
     let (c, keys) = (b.config, b.keys);
+    let mixture = (c.n_expert > 0).then(|| mixture(b)).transpose()?;
     let Heads { shapes, n_rot } = heads(b)?;
     let freqs = b.loader.optional_vector("rope_freqs.weight", n_rot[GLOBAL] / 2)?;
     let bases = [c.rope_base, keys.positive("rope.freq_base_swa")?.unwrap_or(c.rope_base)];
@@ -78,7 +79,11 @@ fn build(b: &mut Builder) -> Result<Decoder> {
                 b.attention_to(i, owner, shape, which, QkNorm::Heads)?
             }
         };
-        let ffn = Ffn::One(Box::new(b.network(i, "", n_ff[i], Act::Gelu)?));
+        let network = b.network(i, "", n_ff[i], Act::Gelu)?;
+        let ffn = match mixture.as_ref().filter(|_| b.loader.has(&format!("blk.{i}.ffn_gate_inp.weight"))) {
+            Some(mixture) => Ffn::Experts(Box::new(experts(b, i, mixture, network)?)),
+            None => Ffn::One(Box::new(network)),
+        };
         let layer = b.sandwiched_layer(i, attn, ffn)?;
         let scale = b.loader.optional_vector(&format!("blk.{i}.layer_output_scale.weight"), 1)?;
         let side = width.map(|n| b.side_network(i, n)).transpose()?;
@@ -89,6 +94,27 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     decoder.embed_scale = (c.n_embd as f32).sqrt();
     decoder.logit_softcap = Some(keys.positive("final_logit_softcapping")?.unwrap_or(LOGIT_CAP));
     Ok(decoder)
+}
+
+fn mixture(b: &Builder) -> Result<Mixture> {
+    let n_ff = b.keys.width("expert_feed_forward_length")?.unwrap_or(b.config.n_ff);
+    Ok(Mixture { act: Act::Gelu, ..b.mixture(n_ff)? })
+}
+
+/// The experts of layer `i` beside its `network`.
+fn experts(b: &mut Builder, i: usize, mixture: &Mixture, network: FeedForward) -> Result<Experts> {
+    let n_embd = b.config.n_embd;
+    let mut vector = |name: &str| b.loader.vector(&format!("blk.{i}.{name}"), n_embd);
+    let mut router = Norm::rms(vector("ffn_gate_inp.scale")?);
+    router.scale(1.0 / (n_embd as f32).sqrt());
+    let norms = ExpertNorms {
+        router,
+        experts: Norm::rms(vector("pre_ffw_norm_2.weight")?),
+        result: vector("post_ffw_norm_2.weight")?,
+        shared: vector("post_ffw_norm_1.weight")?,
+    };
+    let shared = Some(SharedExpert { network, gate: None });
+    Ok(Experts { shared, norms: Some(norms), ..b.bare_experts(i, mixture)? })
 }
 
 /// How many layers, the first ones, have keys and values of their own.

@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 experts=None, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
+                 experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
                  keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
@@ -42,6 +42,7 @@ class Tiny:
         # "bias" or "plain": LayerNorm with biases or without; the norm before the feed-forward half may be missing.
         self.layer_norm, self.ungated = layer_norm, ungated
         self.experts = experts  # how many, and how many of them are chosen
+        self.gate_up = gate_up  # gates and what they gate are one tensor
         self.shared, self.shared_gate = shared, shared_gate  # hidden units of the network beside them
         self.expert_bias = expert_bias
         self.sinks = sinks
@@ -148,7 +149,8 @@ class Tiny:
                 # Scores of standard deviation 2: some experts matter much more than others.
                 n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", self.n_ff)
                 add("ffn_gate_inp.weight", self.matrix(n, N_EMBD, 2.0))
-                for name, n_out, n_in in (("gate", n_ff, N_EMBD), ("up", n_ff, N_EMBD), ("down", N_EMBD, n_ff)):
+                gates = (("gate_up", 2 * n_ff, N_EMBD),) if self.gate_up else (("gate", n_ff, N_EMBD), ("up", n_ff, N_EMBD))
+                for name, n_out, n_in in (*gates, ("down", N_EMBD, n_ff)):
                     gain = 1.6 if name == "down" else self.gate
                     add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, gain) for _ in range(n)]))
                 if "experts" in self.bias:
@@ -256,7 +258,8 @@ class DeepSeek2(Tiny):
 
 
 class Gemma4(Tiny):
-    """Layers with heads of two sizes; with `side`, inputs of their own, of so many values each; the last `n_shared` have no keys."""
+    """Layers with heads of two sizes; with `side`, inputs of their own, of so many values each; the last `n_shared` have no keys. With
+    `experts`, mixtures beside the networks of all layers but the first."""
 
     def __init__(self, name, windows, *, side=0, n_shared=0, n_ff=(96, 96), n_head_kv=(1, 2), **rest):
         self.windows, self.side, self.n_shared = windows, side, n_shared
@@ -300,6 +303,16 @@ class Gemma4(Tiny):
             add("ffn_norm.weight", self.vector(d, 1.0, 0.2))
             for name, n_out, n_in in (("gate", n_ff, d), ("up", n_ff, d), ("down", d, n_ff)):
                 add(f"ffn_{name}.weight", self.matrix(n_out, n_in, 1.3))
+            if self.experts and i > 0:
+                n, n_ff = self.experts[0], self.keys["expert_feed_forward_length"]
+                add("ffn_gate_inp.weight", self.matrix(n, d, 2.0))
+                # The router's input is divided by the square root of its width.
+                add("ffn_gate_inp.scale", self.vector(d, 8.0, 1.5))
+                for name in ("pre_ffw_norm_2", "post_ffw_norm_1", "post_ffw_norm_2"):
+                    add(f"{name}.weight", self.vector(d, 1.0, 0.3))
+                add("ffn_gate_up_exps.weight", np.stack([self.matrix(2 * n_ff, d, 1.5) for _ in range(n)]))
+                add("ffn_down_exps.weight", np.stack([self.matrix(d, n_ff, 1.5) for _ in range(n)]))
+                add("ffn_down_exps.scale", self.vector(n, 1.0, 0.4))
             if side:
                 add("inp_gate.weight", self.matrix(side, d, 1.3))
                 add("proj.weight", self.matrix(d, side, 1.3))
@@ -493,6 +506,8 @@ def models():
         Gemma4("gemma4", [True, False, True, True, False, True, False, True], side=32, n_shared=3, n_ff=(64, 96), eps=1e-2,
                runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Gemma4("gemma4_plain", [True, True, False, True, False], keys={"final_logit_softcapping": 5.0}),
+        Gemma4("gemma4_experts", [True, False, True], experts=(8, 3), eps=1e-2, keys={"expert_feed_forward_length": 32},
+               runs=[(512, 48, 1), SHIFTED]),
         Tiny("llama_experts", "llama", n_ff=48, experts=(8, 2), runs=[(512, 48, 1), SHIFTED]),
         Tiny("qwen3moe", "qwen3moe", head_dim=32, n_ff=96, qk_norm=True, experts=(7, 3), eps=1e-2,
              keys={"expert_feed_forward_length": 32}),
@@ -519,7 +534,7 @@ def models():
         DeepSeek2("deepseek2_dense", n_layer=2, rank=64, q_rank=48, keys={
             "leading_dense_block_count": 2, "attention.temperature_scale": 0.3, "attention.temperature_length": 16},
             runs=[(512, 48, 1), SHIFTED]),
-        DeepSeek2("deepseek2_old", old=True, n_layer=2, n_ff=96, experts=(8, 3), shared=32, eps=1e-2, keys={
+        DeepSeek2("deepseek2_old", old=True, n_layer=2, n_ff=96, experts=(8, 3), gate_up=True, shared=32, eps=1e-2, keys={
             "expert_shared_count": 1, **yarn}),
         DeepSeek2("deepseek2_old_dense", old=True, q_rank=48, n_layer=2, rot=16, value=32, tied=True, keys={
             "leading_dense_block_count": 2}, runs=[(512, 48, 1), SHIFTED]),
