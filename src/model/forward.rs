@@ -9,9 +9,9 @@ use super::buffers::Buffers;
 use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, QueryKey, Scores, SideInputs, SideNetwork};
 use super::latent;
 use crate::attention::{
-    Attend, Convolution, DeltaBuffers, DeltaNet, DeltaStep, KvCache, LayerCache, Queries, ScoreSource,
+    Attend, AttentionScratch, Convolution, DeltaBuffers, DeltaNet, DeltaStep, KvCache, LayerCache, Queries, ScoreSource,
 };
-use crate::compute::{Act, Form, Laps, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
+use crate::compute::{Act, Form, Laps, Norm, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
 /// From which step on a block of int8 activations gets second digits, relative to its row's root mean square. What attention takes
 /// matters most, scores being exponents; what the last layer's feed-forward network and the output head take is fine throughout:
@@ -63,127 +63,368 @@ pub struct Tokens<'a> {
 /// Runs `tokens` through all layers: fills the cache and leaves the normalised last hidden states of those wanted for [`head`].
 pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvCache, tokens: &Tokens) {
     // SAFETY: the only reference while the member is here.
-    let (attn_scratch, scratch) = unsafe { buf.member(w) };
-    let (ids, pos, n, eps) = (tokens.ids, tokens.pos, tokens.ids.len(), model.norm_eps);
-    let mut ops = o.ops(w, scratch);
+    let (scratch, of_products) = unsafe { buf.member(w) };
+    let n = tokens.ids.len();
+    let (ops, laps) = (o.ops(w, of_products), o.laps(w));
     let form = Form::of(o.kernels, n);
-    let bf16 = buf.bf16_attention && form == Form::Bf16;
-
-    for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
-        // SAFETY: rows are shared out disjointly.
-        w.share(n).for_each(|i| unsafe { table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64) });
-    }
-    let mut laps = o.laps(w);
-    ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);
-    let input = |i: usize| match model.layers.get(i) {
-        Some(layer) => (layer.attn_norm.as_ref(), buf.n.with(form, fine_step::ATTENTION)),
-        None => (Some(&model.output_norm), buf.n.with(form, fine_step::LAST)),
-    };
-    if let (Some(inputs), Some(bufs)) = (&model.side, &buf.side) {
-        side_inputs(&mut ops, inputs, buf, bufs, ids, input(0).1, eps);
-    }
-    let (norm, out) = input(0);
-    ops.norm(&buf.x, 0..n, norm, eps, out);
-    laps.end(Phase::Embed);
-
+    let mut pass = Pass { model, buf, cache, ops, laps, scratch, form, pos: tokens.pos, eps: model.norm_eps };
+    pass.embed(tokens.ids);
     // Later tokens see of a token what layers have cached of it. What the last layer that caches anything, and those after it, make
     // of it beyond that serves its own logits alone.
     let last_caching = model.last_caching();
     let mut fed = 0..n;
-    for (i, layer) in model.layers.iter().enumerate() {
-        let attn = &layer.attn;
+    for i in 0..model.layers.len() {
         let asked = if i < last_caching { 0..n } else { n - tokens.n_wanted..n };
-        project(&mut ops, attn, buf, input(i).1, &fed, &asked);
-        latent::heads(&mut ops, attn, buf, fed.len(), asked.len(), form, eps);
-        norm_rows(&ops, attn, buf, &fed, &asked, eps);
-        laps.end(Phase::Project);
-        let (kernels, shape, n, rows) = (o.kernels, &attn.shape, asked.len(), 0..asked.len());
-        let result = buf.heads.of(attn.out.weight.cols()).with(form, fine_step::HEADS);
-        let out = latent::sums(attn, buf, result);
-        place(&ops, attn, buf, cache.layer(i), pos, &fed, &asked, eps, out);
-        laps.end(Phase::Place);
-        if asked.is_empty() {
+        let through = Through { fed, asked };
+        pass.project(i, &through);
+        pass.place(i, &through);
+        if through.asked.is_empty() {
             break;
         }
-        let queries = Queries { pos: pos + asked.start, first: asked.start, n };
-        match source_of(attn, buf, cache, i) {
-            Source::Filter(conv, gates) => conv.run(w, kernels, queries, cache.layer(i), gates, out, attn_scratch),
-            Source::State(net, work) => net.finish(w, kernels, &work.gate, n, out),
+        pass.attend(i, &through);
+        pass.feed_forward(i, &through);
+        pass.add_up(i, &through);
+        fed = through.asked;
+    }
+    pass.laps.pass();
+}
+
+/// Which tokens of a step go through a layer: those that its input has, one to a row, and of these the last ones, whose results are
+/// wanted, again one to a row.
+struct Through {
+    fed: Range<usize>,
+    asked: Range<usize>,
+}
+
+/// One member's way through the layers.
+struct Pass<'a> {
+    model: &'a Decoder,
+    buf: &'a Buffers,
+    cache: &'a KvCache,
+    ops: Ops<'a>,
+    laps: Laps<'a>,
+    scratch: &'a mut AttentionScratch,
+    /// In which form activations meet weights.
+    form: Form,
+    /// Position of the step's first token.
+    pos: usize,
+    /// The norms' epsilon.
+    eps: f32,
+}
+
+impl<'a> Pass<'a> {
+    /// The norm before layer `i`, or before the head after the last, and where it leaves the layer's input.
+    fn input(&self, i: usize) -> (Option<&'a Norm>, Operand<'a>) {
+        match self.model.layers.get(i) {
+            Some(layer) => (layer.attn_norm.as_ref(), self.buf.n.with(self.form, fine_step::ATTENTION)),
+            None => (Some(&self.model.output_norm), self.buf.n.with(self.form, fine_step::LAST)),
+        }
+    }
+
+    /// The step for second digits in layer `i`, elsewhere `usual`.
+    fn step(&self, i: usize, usual: f32) -> f32 {
+        if i + 1 == self.model.layers.len() { fine_step::LAST } else { usual }
+    }
+
+    /// Room for the hidden units of a network of layer `i`.
+    fn hidden(&self, i: usize, width: usize) -> Operand<'a> {
+        self.buf.hidden.of(width).with(self.form, self.step(i, fine_step::HIDDEN))
+    }
+
+    /// The residual stream and the first layer's input, and the tokens' rotations.
+    fn embed(&mut self, ids: &[u32]) {
+        let (model, buf, pos) = (self.model, self.buf, self.pos);
+        for (rope, table) in model.ropes.iter().zip(&buf.ropes) {
+            let rows = self.ops.worker.share(ids.len());
+            // SAFETY: rows are shared out disjointly.
+            rows.for_each(|i| unsafe { table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64) });
+        }
+        self.ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);
+        let (norm, out) = self.input(0);
+        if let (Some(inputs), Some(bufs)) = (&model.side, &buf.side) {
+            side_inputs(&mut self.ops, inputs, buf, bufs, ids, out, self.eps);
+        }
+        self.ops.norm(&buf.x, 0..ids.len(), norm, self.eps, out);
+        self.laps.end(Phase::Embed);
+    }
+
+    /// The products of layer `i`'s input that its attention starts from.
+    fn project(&mut self, i: usize, Through { fed, asked }: &Through) {
+        let (attn, buf, (_, x)) = (&self.model.layers[i].attn, self.buf, self.input(i));
+        project(&mut self.ops, attn, buf, x, fed, asked);
+        latent::heads(&mut self.ops, attn, buf, fed.len(), asked.len(), self.form, self.eps);
+        norm_rows(&self.ops, attn, buf, fed, asked, self.eps);
+        self.laps.end(Phase::Project);
+    }
+
+    /// Where the attention of layer `i` leaves what it sums up, and where the heads' results are made of that.
+    fn heads(&self, i: usize) -> [Operand<'a>; 2] {
+        let (attn, buf) = (&self.model.layers[i].attn, self.buf);
+        let results = buf.heads.of(attn.out.weight.cols()).with(self.form, fine_step::HEADS);
+        [latent::sums(attn, buf, results), results]
+    }
+
+    /// Puts into the cache what later tokens see of layer `i`. Where the layer has a state in place of attention, takes the tokens into it, and
+    /// reads what was asked for.
+    fn place(&mut self, i: usize, through: &Through) {
+        let (attn, cache) = (&self.model.layers[i].attn, self.cache.layer(i));
+        match (attn.delta(), &self.buf.delta_rule) {
+            (Some(net), Some(work)) => {
+                let (n, n_wanted) = (through.fed.len(), through.asked.len());
+                let step = DeltaStep { begins: self.pos == 0, n, n_wanted };
+                net.absorb(self.ops.worker, self.ops.kernels, work, cache, step, self.heads(i)[0]);
+            }
+            _ => self.place_heads(attn, cache, through),
+        }
+        self.laps.end(Phase::Place);
+    }
+
+    /// What attention, or what is in its place, makes of the tokens asked for, into `buf.delta`.
+    fn attend(&mut self, i: usize, Through { asked, .. }: &Through) {
+        let (attn, buf, n) = (&self.model.layers[i].attn, self.buf, asked.len());
+        let (worker, kernels) = (self.ops.worker, self.ops.kernels);
+        let ([out, results], cache) = (self.heads(i), self.cache.layer(i));
+        let queries = Queries { pos: self.pos + asked.start, first: asked.start, n };
+        match source_of(attn, buf, self.cache, i) {
+            Source::Filter(conv, gates) => conv.run(worker, kernels, queries, cache, gates, out, self.scratch),
+            Source::State(net, work) => net.finish(worker, kernels, &work.gate, n, out),
             Source::Scores(scores, values) => {
-                let route = model.routes.layer(i);
-                let route = if bf16 { route.keeping_scores() } else { route };
-                let (worker, weights, partial, sinks) = (w, &buf.weights, &buf.partial, attn.sinks.as_deref());
-                let gates = attn.gate.as_ref().map(|_| &buf.gates);
+                let bf16 = buf.bf16_attention && self.form == Form::Bf16;
+                let route = self.model.routes.layer(i);
                 let attend = Attend {
                     worker,
                     kernels,
-                    shape,
+                    shape: &attn.shape,
                     queries,
                     scores,
-                    sinks,
-                    gates,
+                    sinks: attn.sinks.as_deref(),
+                    gates: attn.gate.as_ref().map(|_| &buf.gates),
                     values,
-                    weights,
-                    route,
-                    partial,
+                    weights: &buf.weights,
+                    route: if bf16 { route.keeping_scores() } else { route },
+                    partial: &buf.partial,
                     out,
                     bf16,
                 };
-                attend.run(attn_scratch);
+                attend.run(self.scratch);
             }
         }
-        laps.end(Phase::Attention);
-        latent::results(&mut ops, attn, buf, n, result);
-        ops.linear(result, rows.clone(), &[(&attn.out, &buf.delta)]);
+        self.laps.end(Phase::Attention);
+        latent::results(&mut self.ops, attn, buf, n, results);
+        self.ops.linear(results, 0..n, &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {
-            ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
+            self.ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
         }
-        laps.end(Phase::AttnOut);
-        let step = |usual| if i + 1 == model.layers.len() { fine_step::LAST } else { usual };
-        let normed = buf.n.with(form, step(fine_step::FEED_FORWARD));
-        // Which rows of the operand the feed-forward half is given, and where its result goes.
-        let (mut x, mut given, mut made) = (normed, rows.clone(), &buf.delta);
+        self.laps.end(Phase::AttnOut);
+    }
+
+    /// The second half of layer `i`. The results of both halves are left in the residual stream and `buf.delta`, not yet added up.
+    fn feed_forward(&mut self, i: usize, Through { fed, asked }: &Through) {
+        let (layer, buf, eps, n) = (&self.model.layers[i], self.buf, self.eps, asked.len());
+        let normed = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
+        // Which rows of the operand the half is given, and where its result goes.
+        let (mut x, mut given, mut made) = (normed, 0..n, &buf.delta);
         match (layer.parallel, layer.ffn_norm.as_ref()) {
             (false, norm) => {
                 let post = layer.post_attn_norm.as_ref();
-                ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, norm, eps, normed);
+                self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, norm, eps, normed);
             }
             (true, Some(norm)) => {
-                ops.norm(&buf.x, asked.clone(), Some(norm), eps, normed);
+                self.ops.norm(&buf.x, asked.clone(), Some(norm), eps, normed);
                 made = &buf.beside;
             }
-            (true, None) => (x, given, made) = (input(i).1, fed.len() - n..fed.len(), &buf.beside),
+            (true, None) => (x, given, made) = (self.input(i).1, fed.len() - n..fed.len(), &buf.beside),
         }
-        laps.end(Phase::Norm);
-
-        let hidden = |width: usize| buf.hidden.of(width).with(form, step(fine_step::HIDDEN));
+        self.laps.end(Phase::Norm);
         match &layer.ffn {
-            Ffn::One(f) => feed_forward(&mut ops, &mut laps, f, buf, x, given, hidden(f.n_hidden()), made),
+            Ffn::One(f) => self.network(f, x, given, self.hidden(i, f.n_hidden()), made),
             Ffn::Experts(experts) => {
                 assert_eq!(given.start, 0, "experts are given the first rows");
-                let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(step);
-                mixture(&mut ops, &mut laps, experts, buf, x, &asked, steps, &hidden, made, eps);
+                self.mixture(i, experts, x, asked, made);
             }
         }
         if layer.parallel {
-            ops.add(&buf.delta, &buf.beside, n * x.k());
-            laps.end(Phase::Down);
+            self.ops.add(&buf.delta, &buf.beside, n * x.k());
+            self.laps.end(Phase::Down);
         }
+    }
+
+    /// Adds what layer `i` made to the residual stream, and makes the next layer's input.
+    fn add_up(&mut self, i: usize, Through { asked, .. }: &Through) {
+        let (layer, buf, eps) = (&self.model.layers[i], self.buf, self.eps);
         let mut post = layer.post_ffn_norm.as_ref();
         if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {
-            ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, None, eps, normed);
-            laps.end(Phase::Norm);
-            let width = side.out.weight.cols();
-            let at = |row: usize| ((asked.start + row) * model.layers.len() + i) * width;
-            side_network(&mut ops, &mut laps, side, buf, normed, n, (inputs, &at), hidden(width));
+            let x = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
+            self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, None, eps, x);
+            self.laps.end(Phase::Norm);
+            self.side_network(i, side, inputs, x, asked);
             post = Some(&side.norm);
         }
-        let (norm, out) = input(i + 1);
-        ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, layer.scale, norm, eps, out);
-        laps.end(Phase::Norm);
-        fed = asked;
+        let (norm, out) = self.input(i + 1);
+        self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, layer.scale, norm, eps, out);
+        self.laps.end(Phase::Norm);
     }
-    laps.pass();
+
+    /// What `network` makes of `rows` of `x`, into `out`; its hidden units go to `hidden`.
+    fn network(
+        &mut self,
+        network: &FeedForward,
+        x: Operand,
+        rows: Range<usize>,
+        hidden: Operand,
+        out: &SharedBuf<f32>,
+    ) {
+        let (FeedForward { gate, up, down, act }, n) = (network, rows.len());
+        let (buf, ops, laps) = (self.buf, &mut self.ops, &mut self.laps);
+        match up {
+            Some(up) if ops.gated_products(x, rows.clone(), [gate, up, down], *act, hidden) => laps.end(Phase::GateUp),
+            Some(up) => {
+                ops.linear(x, rows, &[(gate, &buf.gate), (up, &buf.up)]);
+                laps.end(Phase::GateUp);
+                ops.gated(*act, &buf.gate, &buf.up, n, hidden);
+                laps.end(Phase::Gated);
+            }
+            None => {
+                ops.linear(x, rows, &[(gate, &buf.gate)]);
+                laps.end(Phase::GateUp);
+                ops.activated(*act, &buf.gate, n, hidden);
+                laps.end(Phase::Gated);
+            }
+        }
+        ops.linear(hidden, 0..n, &[(down, out)]);
+        laps.end(Phase::Down);
+    }
+
+    /// What the `experts` of layer `i` make of the first rows of `x`, those of tokens `asked`, into `out`.
+    fn mixture(&mut self, i: usize, experts: &Experts, x: Operand, asked: &Range<usize>, out: &SharedBuf<f32>) {
+        let (buf, eps, n) = (self.buf, self.eps, asked.len());
+        let b = buf.experts.as_ref().expect("work space for experts");
+        let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(|usual| self.step(i, usual));
+        let beside = experts.shared.as_ref();
+        if let (Some(norms), Some(beside)) = (&experts.norms, beside) {
+            // What the norms make of the residual stream lies in one place after the other.
+            self.network(&beside.network, x, 0..n, self.hidden(i, beside.network.n_hidden()), &b.shared);
+            self.ops.norm(&buf.x, asked.clone(), Some(&norms.router), eps, x);
+            self.ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
+            self.ops.norm(&buf.x, asked.clone(), Some(&norms.experts), eps, x);
+            self.ops.experts(x, n, &experts.networks, b, steps, out);
+            self.ops.add_normed(out, &b.shared, n, [&norms.result, &norms.shared], eps);
+            return self.laps.end(Phase::Experts);
+        }
+        self.ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
+        self.ops.experts(x, n, &experts.networks, b, steps, out);
+        self.laps.end(Phase::Experts);
+        if let Some(beside) = beside {
+            self.network(&beside.network, x, 0..n, self.hidden(i, beside.network.n_hidden()), &b.shared);
+            match &beside.gate {
+                Some(gate) => self.ops.add_gated(out, &b.shared, n, x, gate),
+                None => self.ops.add(out, &b.shared, n * x.k()),
+            }
+            self.laps.end(Phase::Down);
+        }
+    }
+
+    /// What layer `i` makes of the first rows of `x`, the residual stream of tokens `asked`, and of its `inputs` beside it. Into `buf.delta`.
+    fn side_network(
+        &mut self,
+        i: usize,
+        side: &SideNetwork,
+        inputs: &SharedBuf<f32>,
+        x: Operand,
+        asked: &Range<usize>,
+    ) {
+        let (buf, n, width, n_layer) = (self.buf, asked.len(), side.out.weight.cols(), self.model.layers.len());
+        let at = |row: usize| ((asked.start + row) * n_layer + i) * width;
+        let hidden = self.hidden(i, width);
+        self.ops.linear(x, 0..n, &[(&side.gate, &buf.gate)]);
+        self.laps.end(Phase::GateUp);
+        self.ops.gated_by(Act::Gelu, &buf.gate, inputs, &at, n, hidden);
+        self.laps.end(Phase::Gated);
+        self.ops.linear(hidden, 0..n, &[(&side.out, &buf.delta)]);
+        self.laps.end(Phase::Down);
+    }
+
+    /// Gives the queries of tokens `asked` and the keys of tokens `fed` their head norms and positions, and puts keys and values into the
+    /// cache. One phase, shared out by token and head.
+    fn place_heads(&self, attn: &Attention, cache: &LayerCache, through: &Through) {
+        let Through { fed, asked } = through;
+        let (s, kernels, buf, pos, eps) = (&attn.shape, self.ops.kernels, self.buf, self.pos, self.eps);
+        let rope = &buf.ropes[attn.rope];
+        let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
+            if attn.norm_after_turn {
+                rope.rotate(kernels, t, head);
+            }
+            if let Some(weight) = proj.head_norm(s) {
+                kernels.float.rms_norm_in_place(head, weight, eps);
+            }
+            if !attn.norm_after_turn {
+                rope.rotate(kernels, t, head);
+            }
+        };
+        let (n_q, n_k) = match &attn.scores {
+            Scores::Own { .. } => (s.n_head, s.n_head_kv),
+            Scores::Queries { .. } => (s.n_head, 0),
+            Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (0, 0),
+            Scores::Lisa(lisa) => (0, if lisa.low_rank.is_some() { s.n_head_kv } else { 0 }),
+        };
+        let n_v = if attn.has_values() { s.n_head_kv } else { 0 };
+        let per_token = n_q + n_k + n_v;
+        for i in self.ops.worker.share(fed.len() * per_token) {
+            let (row, h) = (i / per_token, i % per_token);
+            let t = fed.start + row;
+            let query = t.checked_sub(asked.start);
+            let (dk, dv) = (s.head_dim_k, s.head_dim_v);
+            // SAFETY: each (token, head) of each buffer, and each cache row, is this member's alone.
+            unsafe {
+                if h >= n_q + n_k {
+                    let g = h - n_q - n_k;
+                    let start = (row * s.n_head_kv + g) * dv;
+                    let value = buf.v.get_mut(start..start + dv);
+                    if let Some(weight) = &attn.v_norm {
+                        kernels.float.rms_norm_in_place(value, weight, eps);
+                    }
+                    if let Scores::Fixed(_) = attn.scores {
+                        kernels.float.mul_assign(value, buf.k.get(start..start + dv));
+                    }
+                    cache.store_v(kernels, g, pos + t, value);
+                    continue;
+                }
+                match &attn.scores {
+                    Scores::Own { q, .. } | Scores::Queries { q, .. } if h < n_q => {
+                        let Some(query) = query else { continue };
+                        let start = (query * s.n_head + h) * dk;
+                        let query = buf.q.get_mut(start..start + dk);
+                        norm_and_turn(query, q, t);
+                        if let Some(temperature) = attn.temperature {
+                            kernels.float.scale(query, temperature.at(pos + t));
+                        }
+                    }
+                    Scores::Own { k, .. } => {
+                        let g = h - n_q;
+                        let start = (row * s.n_head_kv + g) * dk;
+                        let key = buf.k.get_mut(start..start + dk);
+                        norm_and_turn(key, k, t);
+                        cache.keys().store(kernels, g, pos + t, key);
+                    }
+                    Scores::Lisa(lisa) => {
+                        let low_rank = lisa.low_rank.as_ref().expect("counted above");
+                        let part = |row: usize, n: usize| {
+                            let start = (row * s.n_head_kv + h) * n;
+                            start..start + n
+                        };
+                        let key = buf.k.get_mut(part(row, low_rank.rank));
+                        let queries = query.map_or(0..0, |query| part(query, s.group() * low_rank.rank));
+                        low_rank.rotate(kernels, h, pos + t, buf.q.get_mut(queries), key);
+                        cache.low_rank().store(kernels, h, pos + t, key);
+                    }
+                    Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => {
+                        unreachable!("no more heads are counted")
+                    }
+                }
+            }
+        }
+        self.ops.worker.barrier();
+    }
 }
 
 /// The layers' inputs beside the residual stream, for all tokens of a step whose embeddings are in place. `x`: room for these.
@@ -228,101 +469,6 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usiz
         w.barrier();
     }
     laps.end(Phase::Head);
-}
-
-/// What `network` makes of `rows` of `x`, into `out`; its hidden units go to `hidden`.
-#[allow(clippy::too_many_arguments)]
-fn feed_forward(
-    ops: &mut Ops,
-    laps: &mut Laps,
-    network: &FeedForward,
-    buf: &Buffers,
-    x: Operand,
-    rows: Range<usize>,
-    hidden: Operand,
-    out: &SharedBuf<f32>,
-) {
-    let (FeedForward { gate, up, down, act }, n) = (network, rows.len());
-    match up {
-        Some(up) if ops.gated_products(x, rows.clone(), [gate, up, down], *act, hidden) => laps.end(Phase::GateUp),
-        Some(up) => {
-            ops.linear(x, rows, &[(gate, &buf.gate), (up, &buf.up)]);
-            laps.end(Phase::GateUp);
-            ops.gated(*act, &buf.gate, &buf.up, n, hidden);
-            laps.end(Phase::Gated);
-        }
-        None => {
-            ops.linear(x, rows, &[(gate, &buf.gate)]);
-            laps.end(Phase::GateUp);
-            ops.activated(*act, &buf.gate, n, hidden);
-            laps.end(Phase::Gated);
-        }
-    }
-    ops.linear(hidden, 0..n, &[(down, out)]);
-    laps.end(Phase::Down);
-}
-
-/// What the `experts` make of the first rows of `x`, those of tokens `asked`, into `out`. `steps`: of what they are given, and of their hidden
-/// units; `hidden` has room for as many of these as a network that all tokens meet has.
-#[allow(clippy::too_many_arguments)]
-fn mixture<'b>(
-    ops: &mut Ops,
-    laps: &mut Laps,
-    experts: &Experts,
-    buf: &Buffers,
-    x: Operand,
-    asked: &Range<usize>,
-    steps: [f32; 2],
-    hidden: &impl Fn(usize) -> Operand<'b>,
-    out: &SharedBuf<f32>,
-    eps: f32,
-) {
-    let (b, n) = (buf.experts.as_ref().expect("work space for experts"), asked.len());
-    let shared = |ops: &mut Ops, laps: &mut Laps, f: &FeedForward| {
-        feed_forward(ops, laps, f, buf, x, 0..n, hidden(f.n_hidden()), &b.shared)
-    };
-    if let (Some(norms), Some(beside)) = (&experts.norms, &experts.shared) {
-        // What the norms make of the residual stream lies in one place after the other.
-        shared(ops, laps, &beside.network);
-        ops.norm(&buf.x, asked.clone(), Some(&norms.router), eps, x);
-        ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
-        ops.norm(&buf.x, asked.clone(), Some(&norms.experts), eps, x);
-        ops.experts(x, n, &experts.networks, b, steps, out);
-        ops.add_normed(out, &b.shared, n, [&norms.result, &norms.shared], eps);
-        return laps.end(Phase::Experts);
-    }
-    ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
-    ops.experts(x, n, &experts.networks, b, steps, out);
-    laps.end(Phase::Experts);
-    if let Some(beside) = &experts.shared {
-        shared(ops, laps, &beside.network);
-        match &beside.gate {
-            Some(gate) => ops.add_gated(out, &b.shared, n, x, gate),
-            None => ops.add(out, &b.shared, n * x.k()),
-        }
-        laps.end(Phase::Down);
-    }
-}
-
-/// What a layer makes of the first `n` rows of `x`, which are its residual stream, and of its inputs beside: those of row `i` begin at
-/// `at(i)`. Into `buf.delta`.
-#[allow(clippy::too_many_arguments)]
-fn side_network(
-    ops: &mut Ops,
-    laps: &mut Laps,
-    side: &SideNetwork,
-    buf: &Buffers,
-    x: Operand,
-    n: usize,
-    (inputs, at): (&SharedBuf<f32>, &dyn Fn(usize) -> usize),
-    hidden: Operand,
-) {
-    ops.linear(x, 0..n, &[(&side.gate, &buf.gate)]);
-    laps.end(Phase::GateUp);
-    ops.gated_by(Act::Gelu, &buf.gate, inputs, at, n, hidden);
-    laps.end(Phase::Gated);
-    ops.linear(hidden, 0..n, &[(&side.out, &buf.delta)]);
-    laps.end(Phase::Down);
 }
 
 /// The products of the layer's normalised input, of tokens `fed`, that its attention starts from: what is cached of all, what serves
@@ -398,101 +544,4 @@ fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: &'a KvCache, i: u
         Scores::Fixed(conv) => Source::Filter(conv, q),
         Scores::Delta(net) => Source::State(net, buf.delta_rule.as_ref().expect("work space for the delta rule")),
     }
-}
-
-/// Gives the queries of tokens `asked` and the keys of tokens `fed` their head norms and positions, and puts keys and values into the
-/// cache. `pos` is where the step begins. One phase, shared out by token and head. Where the layer has a state instead, takes tokens `fed`
-/// into it, and what tokens `asked` read there goes to `out`.
-#[allow(clippy::too_many_arguments)]
-fn place(
-    ops: &Ops,
-    attn: &Attention,
-    buf: &Buffers,
-    cache: &LayerCache,
-    pos: usize,
-    fed: &Range<usize>,
-    asked: &Range<usize>,
-    eps: f32,
-    out: Operand,
-) {
-    let (s, kernels) = (&attn.shape, ops.kernels);
-    if let (Some(net), Some(work)) = (attn.delta(), &buf.delta_rule) {
-        let step = DeltaStep { begins: pos == 0, n: fed.len(), n_wanted: asked.len() };
-        return net.absorb(ops.worker, kernels, work, cache, step, out);
-    }
-    let rope = &buf.ropes[attn.rope];
-    let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
-        if attn.norm_after_turn {
-            rope.rotate(kernels, t, head);
-        }
-        if let Some(weight) = proj.head_norm(s) {
-            kernels.float.rms_norm_in_place(head, weight, eps);
-        }
-        if !attn.norm_after_turn {
-            rope.rotate(kernels, t, head);
-        }
-    };
-    let (n_q, n_k) = match &attn.scores {
-        Scores::Own { .. } => (s.n_head, s.n_head_kv),
-        Scores::Queries { .. } => (s.n_head, 0),
-        Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (0, 0),
-        Scores::Lisa(lisa) => (0, if lisa.low_rank.is_some() { s.n_head_kv } else { 0 }),
-    };
-    let n_v = if attn.has_values() { s.n_head_kv } else { 0 };
-    let per_token = n_q + n_k + n_v;
-    for i in ops.worker.share(fed.len() * per_token) {
-        let (row, h) = (i / per_token, i % per_token);
-        let t = fed.start + row;
-        let query = t.checked_sub(asked.start);
-        let (dk, dv) = (s.head_dim_k, s.head_dim_v);
-        // SAFETY: each (token, head) of each buffer, and each cache row, is this member's alone.
-        unsafe {
-            if h >= n_q + n_k {
-                let g = h - n_q - n_k;
-                let start = (row * s.n_head_kv + g) * dv;
-                let value = buf.v.get_mut(start..start + dv);
-                if let Some(weight) = &attn.v_norm {
-                    kernels.float.rms_norm_in_place(value, weight, eps);
-                }
-                if let Scores::Fixed(_) = attn.scores {
-                    kernels.float.mul_assign(value, buf.k.get(start..start + dv));
-                }
-                cache.store_v(kernels, g, pos + t, value);
-                continue;
-            }
-            match &attn.scores {
-                Scores::Own { q, .. } | Scores::Queries { q, .. } if h < n_q => {
-                    let Some(query) = query else { continue };
-                    let start = (query * s.n_head + h) * dk;
-                    let query = buf.q.get_mut(start..start + dk);
-                    norm_and_turn(query, q, t);
-                    if let Some(temperature) = attn.temperature {
-                        kernels.float.scale(query, temperature.at(pos + t));
-                    }
-                }
-                Scores::Own { k, .. } => {
-                    let g = h - n_q;
-                    let start = (row * s.n_head_kv + g) * dk;
-                    let key = buf.k.get_mut(start..start + dk);
-                    norm_and_turn(key, k, t);
-                    cache.keys().store(kernels, g, pos + t, key);
-                }
-                Scores::Lisa(lisa) => {
-                    let low_rank = lisa.low_rank.as_ref().expect("counted above");
-                    let part = |row: usize, n: usize| {
-                        let start = (row * s.n_head_kv + h) * n;
-                        start..start + n
-                    };
-                    let key = buf.k.get_mut(part(row, low_rank.rank));
-                    let queries = query.map_or(0..0, |query| part(query, s.group() * low_rank.rank));
-                    low_rank.rotate(kernels, h, pos + t, buf.q.get_mut(queries), key);
-                    cache.low_rank().store(kernels, h, pos + t, key);
-                }
-                Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => {
-                    unreachable!("no more heads are counted")
-                }
-            }
-        }
-    }
-    ops.worker.barrier();
 }
