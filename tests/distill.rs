@@ -115,6 +115,7 @@ fn end_to_end_gradients_of_every_family() {
         "arcee",
         "glm4",
         "exaone4",
+        "apertus",
     ] {
         end_to_end_gradient(name, CHAIN, 0, Activation::Relu, Domain::Log);
     }
@@ -130,6 +131,7 @@ fn end_to_end_gradients_of_experts() {
         ("olmoe", "olmoe", 16),
         ("llama_experts", "llama", 8),
         ("qwen3moe", "qwen3moe", 6),
+        ("phimoe", "phimoe", 5),
         // Beside a network that all tokens meet, weighed and not; chosen by sigmoids, with a bias, out of groups.
         ("qwen2moe", "qwen2moe", 7),
         ("deepseek", "deepseek", 8),

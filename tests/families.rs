@@ -72,7 +72,7 @@ families! {
     gemma4 gemma4_plain gemma4_experts
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel orion command_r cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
-    phi3 phi3_longrope phi3_partial_tied phi3_window_key
+    phi3 phi3_longrope phi3_partial_tied phi3_window_key phimoe apertus
 }
 
 /// Experts and heads of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding.

@@ -37,7 +37,7 @@ pub trait Observer: Send + Sync {
 pub type Job<'j> = (&'j Linear, &'j SharedBuf<f32>);
 
 /// The gate's activation function in a gated feed-forward network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Act {
     /// x * sigmoid(x): SwiGLU.
     Silu,
@@ -47,6 +47,21 @@ pub enum Act {
     ClampedSwiglu,
     /// The square of what is above 0 (arXiv 2109.08668).
     ReluSquared,
+    /// A square above 0, an exponential below.
+    Xielu(Xielu),
+}
+
+/// The numbers of xIELU (arXiv 2411.13010): `alpha_p x^2 + beta x` above 0, `alpha_n (e^min(x, eps) - 1 - x) + beta x` below.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Xielu {
+    /// Of the exponential.
+    pub alpha_n: f32,
+    /// Of the square.
+    pub alpha_p: f32,
+    /// The slope at 0.
+    pub beta: f32,
+    /// Where the exponential ends, just below 0.
+    pub eps: f32,
 }
 
 impl Act {
@@ -56,7 +71,7 @@ impl Act {
             Self::Silu => kernels.silu_mul(gate, up, out),
             Self::Gelu => kernels.gelu_mul(gate, up, out),
             Self::ClampedSwiglu => kernels.clamped_swiglu(gate, up, out),
-            Self::ReluSquared => {
+            Self::ReluSquared | Self::Xielu(_) => {
                 self.alone(kernels, gate, out);
                 kernels.mul_assign(out, up);
             }
@@ -76,6 +91,14 @@ impl Act {
             Self::ReluSquared => {
                 kernels.relu(out);
                 out.iter_mut().for_each(|x| *x *= *x);
+            }
+            Self::Xielu(Xielu { alpha_n, alpha_p, beta, eps }) => {
+                out.iter_mut().for_each(|x| *x = x.min(eps));
+                kernels.exp(out);
+                for (out, &x) in out.iter_mut().zip(x) {
+                    let curved = if x > 0.0 { alpha_p * x * x } else { alpha_n * (*out - 1.0 - x) };
+                    *out = curved + beta * x;
+                }
             }
         }
     }

@@ -7,7 +7,7 @@ use ggml_ext::lisa::Activation;
 use super::align::activation_slope;
 use super::frozen::{Frozen, Precision};
 use super::layer::{sized, zeroed};
-use crate::compute::{Act, Choice, Gating, Linear, Stack, sigmoid};
+use crate::compute::{Act, Choice, Gating, Linear, Stack, Xielu, sigmoid};
 use crate::model::{self, Experts, Ffn};
 
 /// The feed-forward half of a layer.
@@ -149,6 +149,10 @@ impl<'m> Network<'m> {
             Act::Silu => activation_slope(f, Activation::Silu, gate, up),
             Act::Gelu => activation_slope(f, Activation::Gelu, gate, up),
             Act::ReluSquared => gate.iter_mut().for_each(|x| *x = 2.0 * x.max(0.0)),
+            Act::Xielu(Xielu { alpha_n, alpha_p, beta, eps }) => gate.iter_mut().for_each(|x| {
+                let bent = if *x < eps { x.exp() - 1.0 } else { -1.0 };
+                *x = beta + if *x > 0.0 { 2.0 * alpha_p * *x } else { alpha_n * bent };
+            }),
             Act::ClampedSwiglu => unreachable!("no model with it is trained"),
         }
         f.mul_assign(gate, hidden);

@@ -31,6 +31,8 @@ pub struct Builder<'b, 'g, 'a, 'p> {
     pub warnings: Vec<String>,
     /// Whether the norms on the residual stream are LayerNorm.
     pub layer_norm: bool,
+    /// Whether norms on the residual stream that are not LayerNorm have biases too.
+    pub rms_biases: bool,
     /// Layers without a value projection use that of their keys, before its norm.
     pub keys_make_values: bool,
     /// The tensor of a layer's queries has, after each head's, the gates on what the head's attention gives.
@@ -511,7 +513,8 @@ impl Builder<'_, '_, '_, '_> {
     pub fn norm(&mut self, name: &str) -> Result<Norm> {
         let (n, centred) = (self.config.n_embd, self.layer_norm);
         let weight = self.loader.vector(&format!("{name}.weight"), n)?;
-        let bias = if centred { self.loader.optional_vector(&format!("{name}.bias"), n)? } else { None };
+        let bias =
+            if centred || self.rms_biases { self.loader.optional_vector(&format!("{name}.bias"), n)? } else { None };
         Ok(Norm { weight, bias, centred })
     }
 

@@ -178,6 +178,24 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok((0..n_layer).map(|i| window.filter(|_| is_local(i))).collect())
     }
 
+    /// Numbers given once or per layer, under a `key` that does not begin with the architecture.
+    pub fn common_floats(&self, key: &str, n_layer: usize) -> Result<Vec<f32>> {
+        let error = |what: String| model_error(self.file, format!("key {key}: {what}"));
+        let all = match self.gguf.get(key) {
+            None => return Err(model_error(self.file, format!("key {key} is missing"))),
+            Some(ggml_ext::gguf::Value::Array(_)) => self.gguf.f32s(key).map(Option::unwrap_or_default),
+            Some(_) => self.gguf.f32(key).map(|one| one.map(|v| vec![v; n_layer]).unwrap_or_default()),
+        };
+        let all = all.map_err(|e| gguf_error(self.file, e))?;
+        match all.iter().find(|v| !v.is_finite()) {
+            Some(v) => Err(error(format!("{v} is not a finite number"))),
+            None if all.len() < n_layer => {
+                Err(error(format!("has {} values, expected one per layer: {n_layer}", all.len())))
+            }
+            None => Ok(all),
+        }
+    }
+
     /// An optional string.
     pub fn str(&self, key: &str) -> Result<Option<&'a str>> {
         self.gguf.str(&self.key(key)).map_err(|e| gguf_error(self.file, e))

@@ -4,6 +4,7 @@
 //! `forward` runs any of them. To add a family: a file with a `build`, a row in `FAMILIES`, and a row with golden logits in
 //! `tests/families.rs`.
 
+mod apertus;
 mod buffers;
 mod builder;
 mod config;
@@ -177,7 +178,9 @@ pub const FAMILIES: &[Family] = &[
     gemma::GEMMA2,
     gemma3::FAMILY,
     gemma4::FAMILY,
-    phi3::FAMILY,
+    phi3::PHI3,
+    phi3::PHIMOE,
+    apertus::FAMILY,
     layer_norm::GPTNEOX,
     layer_norm::FALCON,
     layer_norm::PHI2,
@@ -281,6 +284,7 @@ impl Model {
             loader: &mut loader,
             warnings: Vec::new(),
             layer_norm: family.layer_norm,
+            rms_biases: false,
             keys_make_values: false,
             queries_have_gates: false,
         };

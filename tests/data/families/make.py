@@ -39,7 +39,7 @@ class Tiny:
         self.emb = emb
         self.post_norm = post_norm
         self.ffn_norm, self.gate = ffn_norm, gate
-        # "bias" or "plain": LayerNorm with biases or without; the norm before the feed-forward half may be missing.
+        # "bias" or "plain": LayerNorm with biases or without; "rms": RMSNorm with biases; the norm before the feed-forward half may be missing.
         self.layer_norm, self.ungated = layer_norm, ungated
         self.experts = experts  # how many, and how many of them are chosen
         self.gate_up = gate_up  # gates and what they gate are one tensor
@@ -72,7 +72,7 @@ class Tiny:
         w.add_uint32(f"{a}.attention.head_count", self.n_head)
         if self.n_head_kv is not None:
             w.add_uint32(f"{a}.attention.head_count_kv", self.n_head_kv)
-        w.add_float32(f"{a}.attention.layer_norm_{'epsilon' if self.layer_norm else 'rms_epsilon'}", self.eps)
+        w.add_float32(f"{a}.attention.layer_norm_{'epsilon' if self.layer_norm in ('bias', 'plain') else 'rms_epsilon'}", self.eps)
         if self.freq_base is not None:
             w.add_float32(f"{a}.rope.freq_base", self.freq_base)
         if self.explicit_head_dim:
@@ -84,7 +84,7 @@ class Tiny:
             w.add_uint32(f"{a}.expert_count", self.experts[0])
             w.add_uint32(f"{a}.expert_used_count", self.experts[1])
         for key, value in self.keys.items():
-            key = f"{a}.{key}"
+            key = key if key.startswith("xielu.") else f"{a}.{key}"
             if isinstance(value, bool):
                 w.add_bool(key, value)
             elif isinstance(value, int):
@@ -134,7 +134,7 @@ class Tiny:
 
             def norm(name):
                 add(f"{name}.weight", self.vector(N_EMBD, 1.0, 0.2))
-                if self.layer_norm == "bias":
+                if self.layer_norm in ("bias", "rms"):
                     add(f"{name}.bias", self.vector(N_EMBD, 0.0, 0.3))
 
             if not self.post_norm:
@@ -185,7 +185,7 @@ class Tiny:
             if self.sandwich or self.post_norm:
                 add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
         w.add_tensor("output_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
-        if self.layer_norm == "bias":
+        if self.layer_norm in ("bias", "rms"):
             w.add_tensor("output_norm.bias", self.vector(N_EMBD, 0.0, 0.3))
         if not self.tied:
             w.add_tensor("output.weight", self.matrix(self.n_vocab, N_EMBD, 3.0))
@@ -636,6 +636,13 @@ def models():
             keys={"rope.scaling.original_context_length": 256, "rope.scaling.attn_factor": 1.19},
             runs=[(256, 48, 1), (512, 48, 1), (512, 300, 6)]),
         Tiny("phi3_partial_tied", "phi3", fused=True, n_rot=12, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("phimoe", "phimoe", bias=("q", "k", "v", "o", "output"), layer_norm="rms", n_ff=48, experts=(5, 2), eps=1e-2, n_rot=16,
+             n_ctx=1024, tensors={"rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
+             keys={"rope.scaling.original_context_length": 256, "rope.scaling.attn_factor": 1.19},
+             runs=[(256, 48, 1), (512, 48, 1)]),
+        Tiny("apertus", "apertus", qk_norm=True, ungated=True, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}, keys={
+            "xielu.alpha_n": [0.3, 0.8, -0.4], "xielu.alpha_p": [0.5, -0.2, 0.9], "xielu.beta": [0.5, 0.3, 0.7],
+            "xielu.eps": [-1e-6, -1e-6, -1e-6]}, runs=[(512, 48, 1), SHIFTED]),
         Tiny("phi3_window_key", "phi3", fused=True, n_rot=16, keys={"attention.sliding_window": 8}),
     ]
 
