@@ -9,7 +9,9 @@ use ggml_ext::gguf::Gguf;
 use lisa_cpp::imatrix::{Entry, Imatrix};
 use lisa_cpp::{Model, ModelParams};
 use program::refused;
+use std::io::Read;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories260K.gguf");
 const TEXT: &str = "Once upon a time there was a little girl named Lily. She loved to play outside in the sun with her dog. One \
@@ -187,6 +189,25 @@ fn experts_are_measured_one_by_one() {
         let of_experts: f64 = gates.squares.iter().skip(c).step_by(router.squares.len()).sum();
         assert!((of_experts - 4.0 * of_router).abs() < 1e-6 * of_experts, "column {c}: {of_experts} and {of_router}");
     }
+}
+
+/// Whenever Ctrl-C comes, the chunks that are done are in the file.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_writes_what_was_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let (text, out) = (folder.path().join("text.txt"), folder.path().join("m.gguf"));
+    std::fs::write(&text, TEXT.repeat(2000)).unwrap();
+    let args = ["imatrix", "-f", text.to_str().unwrap(), "-o", out.to_str().unwrap(), "--output-frequency", "100000"];
+    let mut child = program::command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 16]).unwrap();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let ended = child.wait_with_output().unwrap();
+    let err = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(130), "{err}");
+    assert!(err.contains("interrupted: ") && err.contains(" chunks"), "{err}");
+    let n = Imatrix::read(&out).unwrap().n_chunks();
+    assert!(n > 0 && err.contains(&format!("of {n} of ")), "{n}: {err}");
 }
 
 #[test]

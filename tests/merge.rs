@@ -126,7 +126,7 @@ fn refusals() {
     merge(&base, &sidecar, &folder.path().join("./base.gguf"), 2, &["would replace the input"]);
     merge(&base, &sidecar, &sidecar, 2, &["would replace the input"]);
     merge(&base, &sidecar, folder.path(), 1, &["is not a file"]);
-    merge(&base, &sidecar, &folder.path().join("no/m"), 1, &["no/m", "cannot write"]);
+    merge(&base, &sidecar, &folder.path().join("no/m"), 1, &["no/m", "cannot write", "there is no folder"]);
     #[cfg(unix)]
     {
         let link = folder.path().join("link");

@@ -411,6 +411,21 @@ fn split_models_become_one_file_or_as_many() {
 }
 
 #[test]
+fn parts_get_their_names_together() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = split(folder.path());
+    let second = folder.path().join("in-00002-of-00002.gguf");
+    let mut bytes = std::fs::read(&second).unwrap();
+    let n = bytes.len();
+    // Not numbers in F32.
+    bytes[n - 100_000..].fill(0xff);
+    std::fs::write(&second, bytes).unwrap();
+    let out = text(&folder.path().join("out.gguf"));
+    refused(&["quantize", "--keep-split", &input, &out, "Q5_0"], 1, &["NaN"]);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 2, "a part of what failed is left");
+}
+
+#[test]
 fn sharing_layers_keep_their_factors_and_do_not_confuse_the_mix() {
     let folder = tempfile::tempdir().unwrap();
     let sharing = "--layers-substituted 3 --rank 16 --lisa-type F16";

@@ -4,7 +4,7 @@ use super::error::CliError;
 use super::load;
 use super::memory::human;
 use super::merge::make_error;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::Log;
 use clap::Args;
 use ggml_ext::lisa::{self, ConvertError, Kind, Map};
@@ -37,7 +37,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), CliError> {
     let file = load::file(args.model.as_deref())?;
     let base = file.parse()?;
 
-    let inputs = args.model.iter().chain([&args.safetensors, &args.map]).map(PathBuf::as_path).collect::<Vec<_>>();
+    let inputs = Inputs::default().with(&args.model).with([&args.safetensors, &args.map]);
     let output = Output::create(&args.output, &inputs)?;
     let (meta, sum) = output.fill(modules.len() as u64, |out| {
         lisa::convert(&base, &modules, &map, out).map_err(|e| match e {

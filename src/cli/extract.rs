@@ -4,7 +4,7 @@ use super::error::CliError;
 use super::load;
 use super::memory::human;
 use super::merge::make_error;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::Log;
 use clap::Args;
 use ggml_ext::lisa::{self, is_lisa_name};
@@ -27,7 +27,7 @@ pub fn run(args: &ExtractArgs) -> Result<(), CliError> {
     let model = file.parse()?;
     let tensors = model.iter().flat_map(|g| g.tensors()).filter(|t| is_lisa_name(&t.name));
     let (n, bytes) = tensors.fold((0, 0), |(n, bytes), t| (n + 1, bytes + t.n_bytes));
-    let output = Output::create(&args.output, &[&args.model])?;
+    let output = Output::create(&args.output, &Inputs::default().with([&args.model]))?;
     output.fill(bytes, |out| {
         lisa::extract(&model, out).map_err(|e| make_error(e, &file.name, &file.name, &args.output))
     })?;

@@ -3,9 +3,9 @@
 use super::args::{ComputeArgs, ModelArgs, given_text};
 use super::error::CliError;
 use super::load;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::Log;
-use super::signals::{self, Stoppable};
+use super::signals::Stoppable;
 use super::timings::Timings;
 use clap::{Args, ValueEnum};
 use lisa_cpp::eval::Perplexity;
@@ -95,8 +95,8 @@ pub fn run(args: &ImatrixArgs) -> Result<(), CliError> {
         }
         before.add(matrix).map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
     }
-    let inputs = args.model.model.iter().chain(&args.model.lisa).chain(&args.file);
-    let target = Target { args, inputs: inputs.map(PathBuf::as_path).collect(), before };
+    // Not --in-file: what is measured may be added to the file that has it.
+    let target = Target { args, inputs: Inputs::of_model(&args.model).with(&args.file), before };
     // A name that cannot be written to should not cost the measurement.
     drop(Output::create(&args.output, &target.inputs)?);
     match text {
@@ -110,7 +110,7 @@ pub fn run(args: &ImatrixArgs) -> Result<(), CliError> {
 /// Where results go.
 struct Target<'a> {
     args: &'a ImatrixArgs,
-    inputs: Vec<&'a Path>,
+    inputs: Inputs,
     /// What the files given had measured.
     before: Imatrix,
 }
@@ -129,8 +129,7 @@ impl Target<'_> {
             FormatArg::Dat => Format::Dat,
         };
         let bytes = matrix.to_bytes(format).map_err(fault)?;
-        let write = |out: &mut dyn Write| out.write_all(&bytes).map_err(|e| fault(format!("cannot write: {e}")));
-        Output::create(path, &self.inputs)?.fill(bytes.len() as u64, write)
+        Output::create(path, &self.inputs)?.whole(&bytes)
     }
 }
 
@@ -150,16 +149,17 @@ fn measure(args: &ImatrixArgs, text: &str, target: &Target, log: Log) -> Result<
     timings.loaded();
     log.line(format_args!("imatrix: {} tokens, {n_chunks} chunks of {n_ctx}", ids.len()));
 
-    signals::install().map_err(|e| CliError::run(format!("cannot install the Ctrl-C handler: {e}")))?;
+    // Ctrl-C is looked at between chunks, so that every matrix has met the same rows.
+    let stop = Stoppable::install()?;
+    if !args.log_disable {
+        stop.announce("interrupted: writing the file when this chunk is done");
+    }
     let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
     let mut perplexity = Perplexity::default();
     let mut out = std::io::stdout().lock();
     for (i, chunk) in ids.chunks_exact(n_ctx).take(n_chunks).enumerate() {
         let start = Instant::now();
-        {
-            let _stop = Stoppable::new(session.abort_flag());
-            pass(args, &mut session, chunk, bos, &mut perplexity)?;
-        }
+        pass(args, &mut session, chunk, bos, &mut perplexity)?;
         timings.prompt += start.elapsed();
         timings.n_prompt += n_ctx;
         let done = i + 1;
@@ -172,8 +172,12 @@ fn measure(args: &ImatrixArgs, text: &str, target: &Target, log: Log) -> Result<
             name.push(format!(".at_{done}"));
             target.write(Path::new(&name), Some(&collector))?;
         }
-        if done % args.output_frequency == 0 || done == n_chunks {
+        if done % args.output_frequency == 0 || done == n_chunks || stop.stopped() {
             target.write(&args.output, Some(&collector))?;
+        }
+        if stop.stopped() {
+            log.line(format_args!("\nwrote {}, of {done} of {n_chunks} chunks", args.output.display()));
+            return Err(CliError::Interrupted);
         }
     }
     if !args.no_ppl {

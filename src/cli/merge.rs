@@ -3,7 +3,7 @@
 use super::error::CliError;
 use super::load;
 use super::memory::human;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::Log;
 use clap::Args;
 use ggml_ext::gguf::Gguf;
@@ -47,7 +47,7 @@ pub fn run(args: &MergeArgs) -> Result<(), CliError> {
         }
     };
 
-    let inputs: Vec<&Path> = args.model.iter().chain(&args.lisa).map(PathBuf::as_path).collect();
+    let inputs = Inputs::default().with(&args.model).with(&args.lisa).with(&args.share);
     let output = Output::create(&args.output, &inputs)?;
     let expected = base_file.n_bytes() + sidecar_file.as_ref().map_or(0, ModelFile::n_bytes);
     let report = output.fill(expected as u64, |out| {

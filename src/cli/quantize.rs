@@ -2,8 +2,9 @@
 
 use super::error::CliError;
 use super::memory::human;
-use super::output::Output;
+use super::output::{Complete, Inputs, Output};
 use super::progress::Log;
+use super::signals::Stoppable;
 use clap::Args;
 use fancy_regex::Regex;
 use ggml_ext::GgmlType;
@@ -208,23 +209,31 @@ pub fn run(args: &QuantizeArgs) -> Result<(), CliError> {
     let name = recipe.map_or("COPY", Recipe::name);
     let output = output.unwrap_or_else(|| input.with_file_name(format!("ggml-model-{name}.gguf")));
     let mut pool = Pool::new(n_threads).map_err(|e| CliError::run(format!("cannot start {n_threads} threads: {e}")))?;
-    let inputs: Vec<&Path> = [input.as_path()].into_iter().chain(args.imatrix.as_deref()).collect();
+    let inputs = Inputs::default().with([&input]).with(&args.imatrix).with(&args.tensor_type_file);
     let paths = match args.keep_split && parts.len() > 1 {
         true => split_paths(&output, parts.len())?,
         false => vec![output.clone()],
     };
     let is_split = paths.len() > 1;
+    // Parts get their names together, and between two of them Ctrl-C must not leave one without a name behind.
+    let stop = Stoppable::install()?;
+    let mut complete = Vec::new();
     for (no, path) in paths.iter().enumerate() {
         let shard = is_split.then_some(Shard { no, count: paths.len() });
         let expected = plan.steps.iter().filter(|s| !is_split || s.part == no).map(Step::n_bytes).sum();
-        Output::create(path, &inputs)?.fill(expected, |out| {
+        let (part, ()) = Output::create(path, &inputs)?.complete(expected, |out| {
             let written = quantize::write(&parts, &plan, importance.as_ref(), &settings, shard, &mut pool, out);
             written.map(|_| ()).map_err(|e| match e {
                 quantize::QuantizeError::Write(e) => CliError::run(format!("{}: {e}", path.display())),
                 e => CliError::run(format!("{}: {e}", file.name)),
             })
         })?;
+        if stop.stopped() {
+            return Err(CliError::Interrupted);
+        }
+        complete.push(part);
     }
+    complete.into_iter().try_for_each(Complete::name)?;
     log.line(format_args!("{}: {}", output.display(), summary(&plan)));
     Ok(())
 }

@@ -2,11 +2,12 @@
 
 mod html;
 
-use super::distill::{TextSource, dense, precision, prepare, stoppable};
+use super::distill::{TextSource, dense, precision, prepare};
 use super::error::CliError;
 use super::load;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::{Log, Progress};
+use super::signals::Stoppable;
 use clap::Args;
 use ggml_ext::lisa::{Activation, Domain, Kind};
 use lisa_cpp::compute::default_threads;
@@ -142,12 +143,13 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
         return Err(CliError::usage("--chunks must be at least 1 and --ctx-size at least 16"));
     }
     let file = load::file(args.model.as_deref())?;
-    let html = args.html.as_deref().map(|p| Output::create(p, &[&args.text.file])).transpose()?;
+    let inputs = Inputs::default().with(&args.model).with([&args.text.file]);
+    let html = args.html.as_deref().map(|p| Output::create(p, &inputs)).transpose()?;
     let (model, windows, _) = prepare(&file, &args.text, args.ctx_size as usize, 0, log)?;
     let dense = dense(&model, args.ctx_size as usize, precision(args.exact), false, log)?;
     let n_threads = if args.threads <= 0 { default_threads() } else { args.threads.min(1024) as usize };
     let mut team = Team::new(n_threads)?;
-    let stop = stoppable()?;
+    let stop = Stoppable::install()?;
     let chosen = windows.first(args.chunks);
     let chosen = slices(&chosen);
 
@@ -196,8 +198,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
         log.line(format_args!("interrupted: damage of {} layers measured", found.damage.len()));
     }
     if let Some(html) = html {
-        let page = html::page(&found);
-        html.fill(page.len() as u64, |out| out.write_all(page.as_bytes()).map_err(|e| CliError::run(e.to_string())))?;
+        html.whole(html::page(&found).as_bytes())?;
     }
     let mut out = std::io::stdout().lock();
     match args.json {

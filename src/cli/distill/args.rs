@@ -32,9 +32,18 @@ impl TextSource {
     }
 }
 
-/// The layers to substitute.
+/// The layers to substitute, and the file that says which.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Layers {
+pub struct Layers {
+    /// Which.
+    pub choice: Choice,
+    /// Where they are listed, if not on the command line.
+    pub file: Option<PathBuf>,
+}
+
+/// Which layers to substitute.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
     /// That many, chosen by measured damage.
     Auto(usize),
     /// These, with their sources.
@@ -47,17 +56,19 @@ impl FromStr for Layers {
     fn from_str(s: &str) -> Result<Self, String> {
         if let Some(n) = s.strip_prefix("auto:") {
             let n = n.parse().ok().filter(|&n: &usize| n > 0);
-            return n.map(Self::Auto).ok_or_else(|| format!("'{s}': expected auto:N, N layers"));
+            let choice = n.map(Choice::Auto).ok_or_else(|| format!("'{s}': expected auto:N, N layers"))?;
+            return Ok(Self { choice, file: None });
         }
-        let text = match std::fs::read_to_string(s) {
-            Ok(text) => text,
-            Err(_) => s.to_owned(),
+        let (text, file) = match std::fs::read_to_string(s) {
+            Ok(text) => (text, Some(s.into())),
+            Err(_) => (s.to_owned(), None),
         };
         let plan: lisa_cpp::SharePlan = text.parse()?;
         if let Some((layer, _)) = plan.iter().find(|(_, share)| share.kind == Kind::Kv) {
             return Err(format!("layer {layer}: kind kv has nothing to train"));
         }
-        Ok(Self::Plan(plan.iter().map(|(layer, share)| (layer, share.source)).collect()))
+        let choice = Choice::Plan(plan.iter().map(|(layer, share)| (layer, share.source)).collect());
+        Ok(Self { choice, file })
     }
 }
 
@@ -309,8 +320,9 @@ mod tests {
 
     #[test]
     fn layers_on_the_command_line() {
-        assert_eq!("auto:16".parse(), Ok(Layers::Auto(16)));
-        assert_eq!("4-5,9:7".parse(), Ok(Layers::Plan(vec![(4, 3), (5, 4), (9, 7)])));
+        let choice = |s: &str| s.parse::<Layers>().unwrap().choice;
+        assert_eq!(choice("auto:16"), Choice::Auto(16));
+        assert_eq!(choice("4-5,9:7"), Choice::Plan(vec![(4, 3), (5, 4), (9, 7)]));
         for (text, named) in [("auto:0", "auto:N"), ("auto:x", "auto:N"), ("kv:5", "layer 5"), ("0", "layer 0")] {
             let message = text.parse::<Layers>().unwrap_err();
             assert!(message.contains(named), "{text}: {message}");

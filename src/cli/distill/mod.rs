@@ -6,10 +6,10 @@ mod report;
 use super::error::CliError;
 use super::load;
 use super::memory;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::{Log, Progress};
-use super::signals::{self, Stoppable};
-use args::Layers;
+use super::signals::Stoppable;
+use args::Choice;
 pub use args::{DistillArgs, KindArg, TextSource};
 use ggml_ext::lisa::{self, Kind, LisaMeta, Provenance};
 use lisa_cpp::distill::basis::Bases;
@@ -27,7 +27,6 @@ use lisa_cpp::distill::trainer::{Next, Settings, State, Trainer, identity};
 use lisa_cpp::model::{Model, ModelFile, ModelParams};
 use report::Report;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Windows of text that modules start from.
@@ -41,7 +40,8 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     args.check()?;
     let checkpoint = checkpoint_path(&args.output);
     let file = load::file(args.model.as_deref())?;
-    let inputs: Vec<&Path> = args.model.iter().chain([&args.text.file]).map(PathBuf::as_path).collect();
+    let plan = args.layers.as_ref().and_then(|l| l.file.as_ref());
+    let inputs = Inputs::default().with(&args.model).with([&args.text.file]).with(&args.from).with(plan);
     // Whether it can be written is better known before the work; a file made now would be left over where the run is killed.
     drop(Output::create(&args.output, &inputs)?);
     let (model, windows, fingerprint) = prepare(&file, &args.text, args.ctx_size as usize, args.held_out, log)?;
@@ -50,7 +50,7 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     let reverse = settings.steps(Stage::EndToEnd) > 0;
     let dense = dense(&model, args.ctx_size as usize, precision(args.exact), reverse, log)?;
     let mut team = Team::new(n_threads)?;
-    let stop = Stoppable::new(Arc::default());
+    let stop = Stoppable::install()?;
     let identity = format!("{}, {:?}", identity(&settings, &fingerprint, &windows), args.design_text());
 
     let mut state = match args.resume {
@@ -222,9 +222,9 @@ fn begin(
         seed: args.seed,
     };
     let wanted = args.layers.as_ref().ok_or_else(|| CliError::usage("--layers is missing"))?;
-    let layers = match wanted {
-        Layers::Plan(plan) => plan.clone(),
-        Layers::Auto(n) => {
+    let layers = match &wanted.choice {
+        Choice::Plan(plan) => plan.clone(),
+        Choice::Auto(n) => {
             let protect = args.protect.unwrap_or_else(|| choose::default_protect(model.layers.len()));
             let candidates = choose::candidates(model, protect);
             let mut all = choose::single(model, &design, &candidates, &calibration)?;
@@ -316,10 +316,4 @@ fn write(
         lisa::write_sidecar(&model.config().arch, &meta, refs, out).map_err(|e| CliError::run(e.to_string()))
     })?;
     Ok(bytes)
-}
-
-/// Lets Ctrl-C stop what runs.
-pub fn stoppable() -> Result<Stoppable, CliError> {
-    signals::install().map_err(|e| CliError::run(format!("cannot install the Ctrl-C handler: {e}")))?;
-    Ok(Stoppable::new(Arc::default()))
 }

@@ -5,7 +5,7 @@ mod divergence;
 use super::args::{ComputeArgs, ModelArgs, given_text};
 use super::error::CliError;
 use super::load;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::Log;
 use super::timings::Timings;
 use clap::Args;
@@ -176,7 +176,7 @@ fn write_base(
     let model = session.model().clone();
     let (kernels, n_vocab) = (model.kernels(), model.tokenizer().n_vocab());
     let bos = window_start(model.tokenizer());
-    let inputs: Vec<_> = [&run.args.model.model, &run.args.file].into_iter().flatten().map(PathBuf::as_path).collect();
+    let inputs = Inputs::of_model(&run.args.model).with(&run.args.file);
     let n_bytes = BaseWriter::file_bytes(n_ctx, n_vocab, tokens.len() / n_ctx);
     let failed = |e: std::io::Error| CliError::run(format!("{}: {e}", path.display()));
     Output::create(path, &inputs)?.fill(n_bytes, |out| {

@@ -5,7 +5,7 @@ mod shape;
 
 use super::error::CliError;
 use super::memory::human;
-use super::output::Output;
+use super::output::{Inputs, Output};
 use super::progress::Log;
 use clap::{Args, ValueEnum};
 use fill::{Data, Pools};
@@ -104,7 +104,7 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
     }
     let Some(path) = &args.output else { return Err(CliError::usage("--output is missing")) };
     let n_bytes = tensors.iter().filter_map(Tensor::n_bytes).sum();
-    Output::create(path, &[])?.fill(n_bytes, |out| {
+    Output::create(path, &Inputs::default())?.fill(n_bytes, |out| {
         write(args, &shape, substitution.as_ref(), &tensors, out)
             .map_err(|e| CliError::run(format!("{}: {e}", path.display())))
     })?;
