@@ -374,6 +374,54 @@ fn ctrl_c_stops_a_completion_with_its_timings() {
     assert!(err.contains("eval time") && !err.contains("error"), "{err}");
 }
 
+/// Every file that a command reads is safe from the one that it writes.
+#[test]
+fn outputs_do_not_replace_inputs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [model, text, plan, questions, types, matrix, sidecar] =
+        ["m.gguf", "t.txt", "s.plan", "q.jsonl", "types.txt", "im.gguf", "x.lisa.gguf"].map(path);
+    std::fs::copy(embedded(), &model).unwrap();
+    std::fs::write(&text, "Once upon a time there was a little girl. ".repeat(60)).unwrap();
+    std::fs::write(&plan, "3").unwrap();
+    std::fs::write(&questions, "{\"context\": \"a\", \"choices\": [\"b\"], \"answer\": 0}\n").unwrap();
+    std::fs::write(&types, "ffn_down=q8_0").unwrap();
+    ok(&["imatrix", "-m", &model, "-f", &text, "-c", "64", "-o", &matrix]);
+    let distill = ["distill", "-m", &model, "-f", &text, "-c", "16", "--held-out", "1", "--steps", "0"];
+    let distill = [&distill[..], &["--steps-attention", "0"]].concat();
+    ok(&[&distill[..], &["--layers", &plan, "-o", &sidecar]].concat());
+    let bytes = || {
+        let mut all: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().path()).collect();
+        all.sort();
+        all.into_iter().map(|p| (std::fs::read(&p).unwrap(), p)).collect::<Vec<_>>()
+    };
+    let before = bytes();
+    let eval = ["eval", "-m", &model, "--tasks", &questions, "--log-samples"];
+    let base = ["perplexity", "-m", &model, "-f", &text, "-c", "64", "--kl-divergence-base"];
+    let imatrix = ["imatrix", "-m", &model, "-f", &text, "-c", "64", "-o"];
+    let analyze = ["analyze", "-m", &model, "-f", &text, "-c", "16", "--html"];
+    let quantize = ["quantize", "--tensor-type-file", &types, "--imatrix", &matrix, &model];
+    for (command, more, outputs) in [
+        (&eval[..], &["--lisa", &sidecar][..], &[&model, &questions, &sidecar][..]),
+        (&eval, &["--share", &plan], &[&plan]),
+        (&base, &["--lisa", &sidecar], &[&model, &text, &sidecar]),
+        (&base, &["--share", &plan], &[&plan]),
+        (&imatrix, &["--share", &plan], &[&model, &text, &plan]),
+        (&analyze, &[], &[&model, &text]),
+        (&["merge", "-m", &model, "--share", &plan, "-o"], &[], &[&model, &plan]),
+        (&quantize, &["q4_0"], &[&model, &types, &matrix]),
+        (&[&distill[..], &["--layers", &plan, "-o"]].concat(), &[], &[&model, &text, &plan]),
+        (&[&distill[..], &["--from", &sidecar, "-o"]].concat(), &[], &[&sidecar]),
+    ] {
+        for output in outputs {
+            let args = [command, &[output.as_str()], more].concat();
+            let message = error(&args, 2);
+            assert!(message.contains(&format!("{output} would replace the input")), "{args:?}: {message}");
+        }
+    }
+    assert!(bytes() == before, "a file has changed");
+}
+
 const CHAT: &[&str] = &["-cnv", "--chat-template", "chatml", "-s", "1", "-n", "12", "--ignore-eos"];
 
 #[cfg(unix)]

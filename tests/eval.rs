@@ -164,7 +164,25 @@ fn benchmarks_and_files_of_questions() {
     // The table has the same figures, however many sessions share the work.
     let table = ok(&["eval", "--tasks", "piqa", "--data", data, "-np", "1", "-t", "2"]);
     assert!(table.contains("| piqa ") && table.contains("acc_norm   |   1.0000"), "{table}");
-    assert_eq!(json(&["eval", "--tasks", "piqa", "--data", data, "--limit", "1", "--json"])["results"]["piqa"]["n"], 1);
+    let one = json(&["eval", "--tasks", "piqa", "--data", data, "--limit", "1", "--json"]);
+    assert_eq!(one["results"]["piqa"]["n"], 1);
+    assert!(one["results"]["piqa"]["acc_stderr"].is_null(), "one question tells nothing about the error: {one}");
+    // An answer longer than the context loses its start, as any text.
+    let short = json(&["eval", "--tasks", "piqa", "--data", data, "-c", "2", "--json"]);
+    assert_eq!(short["results"]["piqa"]["n_truncated"], 4, "{short}");
+}
+
+#[test]
+fn files_of_one_name_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    question_files(dir.path());
+    let same_name = dir.path().join("more/stories.jsonl");
+    std::fs::create_dir(same_name.parent().unwrap()).unwrap();
+    std::fs::copy(dir.path().join("stories.jsonl"), &same_name).unwrap();
+    let stories = dir.path().join("stories.jsonl");
+    let names = [&stories, &same_name].map(|p| p.to_str().unwrap());
+    let both = json(&["eval", "--tasks", &names.join(","), "--json"]);
+    assert_eq!(both["results"].as_object().unwrap().keys().collect::<Vec<_>>(), names, "{both}");
 }
 
 #[test]
@@ -176,6 +194,11 @@ fn eval_mistakes_name_the_file_or_flag() {
     std::fs::write(&broken, "{\"context\": \"a\", \"choices\": [\"b\"], \"answer\": 0}\n{\"context\": \"a\"}\n")
         .unwrap();
     let broken = broken.to_str().unwrap();
+    let mixed = dir.path().join("mixed.jsonl");
+    let lines =
+        ["\"choices\": [\"b\"], \"answer\": 0", "\"target\": \"b\""].map(|l| format!("{{\"context\": \"a\", {l}}}\n"));
+    std::fs::write(&mixed, lines.concat()).unwrap();
+    let mixed = mixed.to_str().unwrap();
     for (args, code, named) in [
         (&["--tasks", "nonsense"][..], 2, "hellaswag"),
         (&["--tasks", "piqa"], 2, "--data"),
@@ -184,7 +207,8 @@ fn eval_mistakes_name_the_file_or_flag() {
         (&["--tasks", "piqa", "--data", data, "--limit", "0"], 2, "--limit"),
         (&["--tasks", "piqa", "--data", data, "-np", "0"], 2, "--parallel"),
         (&["--tasks", broken], 1, "broken.jsonl:2: "),
-        (&["--tasks", "piqa", "--data", data, "-c", "1"], 1, "context of 1"),
+        (&["--tasks", "piqa,PIQA", "--data", data], 2, "'piqa' is given twice"),
+        (&["--tasks", mixed], 1, "mixed.jsonl:2: a question with a target"),
     ] {
         let args: Vec<_> = std::iter::once("eval").chain(args.iter().copied()).collect();
         let message = error(&args, code);

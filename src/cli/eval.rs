@@ -3,14 +3,15 @@
 use super::args::{ComputeArgs, ModelArgs};
 use super::error::CliError;
 use super::load;
+use super::output::{Inputs, Output};
 use super::progress::{Log, Progress};
 use super::timings::Timings;
 use clap::Args;
 use lisa_cpp::Model;
-use lisa_cpp::eval::tasks::{Evaluation, Item, READY, TASKS, Task, evaluate, find_files, read_items};
+use lisa_cpp::eval::tasks::{Evaluation, Item, Source, TASKS, evaluate};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -32,7 +33,7 @@ pub struct EvalArgs {
     /// Questions scored side by side, which share the threads [-np] [default: one for each thread, at most 8]
     #[arg(long, value_name = "N")]
     parallel: Option<usize>,
-    /// Most tokens of a question; the start of longer contexts is dropped. 0: the context the model was trained for
+    /// Most tokens of a question; longer ones lose their start. 0: the context the model was trained for
     #[arg(short, long, value_name = "N", default_value_t = 0)]
     ctx_size: u32,
     /// Write a line of JSON for each question: scores of its answers, predictions, the right one [--log_samples]
@@ -62,44 +63,9 @@ fn after_help() -> String {
 }
 
 /// A benchmark and its questions.
-pub struct Questions {
-    /// Its name in results.
-    pub name: String,
-    /// Where they come from.
-    pub files: Vec<PathBuf>,
-    /// The questions.
-    pub items: Vec<Item>,
-}
-
-/// Reads the questions of `name`, a benchmark's name or a file's, of the folder or file `data`.
-pub fn questions(name: &str, data: Option<&Path>, limit: Option<usize>) -> Result<Questions, CliError> {
-    let limit = limit.unwrap_or(usize::MAX);
-    let (name, task, files) = match (Task::by_name(name), data) {
-        (Some(task), Some(data)) => (task.name.to_owned(), task, find_files(data, task)?),
-        (Some(task), None) => {
-            return Err(CliError::usage(format!(
-                "--data: where are the questions of {}? A folder or a file",
-                task.name
-            )));
-        }
-        (None, _) if Path::new(name).is_file() => {
-            let stem = Path::new(name).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            (stem, &READY, vec![PathBuf::from(name)])
-        }
-        (None, _) => {
-            let names: Vec<_> = TASKS.iter().map(|t| t.name).collect();
-            let what = format!("'{name}' is neither a file nor one of {}", names.join(", "));
-            return Err(CliError::usage(format!("--tasks: {what}")));
-        }
-    };
-    let mut items = Vec::new();
-    for file in &files {
-        items.extend(read_items(file, task, limit - items.len())?);
-        if items.len() == limit {
-            break;
-        }
-    }
-    Ok(Questions { name, files, items })
+struct Questions {
+    source: Source,
+    items: Vec<Item>,
 }
 
 /// Runs the command.
@@ -117,45 +83,57 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
     let params = args.compute.session_params(args.ctx_size as usize)?;
     let n_parallel = args.parallel.unwrap_or_else(|| params.n_threads.min(MAX_PARALLEL));
     // Mistakes in any of the files show before anything is computed.
-    let read = |name: &String| questions(name, args.data.as_deref(), args.limit);
-    let all = args.tasks.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let mut all = Vec::new();
+    for source in Source::all(&args.tasks, args.data.as_deref())? {
+        let items = source.read(args.limit.unwrap_or(usize::MAX))?;
+        all.push(Questions { source, items });
+    }
+    let inputs = Inputs::of_model(&args.model).with(all.iter().flat_map(|q| &q.source.files));
+    let output = || args.log_samples.as_deref().map(|path| Output::create(path, &inputs)).transpose();
+    // A name that cannot be written to should not cost the measurement.
+    drop(output()?);
     let mut timings = Timings::start();
     let model = load::model(&args.model, &args.compute, log)?;
     timings.loaded();
 
-    let mut samples = args.log_samples.as_deref().map(Samples::create).transpose()?;
+    let mut samples = String::new();
     let mut results = serde_json::Map::new();
     let mut out = std::io::stdout().lock();
-    if !args.json {
-        writeln!(out, "| {:<16} | {:>9} | {:<10} | {:>8} | {:>8} |", "task", "questions", "metric", "value", "stderr")?;
-        writeln!(out, "|{:-<18}|{:->10}:|{:-<12}|{:->9}:|{:->9}:|", "", "", "", "", "")?;
-    }
-    for q in &all {
+    let mut failure = None;
+    for (i, q) in all.iter().enumerate() {
         let start = Instant::now();
-        let e = score(&model, q, &params, n_parallel, log)?;
+        let e = match score(&model, q, &params, n_parallel, log) {
+            Ok(e) => e,
+            Err(e) => {
+                failure = Some(e);
+                break;
+            }
+        };
         timings.prompt += start.elapsed();
         timings.n_prompt += e.n_tokens;
-        if let Some(samples) = &mut samples {
-            samples.add(&q.name, &e)?;
-        }
+        add_samples(&mut samples, &q.source.name, &e);
         if e.n_truncated > 0 {
             log.line(format_args!(
                 "warning: {}: {} of the texts are longer than the context and lost their start",
-                q.name, e.n_truncated
+                q.source.name, e.n_truncated
             ));
         }
         if !args.json {
-            table(&mut out, q, &e)?;
+            table(&mut out, i == 0, q, &e)?;
         }
-        results.insert(q.name.clone(), result_json(q, &e));
+        results.insert(q.source.name.clone(), result_json(q, &e));
     }
-    if let Some(samples) = samples {
-        samples.finish()?;
-    }
-    if args.json {
+    // What is known of other benchmarks is worth having, whatever went wrong with one.
+    if args.json && (failure.is_none() || !results.is_empty()) {
         writeln!(out, "{}", json!({ "results": results, "timings": timings.json() }))?;
     }
     out.flush()?;
+    if let Some(e) = failure {
+        return Err(e);
+    }
+    if let Some(output) = output()? {
+        output.whole(samples.as_bytes())?;
+    }
     log.line(format_args!("\n{timings}"));
     Ok(())
 }
@@ -170,7 +148,7 @@ fn score(
     n_parallel: usize,
     log: Log,
 ) -> Result<Evaluation, CliError> {
-    log.line(format_args!("{}: {} questions of {}", q.name, q.items.len(), file_names(&q.files)));
+    log.line(format_args!("{}: {} questions of {}", q.source.name, q.items.len(), file_names(&q.source.files)));
     let mut bar = Progress::new(log, "questions", q.items.len() as u64);
     Ok(evaluate(model, &q.items, params, n_parallel, &mut |n| bar.set(n as u64))?)
 }
@@ -183,16 +161,21 @@ fn file_names(files: &[PathBuf]) -> String {
     }
 }
 
-fn table(out: &mut impl Write, q: &Questions, e: &Evaluation) -> Result<(), CliError> {
+fn table(out: &mut impl Write, is_first: bool, q: &Questions, e: &Evaluation) -> Result<(), CliError> {
+    if is_first {
+        writeln!(out, "| {:<16} | {:>9} | {:<10} | {:>8} | {:>8} |", "task", "questions", "metric", "value", "stderr")?;
+        writeln!(out, "|{:-<18}|{:->10}:|{:-<12}|{:->9}:|{:->9}:|", "", "", "", "", "")?;
+    }
     for (i, m) in e.metrics.iter().enumerate() {
-        let (name, n) = if i == 0 { (q.name.as_str(), q.items.len().to_string()) } else { ("", String::new()) };
-        writeln!(out, "| {name:<16} | {n:>9} | {:<10} | {:>8.4} | {:>8.4} |", m.name, m.value, m.stderr)?;
+        let (name, n) = if i == 0 { (q.source.name.as_str(), q.items.len().to_string()) } else { ("", String::new()) };
+        let stderr = m.stderr.map_or("-".into(), |e| format!("{e:.4}"));
+        writeln!(out, "| {name:<16} | {n:>9} | {:<10} | {:>8.4} | {stderr:>8} |", m.name, m.value)?;
     }
     Ok(out.flush()?)
 }
 
 fn result_json(q: &Questions, e: &Evaluation) -> Value {
-    let mut object = json!({ "n": q.items.len(), "files": q.files, "n_truncated": e.n_truncated });
+    let mut object = json!({ "n": q.items.len(), "files": q.source.files, "n_truncated": e.n_truncated });
     for m in &e.metrics {
         object[m.name] = json!(m.value);
         object[format!("{}_stderr", m.name)] = json!(m.stderr);
@@ -200,30 +183,14 @@ fn result_json(q: &Questions, e: &Evaluation) -> Value {
     object
 }
 
-/// The file of `--log-samples`.
-struct Samples<'a> {
-    path: &'a Path,
-    file: std::io::BufWriter<std::fs::File>,
-}
-
-impl<'a> Samples<'a> {
-    fn create(path: &'a Path) -> Result<Self, CliError> {
-        let file = std::fs::File::create(path).map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
-        Ok(Self { path, file: std::io::BufWriter::new(file) })
-    }
-
-    fn add(&mut self, task: &str, e: &Evaluation) -> Result<(), CliError> {
-        for (i, item) in e.items.iter().enumerate() {
-            let mut line = json!({ "task": task, "doc_id": i });
-            if let (Some(line), Ok(Value::Object(item))) = (line.as_object_mut(), serde_json::to_value(item)) {
-                line.extend(item);
-            }
-            writeln!(self.file, "{line}").map_err(|e| CliError::run(format!("{}: {e}", self.path.display())))?;
+/// Adds a line for each question.
+fn add_samples(lines: &mut String, task: &str, e: &Evaluation) {
+    for (i, item) in e.items.iter().enumerate() {
+        let mut line = json!({ "task": task, "doc_id": i });
+        if let (Some(line), Ok(Value::Object(item))) = (line.as_object_mut(), serde_json::to_value(item)) {
+            line.extend(item);
         }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<(), CliError> {
-        self.file.flush().map_err(|e| CliError::run(format!("{}: {e}", self.path.display())))
+        lines.push_str(&line.to_string());
+        lines.push('\n');
     }
 }

@@ -4,7 +4,7 @@ use crate::cli::error::CliError;
 use crate::cli::load::share_plan;
 use lisa_cpp::compute::default_threads;
 use lisa_cpp::eval::study::{Cell, Config, Hashes, Job, Quant};
-use lisa_cpp::eval::tasks::{Task, find_files};
+use lisa_cpp::eval::tasks::Source;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -47,14 +47,9 @@ pub fn ready(config: &Config, cell: &Cell, hashes: &mut Hashes) -> Result<Ready,
     });
     let mut quality = config.quality.clone();
     let mut task_files = Map::new();
-    for name in &quality.tasks {
-        let found = match (Task::by_name(name), &quality.data) {
-            (Some(task), Some(data)) => find_files(data, task)?,
-            (Some(_), None) => return Err(CliError::run(format!("[quality]: 'data' is needed for the task {name}"))),
-            (None, _) => vec![name.into()],
-        };
-        let all = found.iter().map(|f| hash(f)).collect::<Result<Vec<_>, _>>()?;
-        task_files.insert(name.clone(), json!(all));
+    for source in Source::all(&quality.tasks, quality.data.as_deref())? {
+        let all = source.files.iter().map(|f| hash(f)).collect::<Result<Vec<_>, _>>()?;
+        task_files.insert(source.name, json!(all));
     }
     let inputs = json!({
         "weights": weights,

@@ -3,7 +3,7 @@
 use super::config::{Quality, Speed};
 use crate::attention::{CacheType, SharePlan};
 use crate::eval::bench::{Bench, Test, mean_and_deviation};
-use crate::eval::tasks::{READY, Task, evaluate, find_files, read_items};
+use crate::eval::tasks::{Source, evaluate};
 use crate::eval::{Divergence, Perplexity};
 use crate::model::{Model, ModelFile, ModelParams};
 use crate::runtime::{Session, SessionParams};
@@ -70,9 +70,8 @@ pub fn quality(job: &Job) -> Result<Value> {
     if let Some(path) = &q.text {
         out["divergence"] = divergence(job, &model, path)?;
     }
-    for name in &q.tasks {
-        let (name, result) = task(job, &model, name)?;
-        out["tasks"][name] = result;
+    for source in Source::all(&q.tasks, q.data.as_deref())? {
+        out["tasks"][&source.name] = task(job, &model, &source)?;
     }
     Ok(out)
 }
@@ -109,32 +108,16 @@ fn divergence(job: &Job, model: &Arc<Model>, text: &Path) -> Result<Value> {
     Ok(out)
 }
 
-fn task(job: &Job, model: &Arc<Model>, name: &str) -> Result<(String, Value)> {
-    let q = &job.quality;
-    let limit = if q.limit == 0 { usize::MAX } else { q.limit };
-    let no_data = || Error::Params(format!("[quality]: 'data' is needed for the task {name}"));
-    let (name, task, files) = match Task::by_name(name) {
-        Some(task) => (task.name.to_owned(), task, find_files(q.data.as_deref().ok_or_else(no_data)?, task)?),
-        None if Path::new(name).is_file() => {
-            let stem = Path::new(name).file_stem().unwrap_or_default();
-            (stem.to_string_lossy().into_owned(), &READY, vec![PathBuf::from(name)])
-        }
-        None => return Err(Error::Params(format!("tasks: '{name}' is neither a benchmark nor a file of questions"))),
-    };
-    let mut items = Vec::new();
-    for file in &files {
-        items.extend(read_items(file, task, limit - items.len())?);
-        if items.len() == limit {
-            break;
-        }
-    }
+fn task(job: &Job, model: &Arc<Model>, source: &Source) -> Result<Value> {
+    let limit = if job.quality.limit == 0 { usize::MAX } else { job.quality.limit };
+    let items = source.read(limit)?;
     let params = job.session(0)?;
     let e = evaluate(model, &items, &params, params.n_threads, &mut |_| ())?;
     let mut result = json!({ "n": items.len() });
     for m in &e.metrics {
         result[m.name] = json!({ "value": m.value, "error": m.stderr });
     }
-    Ok((name, result))
+    Ok(result)
 }
 
 /// Speed and bytes: `(speed, memory)`.

@@ -57,6 +57,11 @@ impl Record {
         part.pointer(&format!("/{rest}"))?.as_f64()
     }
 
+    /// A number of what was measured for a benchmark, whose name may be a path: `value` or `error` of a metric.
+    pub fn of_task(&self, task: &str, metric: &str, part: &str) -> Option<f64> {
+        self.quality.get("tasks")?.get(task)?.get(metric)?.get(part)?.as_f64()
+    }
+
     /// Tokens per second of the test called `name`.
     pub fn rate(&self, name: &str) -> Option<f64> {
         let tests = self.speed.get("tests")?.as_array()?;

@@ -10,8 +10,8 @@ pub struct Metric {
     pub name: &'static str,
     /// Fractions from 0 to 1, but for the perplexity.
     pub value: f64,
-    /// Standard error of the mean over the questions; 0 for a single one.
-    pub stderr: f64,
+    /// Standard error of the mean over the questions; a single one tells nothing about it.
+    pub stderr: Option<f64>,
 }
 
 /// The number of the largest value, the first of equal ones.
@@ -72,17 +72,17 @@ pub fn metrics<'a>(scored: impl Iterator<Item = (&'a Item, &'a [Score])>) -> Vec
     if !log_probs.is_empty() {
         let (m, e) = mean(&log_probs);
         // The error to first order.
-        all.push(Metric { name: "perplexity", value: (-m).exp(), stderr: (-m).exp() * e });
+        all.push(Metric { name: "perplexity", value: (-m).exp(), stderr: e.map(|e| (-m).exp() * e) });
     }
     all
 }
 
-/// Mean and its standard error, from the sample's deviation.
-fn mean(values: &[f64]) -> (f64, f64) {
+/// Mean and its standard error, from the sample's deviation, where there are at least two values.
+fn mean(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-    (mean, if n > 1.0 { (squares / (n - 1.0) / n).sqrt() } else { 0.0 })
+    (mean, (n > 1.0).then(|| (squares / (n - 1.0) / n).sqrt()))
 }
 
 #[cfg(test)]
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(m.iter().map(|m| m.name).collect::<Vec<_>>(), ["acc", "acc_norm", "acc_bytes"]);
         assert_eq!(m[0].value, 0.75);
         // sqrt(p (1 - p) / (n - 1))
-        assert!((m[0].stderr - (0.75f64 * 0.25 / 3.0).sqrt()).abs() < 1e-12);
+        assert!((m[0].stderr.unwrap() - (0.75f64 * 0.25 / 3.0).sqrt()).abs() < 1e-12);
         let contexts = Item::contexts(&["a".into(), "b".into()], "c", 0);
         assert_eq!(metrics([(&contexts, &scores[..])].into_iter()).len(), 1);
     }
@@ -126,6 +126,7 @@ mod tests {
         assert_eq!((m[0].name, m[0].value), ("acc", 0.5));
         assert!((m[1].value - 2f64.exp()).abs() < 1e-12);
         // Deviation sqrt 2, over sqrt 2 questions.
-        assert!((m[1].stderr - 2f64.exp()).abs() < 1e-12);
+        assert!((m[1].stderr.unwrap() - 2f64.exp()).abs() < 1e-12);
+        assert_eq!(metrics([(&item, &scores[..1])].into_iter())[0].stderr, None);
     }
 }

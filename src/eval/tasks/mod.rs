@@ -9,7 +9,7 @@ mod requests;
 mod run;
 mod score;
 
-pub use data::{find_files, read_items};
+pub use data::{Source, find_files, read_items};
 pub use metrics::{Metric, metrics};
 pub use requests::{Encoded, encode};
 pub use run::{Evaluation, ItemScores, evaluate};
@@ -49,6 +49,8 @@ pub struct Item {
     pub requests: Vec<Request>,
     /// How the answers are judged.
     pub goal: Goal,
+    /// The file and line it was read from; empty for one that was not.
+    pub place: String,
 }
 
 impl Item {
@@ -58,13 +60,15 @@ impl Item {
         Item {
             requests: choices.iter().map(request).collect(),
             goal: Goal::Choice { gold, lengths: choices.iter().map(|c| (c.chars().count(), c.len())).collect() },
+            place: String::new(),
         }
     }
 
     /// One continuation after several contexts, of which `gold` is right.
     fn contexts(contexts: &[String], continuation: &str, gold: usize) -> Self {
         let request = |c: &String| Request { context: c.clone(), continuation: format!(" {continuation}") };
-        Item { requests: contexts.iter().map(request).collect(), goal: Goal::Choice { gold, lengths: Vec::new() } }
+        let goal = Goal::Choice { gold, lengths: Vec::new() };
+        Item { requests: contexts.iter().map(request).collect(), goal, place: String::new() }
     }
 
     /// A word that should follow.
@@ -72,6 +76,7 @@ impl Item {
         Item {
             requests: vec![Request { context: context.into(), continuation: format!(" {target}") }],
             goal: Goal::Word,
+            place: String::new(),
         }
     }
 }

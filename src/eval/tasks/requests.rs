@@ -45,19 +45,13 @@ pub fn encode(tokenizer: &Tokenizer, request: &Request) -> Result<Encoded> {
 }
 
 impl Encoded {
-    /// Drops tokens at the start of the context so that what the model reads, all but the last token, fits into `n_ctx`.
-    /// Whether any had to go.
-    ///
-    /// # Errors
-    /// [`Error::ContextFull`] for a continuation that does not fit.
-    pub fn truncate(&mut self, n_ctx: usize) -> Result<bool> {
-        let excess = (self.ids.len() - 1).saturating_sub(n_ctx);
-        if excess >= self.n_context {
-            return Err(Error::ContextFull { n_prompt: self.ids.len() - self.n_context, n_ctx });
-        }
+    /// Drops tokens at the start so that what the model reads, all but the last token, fits into `n_ctx`. A continuation that is
+    /// longer than that loses its own start, of which the last token left is the context. Whether any had to go.
+    pub fn truncate(&mut self, n_ctx: usize) -> bool {
+        let excess = (self.ids.len() - 1).saturating_sub(n_ctx.max(1));
         self.ids.drain(..excess);
-        self.n_context -= excess;
-        Ok(excess > 0)
+        self.n_context = self.n_context.saturating_sub(excess).max(1);
+        excess > 0
     }
 }
 
@@ -91,9 +85,11 @@ mod tests {
     #[test]
     fn long_contexts_lose_their_start() {
         let mut e = Encoded { ids: (0..10).collect(), n_context: 7 };
-        assert!(!e.clone().truncate(9).unwrap());
-        assert!(e.truncate(5).unwrap());
+        assert!(!e.clone().truncate(9));
+        assert!(e.truncate(5));
         assert_eq!((e.ids[0], e.ids.len(), e.n_context), (4, 6, 3));
-        assert!(e.truncate(2).is_err());
+        // Of a continuation of three tokens the last two are scored.
+        assert!(e.truncate(2));
+        assert_eq!((&e.ids[..], e.n_context), (&[7, 8, 9][..], 1));
     }
 }

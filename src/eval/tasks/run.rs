@@ -26,7 +26,7 @@ pub struct Evaluation {
     pub metrics: Vec<Metric>,
     /// Each question's scores.
     pub items: Vec<ItemScores>,
-    /// Requests whose context had to lose its start.
+    /// Requests that had to lose their start.
     pub n_truncated: usize,
     /// Tokens of all requests.
     pub n_tokens: usize,
@@ -36,7 +36,7 @@ pub struct Evaluation {
 /// threads. `progress` hears how many questions are done.
 ///
 /// # Errors
-/// As [`Session::new`] and [`encode`]; [`Error::ContextFull`] for an answer that does not fit into the context.
+/// As [`Session::new`]; as [`encode`], naming the question's file and line.
 pub fn evaluate(
     model: &Arc<Model>,
     items: &[Item],
@@ -50,8 +50,8 @@ pub fn evaluate(
     for item in items {
         let mut answers = Vec::with_capacity(item.requests.len());
         for request in &item.requests {
-            let mut e = encode(model.tokenizer(), request)?;
-            n_truncated += usize::from(e.truncate(n_ctx)?);
+            let mut e = encode(model.tokenizer(), request).map_err(|e| at(item, e))?;
+            n_truncated += usize::from(e.truncate(n_ctx));
             answers.push(e);
         }
         encoded.push(answers);
@@ -83,6 +83,11 @@ pub fn evaluate(
         n_truncated,
         n_tokens: lengths().sum(),
     })
+}
+
+/// The error `e` of a question, with the place where that stands.
+fn at(item: &Item, e: Error) -> Error {
+    if item.place.is_empty() { e } else { Error::Data { place: item.place.clone(), what: e.to_string() } }
 }
 
 /// Lets every scorer take the next question until there are none; the scores in the questions' order.
@@ -124,4 +129,20 @@ fn share_out(
         }
         Ok(all)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelParams;
+    use crate::eval::tasks::Request;
+
+    #[test]
+    fn a_question_that_cannot_be_scored_is_named() {
+        let model = Arc::new(Model::embedded(ModelParams::default()).unwrap());
+        let request = Request { context: String::new(), continuation: String::new() };
+        let item = Item { requests: vec![request], goal: Goal::Word, place: "q.jsonl:3".into() };
+        let message = evaluate(&model, &[item], &SessionParams::default(), 1, &mut |_| ()).err().unwrap().to_string();
+        assert_eq!(message, "q.jsonl:3: '' has no tokens to score");
+    }
 }

@@ -40,7 +40,7 @@ pub fn csv(records: &[Record]) -> String {
         let text = |v: Option<f64>| v.map_or(String::new(), |v| v.to_string());
         all.extend(FIGURES.iter().map(|f| text(r.number(f.1))));
         for (t, m) in &tasks {
-            all.extend(["value", "error"].map(|part| text(r.number(&format!("/quality/tasks/{t}/{m}/{part}")))));
+            all.extend(["value", "error"].map(|part| text(r.of_task(t, m, part))));
         }
         for t in &tests {
             let test = r.speed["tests"].as_array().and_then(|all| all.iter().find(|x| x["test"] == t.as_str()));
@@ -69,12 +69,15 @@ mod tests {
     #[test]
     fn a_row_for_each_cell() {
         let mut all = [record(0, "Q4_0", "a, \"b\"", 0.1, Status::Ok), record(1, "Q8_0", "none", 0.0, Status::Failed)];
-        all[0].quality["tasks"]["piqa"]["acc"] = serde_json::json!({ "value": 0.5, "error": 0.1 });
+        all[0].quality["tasks"]["a/b.jsonl"]["acc"] = serde_json::json!({ "value": 0.5, "error": 0.1 });
         let text = csv(&all);
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);
         assert!(lines[0].starts_with("key,model,quant,sharing,kv,status,ppl,"), "{text}");
-        assert!(lines[0].contains("piqa_acc,piqa_acc_error") && lines[0].contains("tg64_tokens_per_second"), "{text}");
+        assert!(
+            lines[0].contains("a/b.jsonl_acc,a/b.jsonl_acc_error") && lines[0].contains("tg64_tokens_per_second"),
+            "{text}"
+        );
         assert!(lines[1].contains("\"a, \"\"b\"\"\"") && lines[1].contains(",0.5,0.1,"), "{text}");
         assert!(lines[2].ends_with(",it broke"), "{text}");
     }

@@ -211,12 +211,14 @@ fn figure(g: &Group, title: &str, x_label: &str, rows: &[Row], dots: bool) -> St
 fn task_figure(g: &Group, task: &str, metric: &str) -> String {
     let is_fraction = metric.starts_with("acc");
     let rows = rows(g, |r| {
-        let (value, error) = measured(r, &format!("/quality/tasks/{task}/{metric}"))?;
         let factor = if is_fraction { 100.0 } else { 1.0 };
-        let (value, error) = (factor * value, factor * error);
-        Some((vec![value], Some(error), format!("{value:.1} ± {error:.1}")))
+        let value = factor * r.of_task(task, metric, "value")?;
+        // A single question tells nothing about its error.
+        let error = r.of_task(task, metric, "error").map(|e| factor * e);
+        let text = error.map_or(format!("{value:.1}"), |error| format!("{value:.1} ± {error:.1}"));
+        Some((vec![value], error, text))
     });
-    let n = g.records().iter().find_map(|r| r.number(&format!("/quality/tasks/{task}/n")));
+    let n = g.records().iter().find_map(|r| r.quality["tasks"][task]["n"].as_u64());
     let title = n.map_or(task.to_owned(), |n| format!("{task}, {n} questions"));
     let x_label =
         if is_fraction { format!("{metric}, % (more is better)") } else { format!("{metric} (lower is better)") };
