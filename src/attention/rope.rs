@@ -111,7 +111,7 @@ impl Rope {
     }
 
     /// The same for dimensions from `first` on.
-    pub fn from_dimension(self, first: usize) -> Self {
+    pub fn turning_from(self, first: usize) -> Self {
         Self { first, ..self }
     }
 

@@ -39,7 +39,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         false => AttentionShape { scale, ..b.shape() },
     };
     let rope = Rope::new(RopeStyle::Norm, c.n_rot, c.rope_base, &c.rope_scaling, None, c.rope_magnitude * magnitude);
-    let rope = rope.from_dimension(shape.head_dim_k - sizes.n_rot);
+    let rope = rope.turning_from(shape.head_dim_k - sizes.n_rot);
     let temperature = match keys.float("attention.temperature_scale")?.filter(|&s| s != 0.0) {
         Some(scale) => Some(Temperature { scale, n_ctx: keys.required("attention.temperature_length", MAX_WIDTH)? }),
         None => None,

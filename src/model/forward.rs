@@ -338,7 +338,7 @@ impl<'a> Pass<'a> {
         let hidden = self.hidden(i, width);
         self.ops.linear(x, 0..n, &[(&side.gate, &buf.gate)]);
         self.laps.end(Phase::GateUp);
-        self.ops.gated_by(Act::Gelu, &buf.gate, inputs, &at, n, hidden);
+        self.ops.gated_by(Act::Gelu, &buf.gate, inputs, at, n, hidden);
         self.laps.end(Phase::Gated);
         self.ops.linear(hidden, 0..n, &[(&side.out, &buf.delta)]);
         self.laps.end(Phase::Down);

@@ -78,9 +78,9 @@ impl Strip<'_> {
                     let row = state.add(j * width);
                     let (was, to, by) = (V::splat(*key.add(j)), V::splat(*k.add(j)), V::splat(*q.add(j)));
                     overlap = to.mul_add(by, overlap);
-                    for i in 0..NV {
+                    for (i, change) in change.iter().enumerate() {
                         let s = load::<V, NV>(row, i, len).mul(decay);
-                        let s = change[i].mul_add(was, s);
+                        let s = change.mul_add(was, s);
                         store::<V, NV>(s, row, i, len);
                         known[i] = s.mul_add(to, known[i]);
                         read[i] = s.mul_add(by, read[i]);
@@ -88,19 +88,19 @@ impl Strip<'_> {
                 }
                 (decay, key) = (V::splat(rates.decay), k);
                 let step = V::splat(rates.step);
-                for i in 0..NV {
+                for (i, change) in change.iter_mut().enumerate() {
                     let value = load::<V, NV>(self.v.row_ptr(t).add(at), i, len);
-                    change[i] = value.sub(known[i].mul(decay)).mul(step);
+                    *change = value.sub(known[i].mul(decay)).mul(step);
                     if t >= unread {
-                        let result = change[i].mul_add(overlap, read[i].mul(decay));
+                        let result = change.mul_add(overlap, read[i].mul(decay));
                         store::<V, NV>(result, self.out.row_ptr(t - unread).add(at), i, len);
                     }
                 }
             }
             for j in 0..dim {
                 let (row, was) = (state.add(j * width), V::splat(*key.add(j)));
-                for i in 0..NV {
-                    let s = change[i].mul_add(was, load::<V, NV>(row, i, len).mul(decay));
+                for (i, change) in change.iter().enumerate() {
+                    let s = change.mul_add(was, load::<V, NV>(row, i, len).mul(decay));
                     store::<V, NV>(s, row, i, len);
                 }
             }

@@ -297,7 +297,7 @@ fn the_delta_rule() {
                 }
                 (state, all)
             };
-            let together = run(&[0..n_tokens]);
+            let together = run(&[0..0, 0..n_tokens]);
             all_close(&together.0, state.into_iter(), 1.0, 1e-5, &what);
             all_close(&together.1, want.into_iter(), dim as f64, 1e-6, &what);
             assert!(together == run(&[0..n_tokens / 2, n_tokens / 2..n_tokens]), "{what}");
