@@ -18,9 +18,9 @@ fn spawn(args: &[&str]) -> Child {
 }
 
 /// Runs with `input` on standard input.
-fn lisa_with(args: &[&str], input: &str) -> Output {
+fn lisa_with(args: &[&str], input: impl AsRef<[u8]>) -> Output {
     let mut child = spawn(args);
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(input.as_ref()).unwrap();
     child.wait_with_output().unwrap()
 }
 
@@ -485,6 +485,14 @@ fn a_chat_with_commands() {
     assert_eq!((field(1, "content"), field(3, "content")), ("hello", "more\nlines"));
     assert!(out.contains(field(2, "content")) && out.contains(field(4, "content")));
     assert!(!out.contains("not read") && !out.contains("Saved"));
+}
+
+/// A line that is no text is left out, and the chat goes on.
+#[test]
+fn a_line_of_other_bytes_does_not_end_a_chat() {
+    let output = lisa_with(CHAT, b"one \xff two\nhello\n");
+    let (out, err) = success(&output);
+    assert!(err.contains("not UTF-8 (from its byte 4 on)") && !out.trim().is_empty(), "{out} {err}");
 }
 
 /// Control tokens that are shown are no part of what was said.

@@ -2,10 +2,12 @@
 //! justifies. The header's own checks are tested in `ggml-ext`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use flate2::read::GzDecoder;
 use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
 
 /// Counts live bytes and their peak.
@@ -56,9 +58,17 @@ impl Random {
 
 /// Loads `bytes` as a model and runs a few tokens; says what happened. Panics are caught by the caller.
 fn load_and_run(bytes: &[u8]) -> Result<(), String> {
-    let file = ModelFile::from_bytes("mutated", bytes.to_vec());
-    let params = ModelParams { n_threads: 1, ..Default::default() };
-    let model = Model::load(&file, params).map_err(|e| e.to_string())?;
+    run(&ModelFile::from_bytes("mutated", bytes.to_vec()), None)
+}
+
+/// The same with `bytes` as a sidecar of the embedded model.
+fn load_beside_and_run(bytes: &[u8]) -> Result<(), String> {
+    run(&ModelFile::embedded(), Some(&ModelFile::from_bytes("mutated", bytes.to_vec())))
+}
+
+fn run(file: &ModelFile, lisa: Option<&ModelFile>) -> Result<(), String> {
+    let params = ModelParams { n_threads: 1, lisa, ..Default::default() };
+    let model = Model::load(file, params).map_err(|e| e.to_string())?;
     let params = SessionParams { n_ctx: 16, n_ubatch: 8, n_threads: 1, ..Default::default() };
     let mut session = Session::new(Arc::new(model), params).map_err(|e| e.to_string())?;
     let ids = session.model().tokenizer().encode("Once", true, true).map_err(|e| e.to_string())?;
@@ -73,7 +83,12 @@ fn load_and_run(bytes: &[u8]) -> Result<(), String> {
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs every mutation and reports those that panicked or allocated more than twice the file above its own copy.
-fn check(original: &[u8], n: usize, mut mutate: impl FnMut(&mut Random, &mut Vec<u8>)) {
+fn check(
+    original: &[u8],
+    n: usize,
+    run: impl Fn(&[u8]) -> Result<(), String>,
+    mut mutate: impl FnMut(&mut Random, &mut Vec<u8>),
+) {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let mut random = Random(1);
     let (mut ok, mut refused) = (0, 0);
@@ -82,7 +97,7 @@ fn check(original: &[u8], n: usize, mut mutate: impl FnMut(&mut Random, &mut Vec
         mutate(&mut random, &mut bytes);
         let before = LIVE.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
-        match catch_unwind(AssertUnwindSafe(|| load_and_run(&bytes))) {
+        match catch_unwind(AssertUnwindSafe(|| run(&bytes))) {
             Ok(Ok(())) => ok += 1,
             Ok(Err(message)) => {
                 assert!(!message.is_empty() && !message.contains('\n'), "mutation {i}: message {message:?}");
@@ -111,7 +126,7 @@ fn position(random: &mut Random, len: usize) -> usize {
 
 #[test]
 fn single_byte_mutations() {
-    check(&embedded(), 10_000, |random, bytes| {
+    check(&embedded(), 10_000, load_and_run, |random, bytes| {
         let at = position(random, bytes.len());
         bytes[at] = random.next() as u8;
     });
@@ -119,13 +134,36 @@ fn single_byte_mutations() {
 
 #[test]
 fn multi_byte_mutations() {
-    check(&embedded(), 1_000, |random, bytes| {
+    check(&embedded(), 1_000, load_and_run, |random, bytes| {
         for _ in 0..1 + random.below(16) {
             let at = position(random, bytes.len());
             let n = (1 + random.below(8)).min(bytes.len() - at);
             let fill = [0, 0xff, random.next() as u8][random.below(3)];
             bytes[at..at + n].fill(fill);
         }
+    });
+}
+
+/// Families with parts that the embedded model has not: experts, states, latents, convolutions, inputs beside the residual stream.
+#[test]
+fn other_families() {
+    for name in ["gemma4_experts", "qwen3next", "qwen35_guessing", "deepseek2", "lfm2moe"] {
+        let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
+        let mut original = Vec::new();
+        GzDecoder::new(&*std::fs::read(path).unwrap()).read_to_end(&mut original).unwrap();
+        check(&original, 400, load_and_run, |random, bytes| {
+            let at = position(random, bytes.len());
+            bytes[at] = random.next() as u8;
+        });
+    }
+}
+
+#[test]
+fn sidecars() {
+    let original = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories260K.lisa.gguf")).unwrap();
+    check(&original, 2_000, load_beside_and_run, |random, bytes| {
+        let at = position(random, bytes.len().min(4096));
+        bytes[at] = random.next() as u8;
     });
 }
 

@@ -117,6 +117,10 @@ impl ChatSession<'_> {
                     stopped = true;
                     continue;
                 }
+                Line::Invalid(why) => {
+                    self.complain(&why);
+                    continue;
+                }
                 Line::Text(text) => text,
             };
             stopped = false;

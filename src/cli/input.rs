@@ -12,6 +12,8 @@ use std::path::PathBuf;
 pub enum Line {
     /// A message or a command, of one or several lines.
     Text(String),
+    /// Something that is no text, and what is wrong with it.
+    Invalid(String),
     /// Ctrl-C at the prompt.
     Interrupted,
     /// Ctrl-D, or the end of a pipe.
@@ -76,16 +78,23 @@ impl Input {
                 Err(e) => Err(CliError::run(format!("terminal: {e}"))),
             },
             Input::Plain(reader) => {
-                let mut line = String::new();
-                match reader.read_line(&mut line) {
-                    Ok(0) => Ok(Line::End),
-                    Ok(_) => {
-                        let end = line.trim_end_matches('\n').trim_end_matches('\r').len();
-                        line.truncate(end);
-                        Ok(Line::Text(line))
-                    }
-                    Err(e) => Err(CliError::run(format!("standard input: {e}"))),
+                let mut bytes = Vec::new();
+                let n = reader.read_until(b'\n', &mut bytes);
+                if n.map_err(|e| CliError::run(format!("standard input: {e}")))? == 0 {
+                    return Ok(Line::End);
                 }
+                Ok(match String::from_utf8(bytes) {
+                    Ok(mut line) => {
+                        line.truncate(line.trim_end_matches('\n').trim_end_matches('\r').len());
+                        Line::Text(line)
+                    }
+                    Err(e) => {
+                        let at = e.utf8_error().valid_up_to();
+                        Line::Invalid(format!(
+                            "standard input: a line that is not UTF-8 (from its byte {at} on) is left out"
+                        ))
+                    }
+                })
             }
         }
     }

@@ -451,6 +451,11 @@ impl Decoder {
         self.layers.iter().flat_map(Layer::matrices).chain([&self.embed]).chain(&self.output).chain(side)
     }
 
+    /// All weights.
+    pub fn weights(&self) -> impl Iterator<Item = &Matrix> {
+        self.matrices().map(|l| &l.weight).chain(self.stacks().map(|(s, _)| &s.weight))
+    }
+
     /// The weights of all layers.
     pub fn layer_weights(&self) -> impl Iterator<Item = &Matrix> {
         self.layers.iter().flat_map(|l| l.matrices().map(|m| &m.weight).chain(l.stacks().map(|(s, _)| &s.weight)))

@@ -60,7 +60,7 @@ use weights::{Loader, Part};
 #[cfg(doc)]
 use crate::attention::AttentionShape;
 use crate::attention::{self, SharePlan};
-use crate::compute::{Hold, Pool, default_threads};
+use crate::compute::{Hold, Matrix, Pool, default_threads};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -368,7 +368,7 @@ impl Model {
 
     /// Bytes of the weight matrices in memory.
     pub fn n_weight_bytes(&self) -> usize {
-        self.decoder.matrices().map(|l| l.weight.n_bytes()).sum()
+        self.decoder.weights().map(Matrix::n_bytes).sum()
     }
 
     /// Things the user should know that did not stop the loading.

@@ -327,10 +327,17 @@ mod tests {
         let importance: Vec<f32> = (1..=512).map(|i| (i % 31) as f32).collect();
         for &ty in GgmlType::ALL {
             for importance in [None, Some(&importance[..])] {
-                let [mut widest, mut plain] = [0, 0].map(|_| vec![0; ty.row_bytes(x.len()).unwrap()]);
-                quantize_rows(ty, &x, importance, &mut widest);
+                let [mut plain, mut other] = [0, 0].map(|_| vec![0; ty.row_bytes(x.len()).unwrap()]);
                 quantize_rows_with(ty, &x, importance, &mut plain);
-                assert_eq!(widest, plain, "{ty}");
+                quantize_rows(ty, &x, importance, &mut other);
+                assert_eq!(other, plain, "{ty}");
+                #[cfg(target_arch = "x86_64")]
+                if Tier::Avx2.is_supported() {
+                    other.fill(0);
+                    // SAFETY: the CPU has these features.
+                    unsafe { quantize_rows_avx2(ty, &x, importance, &mut other) };
+                    assert_eq!(other, plain, "{ty}, AVX2");
+                }
             }
         }
     }
