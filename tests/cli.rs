@@ -501,7 +501,7 @@ fn messages_have_no_control_tokens() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("chat.json");
     let chat = ["-cnv", "--chat-template", "chatml", "-n", "4", "--special", "--logit-bias", "2+100"];
-    let (out, _) = success(&lisa_with(&chat, &format!("hello\n/save {}\n", file.to_str().unwrap())));
+    let (out, _) = success(&lisa_with(&chat, format!("hello\n/save {}\n", file.to_str().unwrap())));
     assert!(out.contains("</s>"), "{out}");
     let saved: Value = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!((&saved[1]["role"], &saved[1]["content"]), (&"assistant".into(), &"".into()));
