@@ -131,8 +131,9 @@ fn resumed_runs_end_as_uninterrupted_ones() {
     refused(
         &distill(&text, &broken, &[&flags[..], &["--resume", "--lr", "0.1"]].concat()),
         1,
-        &["checkpoint", "another run"],
+        &["checkpoint", "another run: --lr is 0.015 there and 0.1 here"],
     );
+    refused(&distill(&text, &broken, &flags), 2, &["broken.lisa.gguf.checkpoint", "--resume", "delete"]);
     let out = ok(&distill(&text, &broken, &[&flags[..], &["--resume", "-t", "1"]].concat()));
     assert!(events(&out).iter().filter(|e| e["event"] == "step").count() < 24, "it did not go on from the checkpoint");
     assert!(std::fs::read(&whole).unwrap() == std::fs::read(&broken).unwrap(), "another result than without a break");
@@ -183,6 +184,38 @@ fn analysis_of_the_embedded_model() {
     assert!(table.lines().count() >= 10 && table.contains("rank correlation"), "{table}");
 }
 
+fn unpacked(family: &str) -> String {
+    let packed = format!("tests/data/families/{family}.gguf.gz");
+    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(packed)).unwrap();
+    let mut unpacked = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut unpacked).unwrap();
+    let file = path(&format!("{family}.gguf"));
+    std::fs::write(&file, unpacked).unwrap();
+    file
+}
+
+/// Where windows take turns, a layer shares with the one before the one before it.
+#[test]
+fn sources_have_the_same_window() {
+    let (model, text, sidecar) = (unpacked("gemma2"), path("stories.txt"), path("turns.lisa.gguf"));
+    let args = ["analyze", "-m", &model, "-f", &text, "-c", "32", "--chunks", "2"];
+    let found: Value = serde_json::from_str(&ok(&[&args[..], &["--json"]].concat())).unwrap();
+    let layers = found["layers"].as_array().unwrap();
+    assert!(!layers.is_empty(), "{found}");
+    for l in layers {
+        assert_eq!(l["source"].as_u64().unwrap() + 2, l["layer"].as_u64().unwrap(), "{l}");
+    }
+    assert!(ok(&args).contains("source: the nearest earlier layer with the same heads and window"));
+    for source in ["full", "chain"] {
+        let flags = ["-m", &model, "--layers", "auto:1", "--source", source, "--steps-choice", "1"];
+        ok(&distill(
+            &text,
+            &sidecar,
+            &[&flags[..], &["--protect", "0", "--steps-attention", "1", "--steps", "1"]].concat(),
+        ));
+    }
+}
+
 /// The program carries a LISA model: its own model's sidecar, trained.
 #[test]
 fn the_embedded_sidecar() {
@@ -190,12 +223,7 @@ fn the_embedded_sidecar() {
     let untrained = perplexity("64", &["--share", "2,3,4"]);
     assert!(with < 1.15 * plain && with < 0.7 * untrained, "{plain} {with} {untrained}");
     assert!(ok(&["-p", "Once upon a time", "-n", "8", "--lisa", "default", "--temp", "0"]).starts_with(','));
-    let other = folder().join("other.gguf");
-    let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families/llama.gguf.gz")).unwrap();
-    let mut unpacked = Vec::new();
-    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&bytes[..]), &mut unpacked).unwrap();
-    std::fs::write(&other, unpacked).unwrap();
-    refused(&["-m", other.to_str().unwrap(), "--lisa", "default", "-p", "x"], 1, &["<embedded sidecar>"]);
+    refused(&["-m", &unpacked("llama"), "--lisa", "default", "-p", "x"], 1, &["<embedded sidecar>"]);
 }
 
 #[test]
@@ -213,6 +241,12 @@ fn mistakes_are_named() {
         (with(&["--layers", "2", "--activation", "tanh"]), 2, &["--activation", "tanh", "silu"]),
         (with(&["--layers", "2", "-c", "100000"]), 2, &["tokens"]),
         (with(&["--layers", "2", "--exclude", "a=b"]), 2, &["--exclude"]),
+        (with(&["--layers", "2", "--kind", "shared", "--rank", "4"]), 2, &["--rank", "--kind lisa"]),
+        (with(&["--layers", "2", "--kind", "shared", "--hidden", "4"]), 2, &["--hidden", "--kind lisa"]),
+        (with(&["--layers", "2", "--no-comp"]), 2, &["--no-comp", "--kind shared"]),
+        (with(&["--layers", "2", "--protect", "1"]), 2, &["--protect", "auto:N"]),
+        (with(&["--layers", "2", "--steps-choice", "1"]), 2, &["--steps-choice", "auto:N"]),
+        (with(&["--from", "x.gguf", "--no-comp"]), 2, &["--no-comp", "--from"]),
         (with(&[]), 2, &["--layers"]),
     ] {
         refused(&distill(&text, &out, &more), code, parts);
@@ -222,5 +256,7 @@ fn mistakes_are_named() {
     std::fs::write(path("bad.jsonl"), "{\"txt\": 1}\n").unwrap();
     refused(&distill(&path("bad.jsonl"), &out, &layers), 1, &["bad.jsonl", "line 1", "text"]);
     refused(&["analyze", "-f", &lines, "--chunks", "0"], 2, &["--chunks"]);
+    refused(&["analyze", "-f", &lines, "--kind", "shared", "--rank", "4"], 2, &["--rank"]);
+    refused(&["analyze", "-f", &lines, "--rank", "4"], 2, &["--rank"]);
     assert!(!Path::new(&out).exists());
 }

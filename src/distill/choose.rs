@@ -15,11 +15,11 @@ pub struct Parts {
     like: Modules,
 }
 
-/// The modules of each of `layers`, every one taking from the layer before, as `design` makes them.
+/// The modules of the layers of `plan`, each taking from its source, as `design` makes them.
 ///
 /// # Errors
 /// As [`student`].
-pub fn single(model: &DenseModel, design: &Design, layers: &[usize], windows: &[&[u32]]) -> Result<Modules> {
+pub fn single(model: &DenseModel, design: &Design, plan: &[(usize, usize)], windows: &[&[u32]]) -> Result<Modules> {
     // Ranks that depend on the choice cannot be known before it.
     let rank = match (design.kind, design.rank) {
         (Kind::Lisa, Rank::Factor(f)) => {
@@ -28,8 +28,7 @@ pub fn single(model: &DenseModel, design: &Design, layers: &[usize], windows: &[
         }
         (_, rank) => rank,
     };
-    let plan = layers.iter().map(|&l| (l, l - 1)).collect();
-    student(model, &Design { plan, rank, comp: false, ..design.clone() }, windows)
+    student(model, &Design { plan: plan.to_vec(), rank, comp: false, ..design.clone() }, windows)
 }
 
 impl Parts {
@@ -51,9 +50,26 @@ impl Parts {
     }
 }
 
-/// Layers that may take from the layer before them: those after the `protect` first whose heads and window are the same as before.
-pub fn candidates(model: &DenseModel, protect: usize) -> Vec<usize> {
-    (protect.max(1)..model.layers.len()).filter(|&i| can_take(model, i, i - 1)).collect()
+/// Layers after the `protect` first that can take from an earlier one, and the nearest of those. Where windows take turns, that is
+/// not the layer before.
+pub fn candidates(model: &DenseModel, protect: usize) -> Vec<(usize, usize)> {
+    (protect..model.layers.len()).filter_map(|i| Some((i, predecessor(model, i)?))).collect()
+}
+
+/// The nearest earlier layer that `layer` can take from.
+pub fn predecessor(model: &DenseModel, layer: usize) -> Option<usize> {
+    (0..layer).rev().find(|&source| can_take(model, layer, source))
+}
+
+/// Refuses to choose more layers than there are.
+///
+/// # Errors
+/// [`Error::Params`] with the number there is.
+pub fn enough(candidates: &[(usize, usize)], n: usize) -> Result<()> {
+    match candidates.len() {
+        there if n <= there => Ok(()),
+        there => Err(Error::Params(format!("--layers: auto:{n}, but only {there} layers can be substituted"))),
+    }
 }
 
 /// True if the heads and window of `layer` are those of `source`.
@@ -92,19 +108,14 @@ pub fn greedy(
     model: &DenseModel,
     parts: &Parts,
     taught: &[Teacher],
-    candidates: &[usize],
+    candidates: &[(usize, usize)],
     n: usize,
     observer: &mut dyn FnMut(Measured) -> bool,
 ) -> Result<Vec<usize>> {
-    if n > candidates.len() {
-        return Err(Error::Params(format!(
-            "--layers: auto:{n}, but only {} layers can be substituted",
-            candidates.len()
-        )));
-    }
+    enough(candidates, n)?;
     let mut chosen: Vec<usize> = Vec::new();
     // Layer, damage beyond that of the layers chosen when it was measured, how many those were.
-    let mut queue: Vec<(usize, f64, usize)> = candidates.iter().map(|&l| (l, f64::NEG_INFINITY, usize::MAX)).collect();
+    let mut queue: Vec<(usize, f64, usize)> = candidates.iter().map(|c| (c.0, f64::NEG_INFINITY, usize::MAX)).collect();
     let mut damage = 0.0;
     while chosen.len() < n {
         let best = (0..queue.len()).min_by(|&a, &b| queue[a].1.total_cmp(&queue[b].1)).expect("as many as are wanted");

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::adam::{Adam, Schedule, clip};
 use super::basis::Bases;
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Identity};
 use super::data::{Windows, slices};
 use super::dense::DenseModel;
 use super::modules::Modules;
@@ -279,18 +279,37 @@ impl Trainer<'_> {
     }
 }
 
-/// What a checkpoint of this run must agree with: every setting that the result depends on.
-pub fn identity(settings: &Settings, fingerprint: &str, windows: &Windows) -> String {
+/// What a checkpoint of this run must agree with: every setting that the result depends on, by the name of its flag.
+pub fn identity(settings: &Settings, fingerprint: &str, windows: &Windows) -> Identity {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for id in windows.all() {
         hash = (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3);
     }
-    format!("{settings:?}, model {fingerprint}, text {hash:016x}")
+    let s = settings;
+    [
+        ("--batch-size", s.batch.to_string()),
+        ("--steps-choice", s.steps_choice.to_string()),
+        ("--steps-attention", s.steps_attention.to_string()),
+        ("--steps", s.steps_end_to_end.to_string()),
+        ("--lr-attention", s.lr_attention.to_string()),
+        ("--lr", s.lr_end_to_end.to_string()),
+        ("--warmup", s.warmup.to_string()),
+        ("--clip", s.clip.to_string()),
+        ("--weight-decay", s.decay.to_string()),
+        ("--noise", s.noise.to_string()),
+        ("--seed", s.seed.to_string()),
+        ("--eval-every", s.eval_every.to_string()),
+        ("--patience", s.patience.to_string()),
+        ("the model", fingerprint.to_owned()),
+        ("the text", format!("{hash:016x}")),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 impl State {
     /// As a file's contents.
-    pub fn checkpoint(&self, identity: &str) -> Checkpoint<'_> {
-        Checkpoint { state: self, identity: identity.to_owned() }
+    pub fn checkpoint(&self, identity: &Identity) -> Checkpoint<'_> {
+        Checkpoint { state: self, identity: identity.clone() }
     }
 }

@@ -16,7 +16,8 @@ pub fn page(f: &Findings) -> String {
          sans-serif;margin:2em}}section{{display:inline-block;margin:0 2em 2em 0;vertical-align:top}}svg text{{font-size:8px;\
          fill:#333}}h2{{font-size:1em}}</style></head>\n<body><h1>{title}</h1>\n<p>Rows and columns are layers. Similarity of \
          attention weights, mean over heads; matched: heads paired so that they are most alike. Bars: KL divergence from the \
-         unchanged model per token when that layer alone is of kind {} with the layer before as its source.</p>\n",
+         unchanged model per token when that layer alone is of kind {} with the nearest earlier layer of the same heads and \
+         window as its source.</p>\n",
         f.kind
     );
     for (i, (name, matrix)) in MEASURES.iter().zip(f.matrices()).enumerate() {
@@ -65,11 +66,12 @@ fn heat_map(out: &mut String, f: &Findings, matrix: &[f64], more_is_alike: bool)
         let (y, length) = (MARGIN + d.layer * CELL, (d.kl / most * 110.0).max(0.0));
         let _ = write!(
             out,
-            "<rect x=\"{bars}\" y=\"{}\" width=\"{length:.1}\" height=\"{}\" fill=\"#b5442c\"><title>layer {}: KL {:.4}, \
+            "<rect x=\"{bars}\" y=\"{}\" width=\"{length:.1}\" height=\"{}\" fill=\"#b5442c\"><title>layer {} from {}: KL {:.4}, \
              perplexity {:.2}</title></rect><text x=\"{:.1}\" y=\"{}\">{:.3}</text>",
             y + 1,
             CELL - 2,
             d.layer,
+            d.source,
             d.kl,
             d.perplexity,
             bars as f64 + length + 3.0,

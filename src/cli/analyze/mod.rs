@@ -2,7 +2,7 @@
 
 mod html;
 
-use super::distill::{TextSource, dense, precision, prepare};
+use super::distill::{DEFAULT_RANK, KindArg, TextSource, dense, precision, prepare};
 use super::error::CliError;
 use super::load;
 use super::output::{Inputs, Output};
@@ -34,12 +34,13 @@ pub struct AnalyzeArgs {
     /// Windows to measure on, from the beginning of the text
     #[arg(long, value_name = "N", default_value_t = 8)]
     chunks: usize,
-    /// How a layer shares when its damage is measured: shared (weights of the layer before as they are), lisa (an untrained sidecar)
+    /// How a layer shares when its damage is measured: shared (weights of its source as they are), lisa (an untrained sidecar). Its
+    /// source is the nearest earlier layer with the same heads and window
     #[arg(long, value_name = "KIND", value_enum, default_value = "shared")]
-    kind: super::distill::KindArg,
-    /// With --kind lisa: values per low-rank head, or 6x
-    #[arg(long, value_name = "R", default_value = "6x")]
-    rank: Rank,
+    kind: KindArg,
+    /// With --kind lisa: values per low-rank head, or 6x [default: 6x]
+    #[arg(long, value_name = "R")]
+    rank: Option<Rank>,
     /// Heat maps and damage as a web page that needs nothing else
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -60,6 +61,7 @@ pub struct AnalyzeArgs {
 /// What sharing one layer does.
 pub struct Damage {
     layer: usize,
+    source: usize,
     kl: f64,
     perplexity: f64,
 }
@@ -69,6 +71,8 @@ pub struct Findings {
     name: String,
     kind: Kind,
     similarity: Similarity,
+    /// Layers that can share, each with its source.
+    layers: Vec<(usize, usize)>,
     damage: Vec<Damage>,
     /// Perplexity of the unchanged model; `None` where nothing was compared with it.
     unchanged: Option<f64>,
@@ -84,16 +88,16 @@ impl Findings {
         [&s.cosine, &s.cosine_matched, &s.divergence, &s.divergence_matched]
     }
 
-    /// A measure of `layer` and the one before it.
-    fn with_previous(&self, measure: usize, layer: usize) -> f64 {
-        self.matrices()[measure][layer * self.similarity.n_layer + layer - 1]
+    /// A measure of two layers.
+    fn between(&self, measure: usize, layer: usize, source: usize) -> f64 {
+        self.matrices()[measure][layer * self.similarity.n_layer + source]
     }
 
     /// Spearman's correlation of a measure's dissimilarity with the damage: 1 where it ranks layers as the damage does.
     fn correlation(&self, measure: usize) -> Option<f64> {
         let sign = if measure < 2 { -1.0 } else { 1.0 };
         let (a, b): (Vec<_>, Vec<_>) =
-            self.damage.iter().map(|d| (sign * self.with_previous(measure, d.layer), d.kl)).unzip();
+            self.damage.iter().map(|d| (sign * self.between(measure, d.layer, d.source), d.kl)).unzip();
         Some(rank_correlation(&a, &b)).filter(|c| c.is_finite())
     }
 
@@ -107,22 +111,23 @@ impl Findings {
         let layers: Vec<Value> = self
             .damage
             .iter()
-            .map(|d| json!({ "layer": d.layer, "source": d.layer - 1, "kl": d.kl, "perplexity": d.perplexity }))
+            .map(|d| json!({ "layer": d.layer, "source": d.source, "kl": d.kl, "perplexity": d.perplexity }))
             .collect();
         json!({ "model": self.name, "kind": self.kind.name(), "n_layer": n, "perplexity_unchanged": self.unchanged,
             "layers": layers, "similarity": matrices, "rank_correlation": correlations })
     }
 
     fn table(&self, out: &mut impl Write) -> std::io::Result<()> {
-        writeln!(out, "layer  cosine  matched  divergence  matched      KL  perplexity  (with the layer before)")?;
-        for layer in 1..self.similarity.n_layer {
-            let [c, cm, d, dm] = [0, 1, 2, 3].map(|m| self.with_previous(m, layer));
-            write!(out, "{layer:>5}  {c:>6.3}  {cm:>7.3}  {d:>10.4}  {dm:>7.4}")?;
+        writeln!(out, "layer  source  cosine  matched  divergence  matched      KL  perplexity")?;
+        for &(layer, source) in &self.layers {
+            let [c, cm, d, dm] = [0, 1, 2, 3].map(|m| self.between(m, layer, source));
+            write!(out, "{layer:>5}  {source:>6}  {c:>6.3}  {cm:>7.3}  {d:>10.4}  {dm:>7.4}")?;
             match self.damage.iter().find(|d| d.layer == layer) {
                 Some(d) => writeln!(out, "  {:>6.4}  {:>10.2}", d.kl, d.perplexity)?,
                 None => writeln!(out, "       -           -")?,
             }
         }
+        writeln!(out, "source: the nearest earlier layer with the same heads and window")?;
         if let Some(unchanged) = self.unchanged {
             writeln!(out, "unchanged: perplexity {unchanged:.2}")?;
         }
@@ -141,6 +146,9 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
     let log = Log::new(!args.log_disable);
     if args.chunks == 0 || args.ctx_size < 16 {
         return Err(CliError::usage("--chunks must be at least 1 and --ctx-size at least 16"));
+    }
+    if args.rank.is_some() && args.kind == KindArg::Shared {
+        return Err(CliError::usage("--rank does something with --kind lisa only"));
     }
     let file = load::file(args.model.as_deref())?;
     let inputs = Inputs::default().with(&args.model).with([&args.text.file]);
@@ -164,31 +172,34 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
         name: model.name().unwrap_or(&file.name).into(),
         kind: args.kind.into(),
         similarity,
+        layers: candidates(&dense, 1),
         damage: Vec::new(),
         unchanged: None,
     };
-    if !stop.stopped() {
+    if found.layers.is_empty() {
+        log.line("note: no layer has the heads and window of an earlier one: none can share");
+    } else if !stop.stopped() {
         let design = Design {
             plan: Vec::new(),
             kind: found.kind,
-            rank: args.rank,
+            rank: args.rank.unwrap_or(DEFAULT_RANK),
             n_hidden: 0,
             activation: Activation::Silu,
             domain: Domain::Log,
             comp: false,
             seed: 0,
         };
-        let layers = candidates(&dense, 1);
+        let layers = found.layers.clone();
         let parts = Parts::new(&single(&dense, &design, &layers, &slices(&windows.first(args.chunks.min(8))))?);
         let taught = team.teach(&dense, &chosen);
         let mut bar = Progress::new(log, "sharing each layer", layers.len() as u64);
-        for (i, &layer) in layers.iter().enumerate() {
+        for (i, &(layer, source)) in layers.iter().enumerate() {
             if stop.stopped() {
                 break;
             }
             let out = team.compare(&dense, &parts.student(&[layer]), &taught);
             found.unchanged = Some(out.perplexity_teacher());
-            found.damage.push(Damage { layer, kl: out.mean_loss(), perplexity: out.perplexity() });
+            found.damage.push(Damage { layer, source, kl: out.mean_loss(), perplexity: out.perplexity() });
             bar.set(i as u64 + 1);
         }
     }

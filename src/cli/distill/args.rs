@@ -1,9 +1,10 @@
 //! Flags of `distill`.
 
+use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use ggml_ext::lisa::{Activation, Domain, Kind};
 use lisa_cpp::compute::default_threads;
-use lisa_cpp::distill::choose::can_take;
+use lisa_cpp::distill::choose::{can_take, predecessor};
 use lisa_cpp::distill::data::{Exclude, texts};
 use lisa_cpp::distill::dense::DenseModel;
 use lisa_cpp::distill::start::Rank;
@@ -72,6 +73,9 @@ impl FromStr for Layers {
     }
 }
 
+/// `--rank` unless it is given.
+pub const DEFAULT_RANK: Rank = Rank::Factor(6.0);
+
 /// Kinds of sharing that can be trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum KindArg {
@@ -95,7 +99,7 @@ impl From<KindArg> for Kind {
 pub enum SourceArg {
     /// The nearest layer before that computes its own, with the same heads and window
     Full,
-    /// The layer before, which may take its weights from another
+    /// The nearest layer before with the same heads and window, which may take its weights from another
     Chain,
 }
 
@@ -112,7 +116,8 @@ pub struct DistillArgs {
     #[arg(long, value_name = "LAYERS", required_unless_present = "from")]
     pub layers: Option<Layers>,
     /// Begin with the modules of a sidecar of the same model, in place of --layers
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "kind", "rank", "hidden", "activation", "domain", "source"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["layers", "kind", "rank", "hidden", "activation", "domain", "source",
+        "no_comp", "protect", "steps_choice"])]
     pub from: Option<PathBuf>,
     /// The sidecar; a file of this name is replaced. The state of a run that is not over is beside it, in FILE.checkpoint
     #[arg(short, long, value_name = "FILE")]
@@ -120,18 +125,18 @@ pub struct DistillArgs {
     /// What takes the place of queries and keys
     #[arg(long, value_name = "KIND", value_enum, default_value = "lisa")]
     pub kind: KindArg,
-    /// Values per low-rank head, even; or 6x: a sixth of the original on the average
-    #[arg(long, value_name = "R", default_value = "6x")]
-    pub rank: Rank,
-    /// Hidden units of the network over the heads
-    #[arg(long, value_name = "M", default_value_t = 0)]
-    pub hidden: usize,
-    /// Activation of the hidden units: relu, silu, gelu
-    #[arg(long, value_name = "NAME", default_value = "silu")]
-    activation: String,
-    /// What that network sees of the source's weights: log, weight
-    #[arg(long, value_name = "NAME", default_value = "log")]
-    domain: String,
+    /// Values per low-rank head, even; or 6x: a sixth of the original on the average [default: 6x]
+    #[arg(long, value_name = "R")]
+    rank: Option<Rank>,
+    /// Hidden units of the network over the heads [default: 0]
+    #[arg(long, value_name = "M")]
+    pub hidden: Option<usize>,
+    /// Activation of the hidden units: relu, silu, gelu [default: silu]
+    #[arg(long, value_name = "NAME")]
+    activation: Option<String>,
+    /// What that network sees of the source's weights: log, weight [default: log]
+    #[arg(long, value_name = "NAME")]
+    domain: Option<String>,
     /// Which layer a layer takes weights from, where --layers does not say
     #[arg(long, value_name = "WHICH", value_enum, default_value = "full")]
     source: SourceArg,
@@ -147,9 +152,9 @@ pub struct DistillArgs {
     /// Windows per step
     #[arg(short, long, value_name = "N", default_value_t = 2)]
     batch_size: usize,
-    /// With auto: steps of training all layers one by one, before the damage of each is measured
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    steps_choice: usize,
+    /// With auto: steps of training all layers one by one, before the damage of each is measured [default: 100]
+    #[arg(long, value_name = "N")]
+    steps_choice: Option<usize>,
     /// Steps of stage 1: every layer's attention weights, on the unchanged model's inputs
     #[arg(long, value_name = "N", default_value_t = 400)]
     steps_attention: usize,
@@ -240,14 +245,40 @@ impl DistillArgs {
         }
         self.activation()?;
         self.domain()?;
-        Ok(())
+        self.check_dead_flags()
+    }
+
+    /// Refuses flags that would do nothing beside the others.
+    fn check_dead_flags(&self) -> Result<(), CliError> {
+        let is_shared = self.kind == KindArg::Shared;
+        let is_auto = self.layers.as_ref().is_some_and(|l| matches!(l.choice, Choice::Auto(_)));
+        let (lisa, shared, auto) = ("--kind lisa", "--kind shared", "--layers auto:N");
+        let dead = [
+            ("--rank", self.rank.is_some() && is_shared, lisa),
+            ("--hidden", self.hidden.is_some() && is_shared, lisa),
+            ("--activation", self.activation.is_some() && is_shared, lisa),
+            ("--domain", self.domain.is_some() && is_shared, lisa),
+            ("--no-comp", self.no_comp && !is_shared, shared),
+            ("--protect", self.protect.is_some() && !is_auto, auto),
+            ("--steps-choice", self.steps_choice.is_some() && !is_auto, auto),
+            ("--steps-choice", self.steps_choice.is_some() && is_shared, lisa),
+        ];
+        match dead.iter().find(|(_, is_dead, _)| *is_dead) {
+            Some((flag, _, needed)) => Err(CliError::usage(format!("{flag} does something with {needed} only"))),
+            None => Ok(()),
+        }
+    }
+
+    /// `--rank`.
+    pub fn rank(&self) -> Rank {
+        self.rank.unwrap_or(DEFAULT_RANK)
     }
 
     /// The training's settings.
     pub fn settings(&self) -> Settings {
         Settings {
             batch: self.batch_size,
-            steps_choice: self.steps_choice,
+            steps_choice: self.steps_choice.unwrap_or(100),
             steps_attention: self.steps_attention,
             steps_end_to_end: self.steps,
             lr_attention: self.lr_attention,
@@ -262,44 +293,60 @@ impl DistillArgs {
         }
     }
 
-    /// Everything about the student that flags say.
-    pub fn design_text(&self) -> String {
-        format!(
-            "{:?} {:?} {:?} {:?} {} {} {} {:?} {} {:?} {}",
-            self.from,
-            self.layers,
-            self.kind,
-            self.rank,
-            self.hidden,
-            self.activation,
-            self.domain,
-            self.source,
-            self.no_comp,
-            self.protect,
-            self.exact
-        )
+    /// Everything about the student that flags say, by their names.
+    pub fn design_settings(&self) -> Vec<(String, String)> {
+        let layers = self.layers.as_ref().map_or(String::new(), |l| match &l.choice {
+            Choice::Auto(n) => format!("auto:{n}"),
+            Choice::Plan(plan) => plan.iter().map(|(l, s)| format!("{l}:{s}")).collect::<Vec<_>>().join(","),
+        });
+        let rank = match self.rank() {
+            Rank::Each(r) => r.to_string(),
+            Rank::Factor(f) => format!("{f}x"),
+        };
+        let name = |value: Option<PossibleValue>| value.map_or(String::new(), |v| v.get_name().to_owned());
+        [
+            ("--from", self.from.as_ref().map_or(String::new(), |p| p.display().to_string())),
+            ("--layers", layers),
+            ("--kind", name(self.kind.to_possible_value())),
+            ("--rank", rank),
+            ("--hidden", self.hidden.unwrap_or(0).to_string()),
+            ("--activation", self.activation.clone().unwrap_or_else(|| Activation::Silu.name().into())),
+            ("--domain", self.domain.clone().unwrap_or_else(|| Domain::Log.name().into())),
+            ("--source", name(self.source.to_possible_value())),
+            ("--no-comp", self.no_comp.to_string()),
+            ("--protect", self.protect.map_or("one in eight".into(), |n| n.to_string())),
+            ("--exact", self.exact.to_string()),
+            ("--ctx-size", self.ctx_size.to_string()),
+            ("--held-out", self.held_out.to_string()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
     }
 
     /// `--activation`.
     pub fn activation(&self) -> Result<Activation, CliError> {
-        Activation::from_name(&self.activation).ok_or_else(|| {
-            CliError::usage(format!("--activation {}: expected one of {}", self.activation, Activation::names()))
-        })
+        let name = self.activation.as_deref().unwrap_or(Activation::Silu.name());
+        Activation::from_name(name)
+            .ok_or_else(|| CliError::usage(format!("--activation {name}: expected one of {}", Activation::names())))
     }
 
     /// `--domain`.
     pub fn domain(&self) -> Result<Domain, CliError> {
-        Domain::from_name(&self.domain)
-            .ok_or_else(|| CliError::usage(format!("--domain {}: expected one of {}", self.domain, Domain::names())))
+        let name = self.domain.as_deref().unwrap_or(Domain::Log.name());
+        Domain::from_name(name)
+            .ok_or_else(|| CliError::usage(format!("--domain {name}: expected one of {}", Domain::names())))
     }
 
     /// The plan with the sources that `--source` asks for; a source that is not the layer before was asked for by name.
     pub fn sources(&self, plan: Vec<(usize, usize)>, model: &DenseModel) -> Vec<(usize, usize)> {
         let substituted = |layer: usize| plan.iter().any(|p| p.0 == layer);
         let nearest = |layer| (0..layer).rev().find(|&l| !substituted(l) && can_take(model, layer, l));
-        let source_of = |&(layer, source): &(usize, usize)| match self.source {
-            SourceArg::Full if source + 1 == layer && layer < model.layers.len() => nearest(layer).unwrap_or(source),
-            _ => source,
+        let source_of = |&(layer, source): &(usize, usize)| {
+            if source + 1 != layer || layer >= model.layers.len() {
+                return source;
+            }
+            let full = nearest(layer).filter(|_| self.source == SourceArg::Full);
+            full.or_else(|| predecessor(model, layer)).unwrap_or(source)
         };
         plan.iter().map(|p| (p.0, source_of(p))).collect()
     }

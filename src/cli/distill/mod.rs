@@ -10,10 +10,10 @@ use super::output::{Inputs, Output};
 use super::progress::{Log, Progress};
 use super::signals::Stoppable;
 use args::Choice;
-pub use args::{DistillArgs, KindArg, TextSource};
+pub use args::{DEFAULT_RANK, DistillArgs, KindArg, TextSource};
 use ggml_ext::lisa::{self, Kind, LisaMeta, Provenance};
 use lisa_cpp::distill::basis::Bases;
-use lisa_cpp::distill::checkpoint::Checkpoint;
+use lisa_cpp::distill::checkpoint::{Checkpoint, Identity};
 use lisa_cpp::distill::choose::{self, Parts};
 use lisa_cpp::distill::compensate::least_squares;
 use lisa_cpp::distill::data::{Windows, slices};
@@ -39,6 +39,12 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     let log = Log::new(!args.log_disable);
     args.check()?;
     let checkpoint = checkpoint_path(&args.output);
+    if checkpoint.exists() && !args.resume {
+        return Err(CliError::usage(format!(
+            "{} is the state of a run that is not over: --resume goes on from it; delete the file to start over",
+            checkpoint.display()
+        )));
+    }
     let file = load::file(args.model.as_deref())?;
     let plan = args.layers.as_ref().and_then(|l| l.file.as_ref());
     let inputs = Inputs::default().with(&args.model).with([&args.text.file]).with(&args.from).with(plan);
@@ -51,10 +57,11 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     let dense = dense(&model, args.ctx_size as usize, precision(args.exact), reverse, log)?;
     let mut team = Team::new(n_threads)?;
     let stop = Stoppable::install()?;
-    let identity = format!("{}, {:?}", identity(&settings, &fingerprint, &windows), args.design_text());
+    let mut identity = identity(&settings, &fingerprint, &windows);
+    identity.extend(args.design_settings());
 
     let mut state = match args.resume {
-        true => resume(&checkpoint, &identity, log)?,
+        true => resume(&checkpoint, &identity, &dense, log)?,
         false => None,
     };
     let mut state = match state.take() {
@@ -75,6 +82,9 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     let mut trainer = Trainer { model: &dense, windows: &windows, settings: &settings, team: &mut team, bases };
     if state.step == 0 && state.stage == Stage::Attention {
         report.start(trainer.held_out(&state.modules, Stage::EndToEnd))?;
+    }
+    if !args.log_disable {
+        stop.announce("interrupted: writing the checkpoint when this step is done");
     }
     let mut n_steps = 0;
     let save = &mut |state: &State| save(&checkpoint, state, &identity);
@@ -173,7 +183,7 @@ fn checkpoint_path(output: &Path) -> PathBuf {
     name.into()
 }
 
-fn resume(path: &Path, identity: &str, log: Log) -> Result<Option<State>, CliError> {
+fn resume(path: &Path, identity: &Identity, model: &DenseModel, log: Log) -> Result<Option<State>, CliError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
@@ -182,12 +192,13 @@ fn resume(path: &Path, identity: &str, log: Log) -> Result<Option<State>, CliErr
         }
         Err(e) => return Err(CliError::run(format!("{}: {e}", path.display()))),
     };
-    let state = Checkpoint::read(&bytes, identity).map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
+    let fault = |e: String| CliError::run(format!("{}: {e}", path.display()));
+    let state = Checkpoint::read(&bytes, identity, model).map_err(fault)?;
     log.line(format_args!("resumed: {} stage, step {}", state.stage.name(), state.step));
     Ok(Some(state))
 }
 
-fn save(path: &Path, state: &State, identity: &str) -> lisa_cpp::Result<()> {
+fn save(path: &Path, state: &State, identity: &Identity) -> lisa_cpp::Result<()> {
     let io = |source| lisa_cpp::Error::Io { path: path.into(), source };
     let folder = path.parent().filter(|p| *p != Path::new("")).unwrap_or(Path::new("."));
     let mut temp = tempfile::NamedTempFile::new_in(folder).map_err(io)?;
@@ -214,8 +225,8 @@ fn begin(
     let mut design = Design {
         plan: Vec::new(),
         kind: args.kind.into(),
-        rank: args.rank,
-        n_hidden: args.hidden,
+        rank: args.rank(),
+        n_hidden: args.hidden.unwrap_or(0),
         activation: args.activation()?,
         domain: args.domain()?,
         comp: !args.no_comp,
@@ -227,6 +238,7 @@ fn begin(
         Choice::Auto(n) => {
             let protect = args.protect.unwrap_or_else(|| choose::default_protect(model.layers.len()));
             let candidates = choose::candidates(model, protect);
+            choose::enough(&candidates, *n)?;
             let mut all = choose::single(model, &design, &candidates, &calibration)?;
             if design.kind == Kind::Lisa {
                 let bases = Bases::new(team, model, &all, &calibration);
