@@ -656,6 +656,22 @@ fn bench_reports_every_test() {
     assert!(error(&["bench", "-p", "0", "-n", "0"], 2).contains("--n-prompt"));
 }
 
+/// A small model does not inherit the memory of a large one before it.
+#[cfg(target_os = "linux")]
+#[test]
+fn bench_counts_the_memory_of_each_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let large = dir.path().join("large.gguf");
+    let shape =
+        "synth --like llama3-8b --layers 4 --n-embd 1024 --n-head 8 --n-head-kv 8 --n-ff 2048 --n-vocab 400 --ctx 64";
+    let shape: Vec<&str> = shape.split(' ').collect();
+    ok(&[&shape[..], &["--type", "F16", "-o", large.to_str().unwrap()]].concat());
+    let models = format!("{},{}", large.display(), embedded().display());
+    let records = json(&["bench", "-m", &models, "-p", "8", "-n", "0", "-r", "1", "-o", "json"]);
+    let peak = |i: usize| records[i]["peak_memory_bytes"].as_u64();
+    assert!(peak(1).is_none_or(|small| small < peak(0).unwrap() / 2), "{records}");
+}
+
 #[test]
 fn bench_formats_hold_the_same_results() {
     let args = ["bench", "-p", "8", "-n", "0", "-r", "1", "-ub", "4,8", "-ctk", "f16,f32", "-o"];

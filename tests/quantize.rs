@@ -240,6 +240,12 @@ fn mistakes_are_named_and_write_nothing() {
     ] {
         refused(args, code, &[part]);
     }
+    let ran = program::run(&["quantize", "--dry-run", "--tensor-type", "ffn_don=q8_0", STORIES, "Q4_0"]);
+    assert!(
+        ran.code == Some(0) && ran.err.contains("--tensor-type ffn_don=q8_0: there is no such tensor"),
+        "{}",
+        ran.err
+    );
     let listing = ok(&["quantize", "--dry-run", STORIES, "Q8_0"]);
     assert!(listing.contains("blk.4.ffn_up.weight") && listing.contains("bits a weight"), "{listing}");
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);

@@ -188,6 +188,11 @@ fn a_study_of_flags() {
 #[test]
 fn mistakes_name_the_file_line_or_flag() {
     let dir = prepare("nonsense = 1\n");
+    let good = "[[model]]\nname = \"a\"\nfile = \"gone.gguf\"\nquants = [\"as-is\", \"Q8_0\"]\n[[sharing]]\nname = \"b\"\n\
+        share = \"3\"\n[quality]\ntext = \"mine/report.csv\"\n";
+    std::fs::write(dir.path().join("good.toml"), good).unwrap();
+    std::fs::create_dir(dir.path().join("mine")).unwrap();
+    std::fs::write(dir.path().join("mine/report.csv"), "my own").unwrap();
     for (args, code, named) in [
         (&["s.toml"][..], 1, "s.toml:10"),
         (&["gone.toml"], 1, "gone.toml"),
@@ -197,6 +202,13 @@ fn mistakes_name_the_file_line_or_flag() {
         (&["merge", "x.jsonl"], 2, "-o"),
         (&["report", "gone"], 1, "gone/records.jsonl"),
         (&["--quants", "Q4_0"], 2, "--model"),
+        (&["good.toml", "--quants", "Q4_0"], 2, "--quants"),
+        (&["good.toml", "--kv", "f16"], 2, "--kv"),
+        (&["good.toml", "-c", "512"], 2, "--ctx-size"),
+        (&["good.toml", "--title", "x"], 2, "--title"),
+        (&["report", "s", "--dry-run"], 2, "--dry-run"),
+        (&["good.toml", "--dry-run"], 1, "4 of 4 cells cannot be measured"),
+        (&["good.toml", "-o", "mine"], 2, "report.csv would replace the input"),
     ] {
         let Ran { code: found, err, .. } = run(dir.path(), args);
         assert_eq!(found, Some(code), "{args:?}: {err}");

@@ -5,10 +5,10 @@ pub fn peak_resident() -> Option<u64> {
     std::fs::read_to_string("/proc/self/status").ok().and_then(|s| kib_of(&s, "VmHWM:")).map(|kib| kib * 1024)
 }
 
-/// Lets [`peak_resident`] begin again from what is resident now, where the system can do that.
-pub fn reset_peak() {
-    // Failure leaves the old peak, which is still true of the process.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
+/// Lets [`peak_resident`] begin again from what is resident now. False where the system cannot do that: the old peak stays, which
+/// is still true of the process.
+pub fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
 /// Memory that can still be taken without swapping: the system's, or what the control group leaves if that is less.
@@ -73,7 +73,7 @@ mod tests {
         assert!(peak_resident().unwrap() > 100_000);
         drop(std::hint::black_box(vec![1u8; 64 << 20]));
         assert!(peak_resident().unwrap() > 64 << 20);
-        reset_peak();
+        assert!(reset_peak());
         assert!(peak_resident().unwrap() < 64 << 20);
     }
 }

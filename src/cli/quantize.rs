@@ -124,7 +124,8 @@ impl QuantizeArgs {
         Ok(Positional { input: input.into(), output, recipe, n_threads })
     }
 
-    fn tensor_types(&self) -> Result<Vec<(Regex, GgmlType)>, CliError> {
+    /// Which tensors are to have which types, each with the flag or file that says so.
+    fn tensor_types(&self) -> Result<Vec<(String, Regex, GgmlType)>, CliError> {
         let flags = self.tensor_type.iter().map(|text| ("--tensor-type".to_owned(), text.clone()));
         let mut all: Vec<_> = flags.collect();
         if let Some(path) = &self.tensor_type_file {
@@ -139,7 +140,7 @@ impl QuantizeArgs {
                 .ok_or_else(|| fault("expected a regular expression, =, and a type".into()))?;
             let ty = tensor_type(ty).map_err(fault)?;
             let pattern = Regex::new(&format!("(?i){pattern}")).map_err(|e| fault(e.to_string()))?;
-            Ok((pattern, ty))
+            Ok((format!("{place} {text}"), pattern, ty))
         };
         all.iter().map(parse).collect()
     }
@@ -179,10 +180,18 @@ impl QuantizeArgs {
 pub fn run(args: &QuantizeArgs) -> Result<(), CliError> {
     let log = Log::new(!args.log_disable);
     let Positional { input, output, recipe, n_threads } = args.positional()?;
-    let tensor_types = args.tensor_types()?;
+    let mut tensor_types = Vec::new();
+    let given_types = args.tensor_types()?;
     let mut settings = Vec::new();
     let file = ModelFile::open(&input)?;
     let parts = file.parse()?;
+    for (given, pattern, ty) in given_types {
+        let mut names = parts.iter().flat_map(|g| g.tensors()).map(|t| t.name.as_str());
+        if !names.any(|name| pattern.is_match(name).unwrap_or(false)) {
+            log.line(format_args!("warning: {given}: there is no such tensor"));
+        }
+        tensor_types.push((pattern, ty));
+    }
     let importance = args.importance(log)?.map(|(importance, keys)| {
         settings.extend(keys);
         importance

@@ -111,7 +111,9 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
     let mut printers = vec![Printer::new(args.output, Box::new(std::io::stdout().lock()), args.roofline)];
     printers.extend(args.output_err.map(|f| Printer::new(f, Box::new(std::io::stderr()), args.roofline)));
     let (n_all, mut i) = (models.len() * params.len() * tests.len(), 0);
-    for path in &models {
+    for (n_before, path) in models.iter().enumerate() {
+        // The most memory a model took is not that of a larger one before it.
+        let is_own_peak = n_before == 0 || memory::reset_peak();
         let model_args = ModelArgs {
             model: path.clone(),
             lisa: args.lisa.clone(),
@@ -136,7 +138,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                 std::thread::sleep(Duration::from_secs(args.delay));
                 let start = chrono::Utc::now();
                 let measurement = bench.run(test, args.repetitions as usize, !args.no_warmup)?;
-                let peak_memory = memory::peak_resident();
+                let peak_memory = memory::peak_resident().filter(|_| is_own_peak);
                 // On a shared machine the limits move: those of a test are the best that was seen on either side of it.
                 let after = limits()?;
                 let roofline = before.zip(after).map(|(a, b)| a.best(b));

@@ -2,8 +2,9 @@
 
 use crate::cli::error::CliError;
 use crate::cli::load::share_plan;
+use ggml_ext::kernels::Kernels;
 use lisa_cpp::compute::default_threads;
-use lisa_cpp::eval::study::{Cell, Config, Hashes, Job, Quant};
+use lisa_cpp::eval::study::{Cell, Config, Hashes, Job, Quant, Speed};
 use lisa_cpp::eval::tasks::Source;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -64,7 +65,7 @@ pub fn ready(config: &Config, cell: &Cell, hashes: &mut Hashes) -> Result<Ready,
         "limit": quality.limit,
         "speed": config.speed,
         "threads": config.threads,
-        "kernels": std::env::var("LISA_CPU").ok(),
+        "machine": machine(&config.speed)?,
         "version": VERSION,
     });
     if quality.ctx_size == 0 {
@@ -104,6 +105,15 @@ fn short_hash(text: &str) -> String {
     let mut hash = lisa_cpp::eval::study::hash_text(text);
     hash.truncate(16);
     hash
+}
+
+/// What speed depends on besides the study: the processor and the kernels. Without a measurement of speed any machine will do.
+fn machine(speed: &Speed) -> Result<Value, CliError> {
+    if speed.prompt + speed.generate == 0 {
+        return Ok(Value::Null);
+    }
+    let kernels = Kernels::from_env().map_err(CliError::usage)?;
+    Ok(json!({ "cpu": cpu(), "kernels": kernels.tier.name() }))
 }
 
 /// The processor's name, where the system tells.

@@ -7,6 +7,7 @@ mod run;
 
 use super::args::CacheTypeArg;
 use super::error::CliError;
+use super::output::{Inputs, Output};
 use super::progress::Log;
 use clap::Args;
 use lisa_cpp::eval::study::{
@@ -45,49 +46,49 @@ pub struct StudyArgs {
     #[arg(short, long, value_name = "FILE", conflicts_with = "args")]
     model: Option<PathBuf>,
     /// Without a file: what predictions are compared with [default: the model]
-    #[arg(long, value_name = "FILE", requires = "model")]
+    #[arg(long, value_name = "FILE", requires = "model", conflicts_with = "args")]
     base: Option<PathBuf>,
     /// Without a file: types to make of the model, files, as-is
-    #[arg(long, value_name = "TYPE|FILE,...", value_delimiter = ',', requires = "model")]
+    #[arg(long, value_name = "TYPE|FILE,...", value_delimiter = ',', requires = "model", conflicts_with = "args")]
     quants: Vec<String>,
     /// Without a file: layers that share, or a plan (can be given several times)
-    #[arg(long, value_name = "LAYERS", requires = "model")]
+    #[arg(long, value_name = "LAYERS", requires = "model", conflicts_with = "args")]
     share: Vec<String>,
     /// Without a file: sidecar (can be given several times)
-    #[arg(long, value_name = "FILE", requires = "model")]
+    #[arg(long, value_name = "FILE", requires = "model", conflicts_with = "args")]
     lisa: Vec<PathBuf>,
     /// Without a file: types of the cache
-    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', requires = "model", value_enum, default_values = ["f16"])]
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', requires = "model", conflicts_with = "args", value_enum, default_values = ["f16"])]
     kv: Vec<CacheTypeArg>,
     /// Without a file: the text of perplexity and divergence
-    #[arg(short, long, value_name = "FILE", requires = "model")]
+    #[arg(short, long, value_name = "FILE", requires = "model", conflicts_with = "args")]
     file: Option<PathBuf>,
     /// Without a file: tokens per window
-    #[arg(short, long, value_name = "N", requires = "model", default_value_t = 512)]
+    #[arg(short, long, value_name = "N", requires = "model", conflicts_with = "args", default_value_t = 512)]
     ctx_size: usize,
     /// Without a file: windows; 0 or less: all
-    #[arg(long, value_name = "N", requires = "model", default_value_t = -1)]
+    #[arg(long, value_name = "N", requires = "model", conflicts_with = "args", default_value_t = -1)]
     chunks: i64,
     /// Without a file: benchmarks
-    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "model")]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', requires = "model", conflicts_with = "args")]
     tasks: Vec<String>,
     /// Without a file: folder of the benchmarks' files
-    #[arg(long, value_name = "DIR", requires = "model")]
+    #[arg(long, value_name = "DIR", requires = "model", conflicts_with = "args")]
     data: Option<PathBuf>,
     /// Without a file: questions of each benchmark; 0: all
-    #[arg(long, value_name = "N", requires = "model", default_value_t = 0)]
+    #[arg(long, value_name = "N", requires = "model", conflicts_with = "args", default_value_t = 0)]
     limit: usize,
     /// Without a file: length of the prompt whose processing is measured; 0: none
-    #[arg(short = 'p', long, value_name = "N", requires = "model", default_value_t = 512)]
+    #[arg(short = 'p', long, value_name = "N", requires = "model", conflicts_with = "args", default_value_t = 512)]
     n_prompt: usize,
     /// Without a file: tokens whose generation is measured; 0: none
-    #[arg(short, long, value_name = "N", requires = "model", default_value_t = 64)]
+    #[arg(short, long, value_name = "N", requires = "model", conflicts_with = "args", default_value_t = 64)]
     n_gen: usize,
     /// Without a file: tokens in the context before
-    #[arg(short = 'd', long, value_name = "N,...", value_delimiter = ',', requires = "model", default_values_t = [0])]
+    #[arg(short = 'd', long, value_name = "N,...", value_delimiter = ',', requires = "model", conflicts_with = "args", default_values_t = [0])]
     n_depth: Vec<usize>,
     /// Without a file: repetitions
-    #[arg(short, long, value_name = "N", requires = "model", default_value_t = 3)]
+    #[arg(short, long, value_name = "N", requires = "model", conflicts_with = "args", default_value_t = 3)]
     repetitions: usize,
     /// Threads; 0 or less: as many as this process may use
     #[arg(short, long, value_name = "N", default_value_t = -1, hide_default_value = true)]
@@ -138,17 +139,37 @@ pub fn run(args: &StudyArgs) -> Result<(), CliError> {
     let log = Log::new(!args.log_disable);
     let first = args.args.first().map(|p| p.to_string_lossy().into_owned());
     match (first.as_deref(), &args.args[..]) {
-        (Some("merge"), [_, files @ ..]) => merge(args, files, log),
-        (Some("report"), [_, dir]) => again(args, dir, log),
+        (Some("merge"), [_, files @ ..]) => args.only_for_report().and_then(|()| merge(args, files, log)),
+        (Some("report"), [_, dir]) => args.only_for_report().and_then(|()| again(args, dir, log)),
         (Some("report"), _) => Err(CliError::usage("study report: expected one folder, that of the records")),
-        (Some(_), [file]) => study(args, Config::read(file)?, log),
-        (None, _) if args.model.is_some() => study(args, args.config()?, log),
+        (Some(_), [file]) => args.only_for_study().and_then(|()| study(args, Config::read(file)?, log)),
+        (None, _) if args.model.is_some() => args.only_for_study().and_then(|()| study(args, args.config()?, log)),
         (None, _) => Err(CliError::usage("expected a study's TOML file, or -m and flags; see study --help")),
         (Some(_), _) => Err(CliError::usage("expected one TOML file, merge FILE..., or report DIR; see study --help")),
     }
 }
 
 impl StudyArgs {
+    /// Refuses flags of `merge` and `report` beside a study.
+    fn only_for_study(&self) -> Result<(), CliError> {
+        let flags = [("--title", self.title.is_some()), ("--analyze", !self.analyze.is_empty())];
+        match flags.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => {
+                Err(CliError::usage(format!("{flag} is for merge and report; a study's file says it itself")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses flags of a study beside `merge` and `report`.
+    fn only_for_report(&self) -> Result<(), CliError> {
+        let flags = [("--shard", self.shard.is_some()), ("--dry-run", self.dry_run), ("--threads", self.threads > 0)];
+        match flags.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(CliError::usage(format!("{flag} is for a study; merge and report measure nothing"))),
+            None => Ok(()),
+        }
+    }
+
     /// The study that the flags describe.
     fn config(&self) -> Result<Config, CliError> {
         let file = self.model.clone().unwrap_or_default();
@@ -200,6 +221,8 @@ fn study(args: &StudyArgs, mut config: Config, log: Log) -> Result<(), CliError>
         config.threads = super::args::threads("--threads", args.threads)?;
     }
     let dir = config.output.clone().unwrap_or_else(|| "study".into());
+    let inputs = inputs(&config, args);
+    outputs(&dir).iter().try_for_each(|output| inputs.check(output))?;
     let mut analyses = Vec::new();
     for m in &config.models {
         if let Some(path) = &m.analyze {
@@ -231,6 +254,8 @@ fn merge(args: &StudyArgs, files: &[PathBuf], log: Log) -> Result<(), CliError> 
         }
         all.extend(read_records(file)?);
     }
+    let inputs = Inputs::default().with(files).with(&args.analyze);
+    outputs(dir).iter().try_for_each(|output| inputs.check(output))?;
     let records = join(all);
     std::fs::create_dir_all(dir).map_err(|e| CliError::run(format!("{}: {e}", dir.display())))?;
     let lines: String = records.iter().map(run::line).collect();
@@ -258,6 +283,25 @@ fn report_of(args: &StudyArgs, dir: &Path, records: &[Record], log: Log) -> Resu
     write_report(dir, args.title.as_deref().unwrap_or(&folder), records, &analyses, log)
 }
 
+/// The files that a study reads.
+fn inputs(config: &Config, args: &StudyArgs) -> Inputs {
+    let mut inputs = Inputs::default().with(&args.args).with(&config.quality.text).with(&config.quality.tasks);
+    for m in &config.models {
+        inputs = inputs.with([&m.file]).with(&m.baseline).with(&m.analyze);
+        for q in &m.quants {
+            if let QuantEntry::Table(t) = q {
+                inputs = inputs.with(&t.file).with(&t.imatrix);
+            }
+        }
+    }
+    config.sharings.iter().fold(inputs, |inputs, s| inputs.with(&s.share).with(&s.lisa))
+}
+
+/// The files that a study writes besides records of shards.
+fn outputs(dir: &Path) -> [PathBuf; 3] {
+    [RECORDS, "report.csv", "report.html"].map(|name| dir.join(name))
+}
+
 /// The name of the file of records in a study's folder.
 const RECORDS: &str = "records.jsonl";
 
@@ -281,18 +325,9 @@ fn write_report(
     Ok(())
 }
 
-/// Writes a small file so that it is whole or not there.
+/// Writes a small file so that it is whole or not there. What it is made of was checked before.
 fn write_file(path: &Path, text: &str) -> Result<(), CliError> {
-    let failed = |e: std::io::Error| CliError::run(format!("{}: {e}", path.display()));
-    let mut temp = tempfile::Builder::new().tempfile_in(path.parent().unwrap_or(Path::new("."))).map_err(failed)?;
-    temp.write_all(text.as_bytes()).map_err(failed)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        temp.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).map_err(failed)?;
-    }
-    temp.persist(path).map_err(|e| failed(e.error))?;
-    Ok(())
+    Output::create(path, &Inputs::default())?.whole(text.as_bytes())
 }
 
 /// The records on standard output.

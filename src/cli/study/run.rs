@@ -31,6 +31,7 @@ pub fn cells(
     let known = read_records(&file)?;
     let mut hashes = Hashes::default();
     let mut records = Vec::with_capacity(cells.len());
+    let mut n_impossible = 0;
     for (n, (index, cell)) in cells.iter().enumerate() {
         let name = format!("{}, {}, sharing {}, cache {}", cell.model, cell.quant, cell.sharing, cell.kv);
         let place = format!("[{}/{}] {name}", n + 1, cells.len());
@@ -43,7 +44,13 @@ pub fn cells(
             continue;
         }
         let Some(store) = &mut store else {
-            log.line(format_args!("{place}: to be measured"));
+            match &prepared {
+                Ok(_) => log.line(format_args!("{place}: to be measured")),
+                Err(e) => {
+                    n_impossible += 1;
+                    log.line(format_args!("{place}: cannot be measured: {e}"));
+                }
+            }
             continue;
         };
         log.line(format_args!("{place} ..."));
@@ -55,6 +62,9 @@ pub fn cells(
             None => log.line(format_args!("    {}{:.0} s", summary(&record), start.elapsed().as_secs_f64())),
         }
         records.push(record);
+    }
+    if n_impossible > 0 {
+        return Err(CliError::run(format!("{n_impossible} of {} cells cannot be measured", cells.len())));
     }
     Ok((!dry_run).then_some(records))
 }

@@ -2,7 +2,7 @@
 
 use crate::attention::CacheType;
 use crate::{Error, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::path::{Path, PathBuf};
 
 /// A study.
@@ -15,8 +15,8 @@ pub struct Config {
     /// Folder of records, report and models made on the way; by default the file's name without `.toml`.
     #[serde(default)]
     pub output: Option<PathBuf>,
-    /// Threads; 0: as many as the process may use.
-    #[serde(default)]
+    /// Threads; 0 or less: as many as the process may use.
+    #[serde(default, deserialize_with = "zero_or_more")]
     pub threads: usize,
     /// Types of the cache.
     #[serde(default = "default_kv")]
@@ -33,6 +33,11 @@ pub struct Config {
     /// Measurements of speed.
     #[serde(default)]
     pub speed: Speed,
+}
+
+/// A number, of which less than nothing counts as nothing, as on the command line.
+fn zero_or_more<'de, D: Deserializer<'de>>(value: D) -> std::result::Result<usize, D::Error> {
+    i64::deserialize(value).map(|n| usize::try_from(n).unwrap_or(0))
 }
 
 fn default_kv() -> Vec<String> {
@@ -115,7 +120,8 @@ pub struct Quality {
     pub text: Option<PathBuf>,
     /// Tokens per window; 0: 512.
     pub ctx_size: usize,
-    /// Windows; 0: all.
+    /// Windows; 0 or less: all.
+    #[serde(deserialize_with = "zero_or_more")]
     pub chunks: usize,
     /// Benchmarks by name, and files of questions.
     pub tasks: Vec<String>,
@@ -282,6 +288,12 @@ mod tests {
         let c = Config::parse(&text).unwrap();
         assert_eq!((c.kv.len(), c.quality.n_ctx(), c.speed.repetitions), (1, 512, 3));
         assert!(matches!(&c.models[0].quants[2], QuantEntry::Table(t) if t.name.as_deref() == Some("mine")));
+    }
+
+    #[test]
+    fn negative_numbers_are_those_of_the_flags() {
+        let c = Config::parse(&format!("threads = -1\n{MODEL}[quality]\nchunks = -1\n")).unwrap();
+        assert_eq!((c.threads, c.quality.chunks), (0, 0));
     }
 
     #[test]

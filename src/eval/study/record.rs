@@ -1,6 +1,7 @@
 //! Records of cells: a JSON object a line, added as cells finish. A line that a kill cut off is as if it were not there.
 
 use super::grid::Cell;
+use crate::eval::json_fault;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -89,7 +90,7 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
             Err(_) if !line.ends_with('\n') => break,
             Err(e) => {
                 let place = format!("{}:{}", path.display(), i + 1);
-                return Err(Error::Data { place, what: format!("not a record of a study: {e}") });
+                return Err(Error::Data { place, what: format!("not a record of a study: {}", json_fault(&e)) });
             }
         }
     }
@@ -97,11 +98,11 @@ pub fn read_records(path: &Path) -> Result<Vec<Record>> {
 }
 
 /// The records of several files as one list in the grid's order: of several of one cell the last that succeeded, or the last. A
-/// study whose settings changed has older records of its cells, too.
+/// study whose settings changed has older records of its cells, too. Two names for the same file are two cells.
 pub fn join(all: impl IntoIterator<Item = Record>) -> Vec<Record> {
     let mut joined: Vec<Record> = Vec::new();
     for record in all {
-        let of_this_cell = |r: &&mut Record| r.key == record.key || r.cell.names() == record.cell.names();
+        let of_this_cell = |r: &&mut Record| r.cell.names() == record.cell.names();
         match joined.iter_mut().find(of_this_cell) {
             Some(old) if record.status == Status::Ok || old.status == Status::Failed => *old = record,
             Some(_) => {}
@@ -170,6 +171,9 @@ pub mod tests {
         ];
         let joined = join(all);
         assert_eq!(joined.iter().map(|r| (r.index, r.status)).collect::<Vec<_>>(), [(0, Status::Ok), (1, Status::Ok)]);
+        // The same measurement under another name.
+        let twin = Record { key: "bnone".into(), ..record(2, "twin", "none", 0.2, Status::Ok) };
+        assert_eq!(join(joined.clone().into_iter().chain([twin])).len(), 3);
         // Measured again with other settings.
         let again = Record { key: "other".into(), ..record(1, "b", "none", 0.3, Status::Ok) };
         assert_eq!(join(joined.into_iter().chain([again.clone()]))[1], again);
