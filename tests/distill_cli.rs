@@ -255,6 +255,14 @@ fn mistakes_are_named() {
     refused(&distill("/nonexistent", &out, &layers), 1, &["/nonexistent"]);
     std::fs::write(path("bad.jsonl"), "{\"txt\": 1}\n").unwrap();
     refused(&distill(&path("bad.jsonl"), &out, &layers), 1, &["bad.jsonl", "line 1", "text"]);
+    std::fs::write(path("type.jsonl"), "{\"text\": \"a\"}\n{\"text\": 5}\n").unwrap();
+    refused(
+        &distill(&path("type.jsonl"), &out, &layers),
+        1,
+        &["type.jsonl", "line 2: field text is 5, expected a string"],
+    );
+    std::fs::write(path("type.jsonl"), "{\"text\": \"a\"}\n{\"text\":\n").unwrap();
+    refused(&distill(&path("type.jsonl"), &out, &layers), 1, &["line 2: not JSON: ", " at column 8"]);
     refused(&["analyze", "-f", &lines, "--chunks", "0"], 2, &["--chunks"]);
     refused(&["analyze", "-f", &lines, "--kind", "shared", "--rank", "4"], 2, &["--rank"]);
     refused(&["analyze", "-f", &lines, "--rank", "4"], 2, &["--rank"]);

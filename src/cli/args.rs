@@ -217,7 +217,7 @@ pub fn given_text(text: Option<&str>, file: Option<&Path>) -> Result<Option<Stri
     }
 }
 
-/// The file's text, or standard input's for `-`.
+/// The file's text, or standard input's for `-`, without a byte order mark.
 pub fn read_text(path: &Path) -> Result<String, CliError> {
     let mut bytes = Vec::new();
     let read = if path == Path::new("-") {
@@ -226,9 +226,18 @@ pub fn read_text(path: &Path) -> Result<String, CliError> {
         std::fs::read(path).map(|all| bytes = all)
     };
     read.map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
-    String::from_utf8(bytes).map_err(|e| {
+    let text = String::from_utf8(bytes).map_err(|e| {
         CliError::run(format!("{}: not UTF-8 text (byte {})", path.display(), e.utf8_error().valid_up_to()))
-    })
+    })?;
+    Ok(without_mark(text))
+}
+
+/// The text without the byte order mark that some editors put before it, which is no part of it.
+pub fn without_mark(text: String) -> String {
+    match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    }
 }
 
 /// Replaces `\n`, `\r`, `\t`, `\'`, `\"`, `\\` and `\xHH`; any other backslash stays.

@@ -8,6 +8,7 @@
 use super::error::CliError;
 use super::foreign;
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 /// Short flags of more than one letter, and the long flags they stand for.
 const MULTI_LETTER: &[(&str, &str)] = &[
@@ -60,6 +61,9 @@ pub fn normalise(command: &clap::Command, argv: impl IntoIterator<Item = OsStrin
                 // A word may be a command where that is expected, and the value of a flag that clap will refuse.
                 let word_is_fine = out.len() == n_first || after_unknown;
                 let text = arg.to_string_lossy();
+                if !after_unknown && let Some(message) = model_without_flag(command, &text) {
+                    return Err(CliError::usage(message));
+                }
                 if let Some(message) = refusal(command, &text, word_is_fine) {
                     return Err(CliError::usage(message));
                 }
@@ -70,6 +74,17 @@ pub fn normalise(command: &clap::Command, argv: impl IntoIterator<Item = OsStrin
     }
     out.extend(argv);
     Ok(out)
+}
+
+/// What to say of a word that is a model's file, where `command` wants that after a flag.
+fn model_without_flag(command: &clap::Command, arg: &str) -> Option<String> {
+    let takes_model = command.get_arguments().any(|a| a.get_long() == Some("model"));
+    let is_word = !arg.starts_with('-') && command.get_positionals().next().is_none();
+    if !takes_model || !is_word || command.find_subcommand(arg).is_some() {
+        return None;
+    }
+    (arg.ends_with(".gguf") || Path::new(arg).is_file())
+        .then(|| format!("unexpected argument '{arg}' found (a model is given with -m {arg})"))
 }
 
 /// What is wrong with `arg`, which names no flag of `command` exactly, if clap would not say so.
@@ -138,7 +153,12 @@ mod tests {
         let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
         let value = |name: &'static str, short| Arg::new(name).long(name).short(short);
         Command::new("lisa-cpp")
-            .args([value("prompt", 'p'), value("predict", 'n').alias("n-predict"), value("seed", 's')])
+            .args([
+                value("model", 'm'),
+                value("prompt", 'p'),
+                value("predict", 'n').alias("n-predict"),
+                value("seed", 's'),
+            ])
             .args([flag("conversation"), flag("special"), flag("no-conversation"), flag("single-turn")])
             .arg(Arg::new("ubatch-size").long("ubatch-size"))
             .subcommand(Command::new("tokenize").arg(value("prompt", 'p')).arg(flag("ids")))
@@ -188,6 +208,9 @@ mod tests {
             (&["-seed", "1"], "unexpected argument '-seed' found (a similar argument exists: '--seed')"),
             (&["-pword"], "unexpected argument '-pword' found (see --help)"),
             (&["-p", "two", "words"], "unexpected argument 'words' found (a value of several words needs quotes)"),
+            (&["x.gguf", "-p", "x"], "unexpected argument 'x.gguf' found (a model is given with -m x.gguf)"),
+            (&["-p", "x", "x.gguf"], "unexpected argument 'x.gguf' found (a model is given with -m x.gguf)"),
+            (&["-p", "x", "--mmproj", "y"], "llama.cpp's --mmproj does not exist here: images"),
             (&["-p", "x", "tokenize"], "the command 'tokenize' must come first"),
             (&["tokenize", "--ids", "-cnv"], "unexpected argument '-cnv' found"),
         ] {

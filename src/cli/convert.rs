@@ -1,5 +1,6 @@
 //! `lisa-cpp convert-lisa`: a sidecar from modules in a safetensors file, as PyTorch programs write them.
 
+use super::args::read_text;
 use super::error::CliError;
 use super::load;
 use super::memory::human;
@@ -31,7 +32,7 @@ pub struct ConvertArgs {
 pub fn run(args: &ConvertArgs) -> Result<(), CliError> {
     let file_error = |path: &Path, e: &dyn std::fmt::Display| CliError::run(format!("{}: {e}", path.display()));
     let read = |path: &Path| std::fs::read(path).map_err(|e| file_error(path, &e));
-    let text = String::from_utf8(read(&args.map)?).map_err(|e| file_error(&args.map, &e))?;
+    let text = read_text(&args.map)?;
     let map = Map::parse(&text).map_err(|e| file_error(&args.map, &e))?;
     let modules = read(&args.safetensors)?;
     let file = load::file(args.model.as_deref())?;

@@ -1,5 +1,6 @@
 //! Lines typed by the user: with a line editor on a terminal, plainly otherwise.
 
+use super::args::without_mark;
 use super::error::CliError;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
@@ -86,7 +87,8 @@ impl Input {
                 Ok(match String::from_utf8(bytes) {
                     Ok(mut line) => {
                         line.truncate(line.trim_end_matches('\n').trim_end_matches('\r').len());
-                        Line::Text(line)
+                        // At the start of a file; within one it is no part of a message either.
+                        Line::Text(without_mark(line))
                     }
                     Err(e) => {
                         let at = e.utf8_error().valid_up_to();
@@ -137,6 +139,7 @@ mod tests {
         assert_eq!(lines("one\ntwo\r\n\nthree"), [text("one"), text("two"), text(""), text("three")]);
         assert_eq!(lines("a\\\nb\\\nc\nd\n"), [text("a\nb\nc"), text("d")]);
         assert_eq!(lines("a\\"), [text("a\n")]);
+        assert_eq!(lines("\u{feff}one\n"), [text("one")]);
     }
 
     #[test]

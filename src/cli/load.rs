@@ -1,6 +1,6 @@
 //! Opening models and sessions for the subcommands.
 
-use super::args::{ComputeArgs, ModelArgs};
+use super::args::{ComputeArgs, ModelArgs, without_mark};
 use super::error::CliError;
 use super::memory;
 use super::progress::{Log, Progress};
@@ -89,7 +89,7 @@ pub fn share_plan(given: &str) -> Result<SharePlan, CliError> {
             "--share: '{given}' is neither a list of layers such as 5,6,7 or 4-9 nor a readable file: {e}"
         ))
     })?;
-    text.parse().map_err(|e| CliError::run(format!("{given}: {e}")))
+    without_mark(text).parse().map_err(|e| CliError::run(format!("{given}: {e}")))
 }
 
 /// Opens a session with a context of `wanted` tokens: 0 for the model's own, `None` for as much of it as memory allows.

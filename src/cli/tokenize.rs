@@ -17,7 +17,7 @@ pub struct TokenizeArgs {
     /// The text; without --prompt and --file, standard input is read
     #[arg(short, long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Read the text from a file, every byte of it (`-`: standard input)
+    /// Read the text from a file, all of it but a byte order mark (`-`: standard input)
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
     file: Option<PathBuf>,
     /// Print a JSON array of ids instead of a line per token

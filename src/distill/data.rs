@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::eval::json_fault;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -41,7 +42,8 @@ pub fn texts(path: &Path, content: &str, exclude: &[Exclude]) -> Result<Vec<Stri
     let mut out = Vec::new();
     for (i, line) in content.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let error = |what: String| Error::Model { file: name.to_string(), what: format!("line {}: {what}", i + 1) };
-        let value: serde_json::Value = serde_json::from_str(line).map_err(|e| error(e.to_string()))?;
+        let value: serde_json::Value =
+            serde_json::from_str(line).map_err(|e| error(format!("not JSON: {}", json_fault(&e))))?;
         let is = |e: &Exclude| match value.get(&e.field) {
             Some(serde_json::Value::String(s)) => *s == e.value,
             Some(v) => serde_json::from_str::<serde_json::Value>(&e.value).is_ok_and(|w| w == *v),
@@ -50,8 +52,9 @@ pub fn texts(path: &Path, content: &str, exclude: &[Exclude]) -> Result<Vec<Stri
         if exclude.iter().any(is) {
             continue;
         }
-        let text = value.get("text").and_then(|t| t.as_str());
-        out.push(text.ok_or_else(|| error("field text is missing, expected a string".into()))?.to_owned());
+        let text = value.get("text").ok_or_else(|| error("field text is missing, expected a string".into()))?;
+        let text = text.as_str().ok_or_else(|| error(format!("field text is {text}, expected a string")))?;
+        out.push(text.to_owned());
     }
     Ok(out)
 }

@@ -12,7 +12,7 @@ use lisa_cpp::distill::trainer::Settings;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::cli::args::read_text;
+use crate::cli::args::{read_text, without_mark};
 use crate::cli::error::CliError;
 
 /// Text to train or measure on.
@@ -61,7 +61,7 @@ impl FromStr for Layers {
             return Ok(Self { choice, file: None });
         }
         let (text, file) = match std::fs::read_to_string(s) {
-            Ok(text) => (text, Some(s.into())),
+            Ok(text) => (without_mark(text), Some(s.into())),
             Err(_) => (s.to_owned(), None),
         };
         let plan: lisa_cpp::SharePlan = text.parse()?;

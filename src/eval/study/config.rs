@@ -165,7 +165,7 @@ impl Config {
     /// [`Error::Io`]; [`Error::Data`] naming the file, and the line or field at fault.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.into(), source })?;
-        let mut config = Self::parse(&text).map_err(|(line, what)| {
+        let mut config = Self::parse(text.trim_start_matches('\u{feff}')).map_err(|(line, what)| {
             let place = line.map_or_else(|| path.display().to_string(), |l| format!("{}:{l}", path.display()));
             Error::Data { place, what }
         })?;

@@ -79,7 +79,10 @@ pub fn quality(job: &Job) -> Result<Value> {
 fn divergence(job: &Job, model: &Arc<Model>, text: &Path) -> Result<Value> {
     let q = &job.quality;
     let mut text = std::fs::read_to_string(text).map_err(|source| Error::Io { path: text.into(), source })?;
-    // As everywhere, one trailing newline is dropped.
+    // As everywhere, a byte order mark and one trailing newline are dropped.
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
     if text.ends_with('\n') {
         text.pop();
     }

@@ -15,7 +15,12 @@ pub(super) fn frequencies(base: &[Gguf], heads: &Heads, freq_base: Option<f64>) 
     let gguf = &base[0];
     let arch = gguf.str("general.architecture").map_err(model)?.unwrap_or_default();
     let key = |name: &str| format!("{arch}.{name}");
-    let n_rot = gguf.u32(&key("rope.dimension_count")).map_err(model)?.map_or(heads.key_length, |n| n as usize);
+    let name = key("rope.dimension_count");
+    let n_rot = gguf.u32(&name).map_err(model)?.map_or(heads.key_length, |n| n as usize);
+    if n_rot == 0 || !n_rot.is_multiple_of(2) || n_rot > heads.key_length {
+        let what = format!("the model rotates {n_rot} values of a head of {} (key {name})", heads.key_length);
+        return Err(ConvertError::Map(format!("freq_pairs: {what}, expected an even number of them")));
+    }
     if let Some(theta) = freq_base {
         return Ok(plain(theta, n_rot));
     }
