@@ -487,6 +487,18 @@ fn a_chat_with_commands() {
     assert!(!out.contains("not read") && !out.contains("Saved"));
 }
 
+/// `/save` writes over what was saved before, not over the model.
+#[test]
+fn a_chat_does_not_replace_its_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let [model, file] = ["m.gguf", "chat.json"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories260K.gguf"), &model).unwrap();
+    let chat = [CHAT, &["-m", &model]].concat();
+    let (_, err) = success(&lisa_with(&chat, format!("hello\n/save {model}\n/save {file}\n/save {file}\n")));
+    assert!(err.contains("would replace the input") && err.matches("Saved 2 messages").count() == 2, "{err}");
+    assert!(std::fs::read(&model).unwrap().starts_with(b"GGUF"));
+}
+
 /// A line that is no text is left out, and the chat goes on.
 #[test]
 fn a_line_of_other_bytes_does_not_end_a_chat() {

@@ -7,6 +7,7 @@ use super::engine::{Answer, Engine, Stop};
 use super::error::CliError;
 use super::generate::{ChatArgs, Settings, explain, finish, write_json};
 use super::input::{Input, Line};
+use super::output::Output;
 use lisa_cpp::runtime::chat::{ChatMessage, ChatTemplate};
 use lisa_cpp::runtime::sampler::Sampler;
 use std::io::Write;
@@ -258,7 +259,7 @@ impl ChatSession<'_> {
             },
             Command::Save(path) => {
                 let text = format!("{:#}\n", self.conversation.to_json());
-                std::fs::write(&path, text).map_err(|e| file_error(&path, &e))?;
+                Output::create(&path, &self.settings.inputs)?.whole(text.as_bytes())?;
                 self.say(&format!("Saved {} messages to {}.", self.conversation.messages.len(), path.display()));
             }
             Command::Load(path) => {

@@ -3,6 +3,7 @@
 use super::args::{ComputeArgs, ModelArgs, TextArgs};
 use super::engine::{Answer, Engine, Limits, Stop};
 use super::error::CliError;
+use super::output::Inputs;
 use super::progress::Log;
 use super::sampling::SamplingArgs;
 use super::timings::Timings;
@@ -143,6 +144,8 @@ pub struct Settings {
     pub perf: bool,
     /// One JSON object instead of streamed text.
     pub json: bool,
+    /// What is read, and must not be written over.
+    pub inputs: Inputs,
 }
 
 /// Runs the command.
@@ -183,6 +186,7 @@ fn settings(args: &GenerateArgs) -> Result<Settings, CliError> {
         log: Log::new(!args.output.log_disable),
         perf: !args.output.no_perf,
         json: args.output.json,
+        inputs: Inputs::of_model(&args.model).with(&args.text.file),
     })
 }
 
