@@ -218,6 +218,9 @@ fn prompts_from_files_and_pipes() {
     let path = path.to_str().unwrap();
     let out = ok(STORY).0;
     assert_eq!(ok(&["-f", path, "-n", "32", "-s", "1"]).0, out);
+    // With the mark that some editors put before a text.
+    std::fs::write(path, "\u{feff}Once upon a time\n").unwrap();
+    assert_eq!(ok(&["-f", path, "-n", "32", "-s", "1"]).0, out);
     let piped = lisa_with(&["-f", "-", "-n", "32", "-s", "1"], "Once upon a time");
     assert_eq!(success(&piped).0, out);
 }
@@ -322,6 +325,7 @@ fn files_that_cannot_be_used_exit_with_1() {
     }
     assert!(error(&["-f", &write("latin1.txt", b"caf\xe9")], 1).contains("byte 3"));
     assert!(error(&["-f", "/nonexistent/prompt"], 1).contains("/nonexistent/prompt"));
+    assert!(error(&["model.gguf", "-p", "x"], 2).contains("-m model.gguf"));
 }
 
 #[test]

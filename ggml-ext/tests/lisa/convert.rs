@@ -215,6 +215,30 @@ fn defaults_and_frequencies() {
     assert!(message.contains("freq_pairs") && message.contains("sliding_window"), "{message}");
 }
 
+/// A number of rotated values that no head has, whatever it asks for.
+#[test]
+fn rotated_values_are_values_of_a_head() {
+    let base = family("llama");
+    let mut tensors = torch(&known(&base));
+    tensors.retain(|t| !t.name.ends_with("freq"));
+    let mut map = without(&map(), &["tensors", "freq"]);
+    map["freq_pairs"] = json!([[0, 3], [7, 1]]);
+    let key = b"llama.rope.dimension_count";
+    let at = base.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
+    for n in [0, 3, 1 << 10, u32::MAX - 1] {
+        let mut base = base.clone();
+        base[at..at + 4].copy_from_slice(&n.to_le_bytes());
+        for map in [map.clone(), {
+            let mut m = map.clone();
+            m["freq_base"] = json!(10000.0);
+            m
+        }] {
+            let message = converted(&base, &tensors, &map).unwrap_err().to_string();
+            assert!(message.contains("dimension_count") && message.contains(&n.to_string()), "{message}");
+        }
+    }
+}
+
 fn layer_full() -> ggml_ext::lisa::LayerMeta {
     ggml_ext::lisa::LayerMeta::FULL
 }
