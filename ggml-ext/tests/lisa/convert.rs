@@ -223,16 +223,17 @@ fn rotated_values_are_values_of_a_head() {
     tensors.retain(|t| !t.name.ends_with("freq"));
     let mut map = without(&map(), &["tensors", "freq"]);
     map["freq_pairs"] = json!([[0, 3], [7, 1]]);
-    let key = b"llama.rope.dimension_count";
-    let at = base.windows(key.len()).position(|w| w == key).unwrap() + key.len() + 4;
+    let gguf = Gguf::parse(&base).unwrap();
     for n in [0, 3, 1 << 10, u32::MAX - 1] {
-        let mut base = base.clone();
-        base[at..at + 4].copy_from_slice(&n.to_le_bytes());
-        for map in [map.clone(), {
-            let mut m = map.clone();
-            m["freq_base"] = json!(10000.0);
-            m
-        }] {
+        let mut w = GgufWriter::new(Vec::new());
+        let key = "llama.rope.dimension_count";
+        gguf.metadata().filter(|(k, _)| *k != key).for_each(|(k, v)| w.value(k, v).unwrap());
+        w.u32(key, n).unwrap();
+        gguf.tensors().iter().for_each(|t| w.tensor(&t.name, &t.shape, t.ty).unwrap());
+        gguf.tensors().iter().for_each(|t| w.data(&t.name, gguf.tensor_data(t)).unwrap());
+        let base = w.finish().unwrap();
+        for freq_base in [Value::Null, json!(10_000.0)] {
+            map["freq_base"] = freq_base;
             let message = converted(&base, &tensors, &map).unwrap_err().to_string();
             assert!(message.contains("dimension_count") && message.contains(&n.to_string()), "{message}");
         }

@@ -330,7 +330,7 @@ mod tests {
         for (text, named) in [
             (format!("{one}\n{{\"context\": 1}}"), "q.jsonl:2: "),
             (format!("{one}\n\n{{"), "q.jsonl:3: not JSON"),
-            (format!("{one}\n{{\"context\": 1,}}"), "q.jsonl:2: not JSON: trailing comma at column 14"),
+            (format!("{one}\n{{\"context\": 1,}}"), "q.jsonl:2: not JSON: trailing comma at column 15"),
             (format!("[{one}, {{}}]"), "q.jsonl: question 2: no field 'context'"),
             (format!("{one}\n{choice}"), "q.jsonl:2: a question with choices, but the first, "),
             (String::new(), "no questions"),
