@@ -111,7 +111,7 @@ pub struct ChatArgs {
     /// Answer once and leave; the message is --prompt or the first line of input [-st]
     #[arg(long, requires = "conversation")]
     pub single_turn: bool,
-    /// Jinja template to use instead of the model's, or `chatml`
+    /// Jinja template to use instead of the model's, or a built-in one: chatml, llama3, gemma, ... (any other name lists them)
     #[arg(long, value_name = "TEMPLATE", requires = "conversation")]
     pub chat_template: Option<String>,
     /// The same, from a file
