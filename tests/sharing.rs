@@ -7,7 +7,7 @@ mod reference;
 use std::sync::Arc;
 
 use ggml_ext::gguf::{Gguf, GgufWriter};
-use ggml_ext::lisa::{Activation, Domain, LayerMeta, LisaMeta, Provenance, fingerprint, merge};
+use ggml_ext::lisa::{Activation, Domain, LayerMeta, LisaMeta, Provenance, identify, merge};
 use lisa_cpp::attention::{CacheType, SharePlan};
 use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
 use reference::{Reference, Subject, collect, folder, gunzip, names};
@@ -158,11 +158,10 @@ fn full_sidecar(base: &ModelFile, extra: usize) -> ModelFile {
     let parts = base.parse().unwrap();
     let gguf: &Gguf = &parts[0];
     let arch = gguf.str("general.architecture").unwrap().unwrap();
-    let n_layer = gguf.u32(&format!("{arch}.block_count")).unwrap().unwrap() as usize;
-    let tensor = |name: &str| gguf.tensors().iter().find(|t| t.name == name).map(|t| (t.ty, gguf.tensor_data(t)));
+    let (geometry, fingerprint) = identify(&parts).unwrap();
     let meta = LisaMeta {
-        fingerprint: fingerprint(n_layer, tensor).unwrap(),
-        layers: vec![LayerMeta::FULL; n_layer + extra],
+        fingerprint,
+        layers: vec![LayerMeta::FULL; geometry.layers.len() + extra],
         activation: Activation::Silu,
         domain: Domain::Log,
         scale: 1.0,

@@ -306,8 +306,9 @@ impl Engine {
 /// Whether `stop` appears in `text` and was not complete in its first `before` bytes.
 fn appears_after(text: &str, before: usize, stop: &str) -> bool {
     let mut from = (before + 1).saturating_sub(stop.len()).min(before);
+    // Nothing begins within a character.
     while !text.is_char_boundary(from) {
-        from -= 1;
+        from += 1;
     }
     !stop.is_empty() && text[from..].contains(stop)
 }
@@ -318,7 +319,7 @@ mod tests {
 
     #[test]
     fn reverse_prompts_across_pieces() {
-        assert!(appears_after("User: hi", 5, "User:"));
+        assert!(appears_after("User: hi", 4, "User:"));
         assert!(appears_after("…User", 5, "User"));
         assert!(!appears_after("User: hello", 9, "User:"));
         assert!(!appears_after("abc", 3, ""));

@@ -143,8 +143,9 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_are_an_error() {
-        let mut input = Input::Plain(Box::new(&b"\xff\n"[..]));
-        assert!(input.read().is_err());
+    fn a_line_that_is_no_text_is_told_and_left_out() {
+        let mut input = Input::Plain(Box::new(&b"a\xff\nb\n"[..]));
+        assert!(matches!(input.read().unwrap(), Line::Invalid(why) if why.contains("from its byte 1 on")));
+        assert_eq!(input.read().unwrap(), Line::Text("b".into()));
     }
 }
