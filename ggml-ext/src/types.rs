@@ -46,10 +46,21 @@ types! {
     Q5_K = 13, "Q5_K", 256, 176;
     Q6_K = 14, "Q6_K", 256, 210;
     Q8_K = 15, "Q8_K", 256, 292;
+    IQ2_XXS = 16, "IQ2_XXS", 256, 66;
+    IQ2_XS = 17, "IQ2_XS", 256, 74;
+    IQ3_XXS = 18, "IQ3_XXS", 256, 98;
+    IQ1_S = 19, "IQ1_S", 256, 50;
     IQ4_NL = 20, "IQ4_NL", 32, 18;
+    IQ3_S = 21, "IQ3_S", 256, 110;
+    IQ2_S = 22, "IQ2_S", 256, 82;
     IQ4_XS = 23, "IQ4_XS", 256, 136;
+    IQ1_M = 29, "IQ1_M", 256, 56;
     BF16 = 30, "BF16", 1, 2;
+    TQ1_0 = 34, "TQ1_0", 256, 54;
+    TQ2_0 = 35, "TQ2_0", 256, 66;
     MXFP4 = 39, "MXFP4", 32, 17;
+    Q1_0 = 41, "Q1_0", 128, 18;
+    Q2_0 = 42, "Q2_0", 64, 18;
 }
 
 impl GgmlType {
@@ -77,21 +88,12 @@ impl GgmlType {
             4 => "Q4_2 (removed from the format)",
             5 => "Q4_3 (removed from the format)",
             9 => "Q8_1",
-            16 => "IQ2_XXS",
-            17 => "IQ2_XS",
-            18 => "IQ3_XXS",
-            19 => "IQ1_S",
-            21 => "IQ3_S",
-            22 => "IQ2_S",
             24 => "I8",
             25 => "I16",
             26 => "I32",
             27 => "I64",
             28 => "F64",
-            29 => "IQ1_M",
             31..=33 => "Q4_0_N_M (removed from the format)",
-            34 => "TQ1_0",
-            35 => "TQ2_0",
             36..=38 => "IQ4_NL_N_N (removed from the format)",
             40 => "NVFP4",
             _ => return None,

@@ -52,6 +52,16 @@ fn budget(ty: GgmlType) -> (f64, f64) {
         GgmlType::MXFP4 => (0.1186, 0.26),
         GgmlType::Q3_K => (0.1479, 0.26),
         GgmlType::Q2_K => (0.2706, 0.36),
+        GgmlType::IQ3_S => (0.1347, 0.2),
+        GgmlType::IQ3_XXS => (0.1850, 0.2),
+        GgmlType::IQ2_S => (0.2489, 0.3),
+        GgmlType::IQ2_XS => (0.2971, 0.3),
+        GgmlType::IQ2_XXS => (0.3405, 0.3),
+        GgmlType::IQ1_M => (0.4333, 0.3),
+        GgmlType::IQ1_S => (0.4670, 0.3),
+        GgmlType::Q2_0 => (0.7380, 0.5),
+        GgmlType::TQ1_0 | GgmlType::TQ2_0 => (0.8279, 0.5),
+        GgmlType::Q1_0 => (0.6, 0.6),
         _ => panic!("{ty} has no budget yet"),
     }
 }
@@ -92,6 +102,7 @@ fn importances_lower_the_error_where_it_counts() {
         match ty {
             _ if ty.is_float() => assert_eq!(with, without, "{ty}"),
             GgmlType::Q8_0 | GgmlType::Q8_K | GgmlType::MXFP4 => assert_eq!(with, without, "{ty}"),
+            GgmlType::TQ1_0 | GgmlType::TQ2_0 | GgmlType::Q1_0 | GgmlType::Q2_0 => assert_eq!(with, without, "{ty}"),
             // So many levels leave little to choose.
             GgmlType::Q6_K => assert!(with < 0.97 * without, "{ty}: {with}, {without} without"),
             _ => assert!(with < 0.9 * without, "{ty}: {with}, {without} without"),

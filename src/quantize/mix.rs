@@ -5,7 +5,7 @@
 
 use super::Recipe;
 use ggml_ext::GgmlType;
-use ggml_ext::GgmlType::{Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, Q8_0};
+use ggml_ext::GgmlType::{IQ2_S, IQ2_XXS, IQ3_S, IQ3_XXS, MXFP4, Q2_K, Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K, Q8_0};
 
 /// What a matrix does, as far as the rules care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,7 +15,10 @@ pub(super) enum Role {
     /// Value projections, also those fused with others.
     Value,
     Key,
+    Query,
     AttentionOutput,
+    Up,
+    Gate,
     Down,
     Other,
 }
@@ -28,7 +31,10 @@ impl Role {
             "token_embd.weight" | "per_layer_token_embd.weight" => Role::Embedding,
             _ if has("attn_qkv.weight") || has("attn_kv_b.weight") || has("attn_v.weight") => Role::Value,
             _ if has("attn_k.weight") => Role::Key,
+            _ if has("attn_q.weight") => Role::Query,
             _ if has("attn_output.weight") => Role::AttentionOutput,
+            _ if has("ffn_up") => Role::Up,
+            _ if has("ffn_gate") => Role::Gate,
             _ if has("ffn_down") => Role::Down,
             _ => Role::Other,
         }
@@ -62,14 +68,30 @@ impl Facts {
     }
 }
 
-/// The type for a matrix of rows of `n_cols`; `i` is its place among those of its role.
-pub(super) fn choose(recipe: Recipe, role: Role, i: usize, n_cols: u64, m: &Facts) -> GgmlType {
+/// The type for a matrix of this shape; `i` is its place among those of its role.
+pub(super) fn choose(recipe: Recipe, role: Role, i: usize, shape: &[u64], m: &Facts) -> GgmlType {
     use Recipe as R;
     let base = recipe.base();
     let falcon = m.arch == "falcon";
     match role {
-        Role::Output => head(base, n_cols, falcon),
-        Role::Embedding if m.tied => head(base, n_cols, falcon),
+        Role::Output => head(recipe, shape[0], falcon),
+        Role::Embedding if m.tied => head(recipe, shape[0], falcon),
+        _ if recipe == R::MXFP4_MOE => {
+            if shape.get(2).is_some_and(|&n| n > 1) {
+                MXFP4
+            } else {
+                Q8_0
+            }
+        }
+        Role::Embedding => match recipe {
+            R::IQ1_S | R::IQ1_M | R::IQ2_XXS | R::IQ2_XS => Q2_K,
+            R::IQ2_S | R::IQ2_M | R::IQ3_XXS => IQ3_S,
+            R::TQ1_0 | R::TQ2_0 | R::Q2_0 => Q4_K,
+            _ => base,
+        },
+        _ if matches!(recipe, R::IQ1_S | R::IQ1_M | R::IQ2_XXS | R::IQ2_XS | R::IQ2_S | R::IQ2_M) => {
+            lowest(recipe, role, i, m)
+        }
         Role::Value => {
             let ty = match recipe {
                 R::Q2_K if m.n_gqa < 4 => Q3_K,
@@ -82,6 +104,9 @@ pub(super) fn choose(recipe: Recipe, role: Role, i: usize, n_cols: u64, m: &Fact
                     }
                 }
                 R::Q3_K_L => Q5_K,
+                R::IQ3_XXS | R::IQ3_XS | R::IQ3_S if m.n_gqa >= 4 => Q4_K,
+                R::IQ3_XXS if !m.has_imatrix => IQ3_S,
+                R::IQ3_M => Q4_K,
                 R::IQ4_NL | R::IQ4_XS if m.n_gqa >= 4 => Q5_K,
                 R::Q4_K_M | R::Q5_K_M if deserves_more(i, m.n_value) => Q6_K,
                 R::Q4_K_S if i < 4 => Q5_K,
@@ -94,10 +119,24 @@ pub(super) fn choose(recipe: Recipe, role: Role, i: usize, n_cols: u64, m: &Fact
             }
         }
         Role::Key if m.n_expert == 8 => Q8_0,
+        Role::Key | Role::Query => match recipe {
+            R::IQ3_XS => IQ3_XXS,
+            R::IQ3_XXS => IQ2_S,
+            _ => base,
+        },
+        Role::Up | Role::Gate if recipe == R::IQ3_XS && (m.n_layer / 8..7 * m.n_layer / 8).contains(&i) => IQ3_XXS,
         Role::Down => {
             let n = m.n_layer;
             match recipe {
                 R::Q2_K => Q3_K,
+                R::IQ3_XXS if !m.has_imatrix => {
+                    if i < n / 8 {
+                        Q4_K
+                    } else {
+                        Q3_K
+                    }
+                }
+                R::IQ3_M if i < n / 8 || m.n_expert == 8 && deserves_more(i, n) => Q4_K,
                 R::Q2_K_S if i < n / 8 => Q4_K,
                 R::Q3_K_M if i < n / 16 => Q5_K,
                 R::Q3_K_M if !falcon || deserves_more(i, n) => Q4_K,
@@ -134,24 +173,58 @@ pub(super) fn choose(recipe: Recipe, role: Role, i: usize, n_cols: u64, m: &Fact
         }
         Role::AttentionOutput if m.n_expert == 8 => match recipe {
             R::Q2_K | R::Q3_K_S | R::Q3_K_M | R::IQ4_NL | R::IQ4_XS | R::Q4_K_S | R::Q4_K_M => Q5_K,
+            R::IQ3_XXS | R::IQ3_XS | R::IQ3_S | R::IQ3_M => Q5_K,
             _ => base,
         },
         Role::AttentionOutput => match recipe {
             R::Q2_K => Q3_K,
-            R::Q3_K_M => Q4_K,
+            R::IQ3_XXS => IQ3_S,
+            R::Q3_K_M | R::IQ3_M => Q4_K,
             R::Q3_K_L => Q5_K,
             _ => base,
         },
-        Role::Embedding | Role::Key | Role::Other => base,
+        Role::Up | Role::Gate | Role::Other => base,
+    }
+}
+
+/// The type for a matrix within a layer where two bits or fewer are the base.
+fn lowest(recipe: Recipe, role: Role, i: usize, m: &Facts) -> GgmlType {
+    use Recipe as R;
+    let better = if matches!(recipe, R::IQ2_S | R::IQ2_M) { IQ3_S } else { Q2_K };
+    match role {
+        Role::Value if m.n_gqa >= 4 || m.n_expert >= 4 => Q4_K,
+        Role::Value => better,
+        Role::Key if m.n_expert == 8 => Q4_K,
+        Role::Down if i < m.n_layer / 8 => better,
+        Role::AttentionOutput if m.n_expert == 8 => Q5_K,
+        Role::AttentionOutput => match recipe {
+            R::IQ1_S | R::IQ1_M => IQ2_XXS,
+            R::IQ2_S | R::IQ2_M => IQ3_S,
+            _ => recipe.base(),
+        },
+        _ => recipe.base(),
     }
 }
 
 /// The type of the output head.
-fn head(base: GgmlType, n_cols: u64, falcon: bool) -> GgmlType {
-    match base {
-        Q8_0 => Q8_0,
+fn head(recipe: Recipe, n_cols: u64, falcon: bool) -> GgmlType {
+    use Recipe as R;
+    let base = recipe.base();
+    match recipe {
+        R::Q8_0 | R::MXFP4_MOE => Q8_0,
         _ if falcon || !n_cols.is_multiple_of(base.block_len() as u64) => Q8_0,
+        R::IQ1_S | R::IQ1_M | R::IQ2_XXS | R::IQ2_XS | R::IQ2_S | R::IQ2_M | R::IQ3_XXS => Q5_K,
         _ => Q6_K,
+    }
+}
+
+/// Whether matrices of a type, other than the head and the embedding, are of no use unless quantised by importance.
+pub(super) fn needs_importance(ty: GgmlType, recipe: Option<Recipe>) -> bool {
+    use GgmlType::{IQ1_M, IQ1_S, IQ2_XS};
+    match ty {
+        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS => true,
+        Q2_K => recipe == Some(Recipe::Q2_K_S),
+        _ => false,
     }
 }
 
@@ -162,13 +235,14 @@ fn deserves_more(i: usize, n: usize) -> bool {
 
 /// The type for rows that do not divide into blocks of `ty`: one of shorter blocks and about as many bits, or F16.
 pub(super) fn fallback(ty: GgmlType, n_cols: u64) -> GgmlType {
+    use GgmlType::{IQ1_M, IQ1_S, IQ2_XS, IQ4_XS, Q2_0, TQ1_0, TQ2_0};
     let fits = |ty: GgmlType| n_cols.is_multiple_of(ty.block_len() as u64);
     if fits(ty) {
         return ty;
     }
     let shorter = match ty {
-        GgmlType::IQ4_XS => GgmlType::IQ4_NL,
-        GgmlType::Q2_K | Q3_K => GgmlType::Q4_0,
+        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => GgmlType::IQ4_NL,
+        TQ1_0 | TQ2_0 | Q2_0 | Q2_K | Q3_K => GgmlType::Q4_0,
         Q4_K => GgmlType::Q5_0,
         Q5_K => Q5_1,
         Q6_K => Q8_0,

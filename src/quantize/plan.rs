@@ -127,9 +127,10 @@ fn check(step: &Step, o: &Options, importance: Option<&Importance>) -> Result<()
         ));
     }
     let is_head = matches!(Role::of(&t.name), Role::Output | Role::Embedding);
-    let needs = o.recipe == Some(Recipe::Q2_K_S) && step.ty == GgmlType::Q2_K && !is_head && !step.is_copy();
+    let needs = mix::needs_importance(step.ty, o.recipe) && !is_head && !step.is_copy();
     if needs && importance.is_none_or(|i| i.get(&t.name).is_none()) {
-        return fault("needs importances in a file of type Q2_K_S; give a matrix that has them with --imatrix".into());
+        let file = o.recipe.map_or_else(String::new, |recipe| format!(" in a file of type {}", recipe.name()));
+        return fault(format!("needs importances as {}{file}; give a matrix that has them with --imatrix", step.ty));
     }
     Ok(())
 }
@@ -165,7 +166,7 @@ impl<'o> Chooser<'o> {
         for name in sorted {
             let role = Role::of(name);
             let next = counts.entry(role).or_default();
-            let by_layer = shares || n_expert > 1 && role == Role::Down;
+            let by_layer = shares || n_expert > 1 && matches!(role, Role::Up | Role::Gate | Role::Down);
             let place = layer_of(name).filter(|_| by_layer).map_or(*next, |l| l as usize);
             *next += 1;
             places.insert(name.to_owned(), place);
@@ -214,7 +215,7 @@ impl<'o> Chooser<'o> {
         }
         match o.output_type {
             Some(ty) if role == Role::Embedding && self.facts.tied => Some(ty),
-            _ => Some(mix::choose(recipe, role, self.places[&t.name], t.row_len(), &self.facts)),
+            _ => Some(mix::choose(recipe, role, self.places[&t.name], &t.shape, &self.facts)),
         }
     }
 }

@@ -36,12 +36,27 @@ macro_rules! recipes {
 }
 
 recipes! {
-    Q2_K_S = 21, Q2_K, "2.6 bits a weight, needs an importance matrix";
+    Q1_0 = 40, Q1_0, "1.1 bits a weight, for models trained to hold signs";
+    IQ1_S = 24, IQ1_S, "1.6 bits, needs an importance matrix";
+    TQ1_0 = 36, TQ1_0, "1.7 bits, for models trained to hold -1, 0 and 1";
+    IQ1_M = 31, IQ1_M, "1.75 bits, needs an importance matrix";
+    TQ2_0 = 37, TQ2_0, "2.1 bits, for models trained to hold -1, 0 and 1";
+    IQ2_XXS = 19, IQ2_XXS, "2.1 bits, needs an importance matrix";
+    Q2_0 = 41, Q2_0, "2.25 bits, for models trained to hold -1, 0 and 1";
+    IQ2_XS = 20, IQ2_XS, "2.3 bits, needs an importance matrix";
+    IQ2_S = 28, IQ2_XS, "2.3 bits, more where it matters, needs an importance matrix";
+    IQ2_M = 29, IQ2_S, "2.6 bits, more where it matters, needs an importance matrix";
+    Q2_K_S = 21, Q2_K, "2.6 bits, needs an importance matrix";
     Q2_K = 10, Q2_K, "2.6 bits, more where it matters";
+    IQ3_XXS = 23, IQ3_XXS, "3.1 bits, needs an importance matrix";
+    IQ3_XS = 22, IQ3_S, "3.4 bits, less where it matters little, needs an importance matrix";
+    IQ3_S = 26, IQ3_S, "3.4 bits";
+    IQ3_M = 27, IQ3_S, "3.4 bits, more where it matters";
     Q3_K_S = 11, Q3_K, "3.4 bits";
     Q3_K_M = 12, Q3_K, "3.4 bits, more where it matters";
     Q3_K_L = 13, Q3_K, "3.4 bits, still more where it matters";
     IQ4_XS = 30, IQ4_XS, "4.25 bits, levels closer together near zero";
+    MXFP4_MOE = 38, MXFP4, "4.25 bits for experts, 8.5 for all else";
     IQ4_NL = 25, IQ4_NL, "4.5 bits, levels closer together near zero";
     Q4_0 = 2, Q4_0, "4.5 bits";
     Q4_K_S = 14, Q4_K, "4.5 bits";

@@ -12,8 +12,11 @@ mod float;
 mod iq4_nl;
 mod iq4_xs;
 mod k_scales;
+mod lattice;
 mod mxfp4;
 mod planes;
+mod q1_0;
+mod q2_0;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -25,12 +28,19 @@ mod q5_k;
 mod q6_k;
 mod q8_0;
 mod q8_k;
+mod ternary;
+mod tq1_0;
+mod tq2_0;
 mod two_level;
 
 pub use float::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub use iq4_nl::{IQ4_NL, IQ4_VALUES};
 pub use iq4_xs::IQ4_XS;
+pub use lattice::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
+pub(crate) use lattice::{Lattice, kind};
 pub use mxfp4::MXFP4;
+pub use q1_0::Q1_0;
+pub use q2_0::Q2_0;
 pub use q2_k::Q2_K;
 pub use q3_k::Q3_K;
 pub use q4_0::Q4_0;
@@ -42,6 +52,9 @@ pub use q5_k::Q5_K;
 pub use q6_k::Q6_K;
 pub use q8_0::Q8_0;
 pub use q8_k::Q8_K;
+pub use tq1_0::TQ1_0;
+pub(crate) use tq1_0::{join_digits, split_digits};
+pub use tq2_0::TQ2_0;
 
 use crate::GgmlType;
 #[cfg(target_arch = "x86_64")]
@@ -94,7 +107,8 @@ pub const MAX_LEN: usize = 256;
 macro_rules! with_block {
     ($ty:expr, $B:ident => $body:expr, float => $float:expr) => {
         $crate::blocks::with_block!(@match $ty, $B, $body, $float,
-            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ4_NL IQ4_XS MXFP4)
+            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ4_NL IQ4_XS MXFP4
+            IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S TQ1_0 TQ2_0 Q1_0 Q2_0)
     };
     (@match $ty:expr, $B:ident, $body:expr, $float:expr, $($name:ident)*) => {
         match $ty {
@@ -128,6 +142,11 @@ pub fn dequantize_row(ty: GgmlType, bytes: &[u8], out: &mut [f32]) {
             block.dequantize(out);
         }
     }, float => float::dequantize(ty, bytes, out))
+}
+
+/// Whether elements of a type have an offset, [`Block::HAS_OFFSET`].
+pub(crate) fn has_offset(ty: GgmlType) -> bool {
+    with_block!(ty, B => B::HAS_OFFSET, float => false)
 }
 
 /// Reads one row of a block type as integer codes, as [`Block::codes`] does: `q` has one element per element of the row,

@@ -27,10 +27,10 @@ fn join_scales(bytes: &[u8], packed: &mut [u8]) {
     }
 }
 
-/// The two-bit codes of Q2_K and Q3_K, and the high bits of Q6_K: each byte of a run of `run` holds four codes that lie
+/// The two-bit codes of Q2_K, Q3_K and the ternary types, and the high bits of Q6_K: each byte of a run of `run` holds four codes that lie
 /// `run` elements apart.
 #[inline(always)]
-fn split_pairs(packed: &[u8], run: usize, mut code: impl FnMut(usize, u8)) {
+pub(super) fn split_pairs(packed: &[u8], run: usize, mut code: impl FnMut(usize, u8)) {
     for (n, packed) in packed.chunks_exact(run).enumerate() {
         for j in 0..4 {
             for (l, byte) in packed.iter().enumerate() {
@@ -42,7 +42,7 @@ fn split_pairs(packed: &[u8], run: usize, mut code: impl FnMut(usize, u8)) {
 
 /// The inverse of [`split_pairs`], into zeroed bytes.
 #[inline(always)]
-fn join_pairs(packed: &mut [u8], run: usize, code: impl Fn(usize) -> u8) {
+pub(super) fn join_pairs(packed: &mut [u8], run: usize, code: impl Fn(usize) -> u8) {
     for (n, packed) in packed.chunks_exact_mut(run).enumerate() {
         for j in 0..4 {
             for (l, byte) in packed.iter_mut().enumerate() {

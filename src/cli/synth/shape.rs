@@ -275,7 +275,8 @@ impl Tensor {
 fn fitting(ty: GgmlType, cols: usize) -> GgmlType {
     use GgmlType::*;
     let fallback = match ty {
-        Q2_K | Q3_K | IQ4_XS => IQ4_NL,
+        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
+        TQ1_0 | TQ2_0 | Q2_0 | Q2_K | Q3_K => Q4_0,
         Q4_K => Q5_0,
         Q5_K => Q5_1,
         Q6_K => Q8_0,

@@ -16,7 +16,8 @@ import tempfile
 
 HERE = pathlib.Path(__file__).parent
 RECIPES = ["Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K_S", "Q4_K_M", "Q4_1", "Q5_0",
-           "Q5_K_S", "Q5_K_M", "Q5_1", "Q6_K", "Q8_0", "F16", "BF16", "F32"]
+           "Q5_K_S", "Q5_K_M", "Q5_1", "Q6_K", "Q8_0", "F16", "BF16", "F32", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S",
+           "IQ2_M", "IQ3_XXS", "IQ3_XS", "IQ3_S", "IQ3_M", "TQ1_0", "TQ2_0", "Q2_0", "MXFP4_MOE"]
 MODELS = {
     # An output head of its own, four query heads per key/value head.
     "grouped": "--like llama3-8b --layers 34 --n-embd 256 --n-head 4 --n-head-kv 1 --n-ff 512 --n-vocab 400 --ctx 64",

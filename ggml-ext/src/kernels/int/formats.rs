@@ -1,8 +1,55 @@
 //! How the packed types are computed with: from lines to codes, from fields to scales.
 
 use super::isa::Isa;
-use crate::blocks::IQ4_VALUES;
-use crate::pack::{Iq4Nl, Iq4Xs, LINE, Mxfp4, Packed, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, ROWS};
+use crate::GgmlType;
+use crate::blocks::{self, IQ4_VALUES, Lattice};
+use crate::pack::{
+    Iq4Nl, Iq4Xs, LINE, Mxfp4, Packed, Points, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, ROWS,
+    Tq1_0, Tq2_0,
+};
+
+/// Runs `$body` with `$F` naming the format of a packed type. Types whose layouts are the same, which differ in their [`Codebook`] or
+/// only in how a file has them, share one, as every format is compiled for every tier.
+macro_rules! with_format {
+    ($ty:expr, $F:ident => $body:expr) => {
+        $crate::kernels::int::formats::with_format!(@match $ty, $F, $body,
+            Q4_0 => Q4_0, Q4_1 => Q4_1, Q5_0 => Q5_0, Q5_1 => Q5_1, Q8_0 => Q8_0, IQ4_NL => Iq4Nl, MXFP4 => Mxfp4,
+            Q2_K => Q2K, Q3_K => Q3K, Q4_K => Q4K, Q5_K => Q5K, Q6_K => Q6K, IQ4_XS => Iq4Xs,
+            IQ1_S | IQ2_XXS => Points<$crate::blocks::IQ1_S>, IQ1_M | IQ2_XS | IQ2_S => Points<$crate::blocks::IQ1_M>,
+            IQ3_XXS | IQ3_S => Points<$crate::blocks::IQ3_S>, TQ1_0 | TQ2_0 => Tq2_0, Q1_0 => Q1_0, Q2_0 => Q2_0)
+    };
+    (@match $ty:expr, $F:ident, $body:expr, $($($variant:ident)|+ => $layout:ident $(<$block:path>)?),*) => {
+        match $ty {
+            $($($crate::GgmlType::$variant)|+ => {
+                type $F = $crate::pack::$layout$(<$block>)?;
+                $body
+            })*
+            ty => unreachable!("{ty} has no packed layout"),
+        }
+    };
+}
+pub(super) use with_format;
+
+/// What the codes of a type that index a table stand for, and what its scales count in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Codebook {
+    levels: [i8; 16],
+    unit: f32,
+}
+
+impl Codebook {
+    /// That of a type; of a type without a table it is not used.
+    pub fn of(ty: GgmlType) -> Self {
+        if let Some(kind) = blocks::kind(ty) {
+            return Self { levels: kind.levels, unit: kind.unit };
+        }
+        let levels = match ty {
+            GgmlType::MXFP4 => MXFP4_VALUES,
+            _ => IQ4_VALUES,
+        };
+        Self { levels, unit: 1.0 }
+    }
+}
 
 /// A packed type: element = `scale * (code - zero) + min`.
 pub(super) trait Format: Packed {
@@ -19,14 +66,14 @@ pub(super) trait Format: Packed {
     ///
     /// # Safety
     /// As [`Isa`]; `lines` has `LINES_BYTES`.
-    unsafe fn codes<I: Isa>(lines: *const u8) -> [I::Line; 8];
+    unsafe fn codes<I: Isa>(lines: *const u8, book: &Codebook) -> [I::Line; 8];
 
     /// The 16-bit fields of a block.
     ///
     /// # Safety
     /// As [`Isa`]; `fields` has `FIELDS_BYTES`.
     #[inline(always)]
-    unsafe fn head<I: Isa>(fields: *const u8) -> [I::Floats; 2] {
+    unsafe fn head<I: Isa>(fields: *const u8, _book: &Codebook) -> [I::Floats; 2] {
         // SAFETY: as the caller promises; the fields of 16 rows are 32 bytes.
         unsafe { [if Self::WORDS > 0 { I::load_f16(fields) } else { I::zero() }, second_word::<I, Self>(fields)] }
     }
@@ -91,23 +138,20 @@ unsafe fn merge<I: Isa>(mut low: [I::Line; 8], high: [I::Line; 8]) -> [I::Line; 
 
 /// Codes below 16 read off a table of signed bytes.
 #[inline(always)]
-unsafe fn table<I: Isa>(values: &[i8; 16], lines: *const u8) -> [I::Line; 8] {
+unsafe fn table<I: Isa>(values: &[i8; 16], mut codes: [I::Line; 8]) -> [I::Line; 8] {
     let mut bytes = [0; 16];
     let mut i = 0;
     while i < 16 {
         bytes[i] = if I::UNSIGNED { values[i] as u8 ^ 0x80 } else { values[i] as u8 };
         i += 1;
     }
-    // SAFETY: as the caller promises, `lines` has 4 lines.
-    unsafe {
-        let mut codes = plane::<I, 4, 0>(lines);
-        let mut g = 0;
-        while g < 8 {
-            codes[g] = I::look_up(&bytes, codes[g]);
-            g += 1;
-        }
-        codes
+    let mut g = 0;
+    while g < 8 {
+        // SAFETY: as the caller promises.
+        codes[g] = unsafe { I::look_up(&bytes, codes[g]) };
+        g += 1;
     }
+    codes
 }
 
 /// Twice the values of E2M1.
@@ -117,21 +161,21 @@ const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, 
 macro_rules! codes_of_planes {
     (4) => {
         #[inline(always)]
-        unsafe fn codes<I: Isa>(lines: *const u8) -> [I::Line; 8] {
+        unsafe fn codes<I: Isa>(lines: *const u8, _book: &Codebook) -> [I::Line; 8] {
             // SAFETY: as the caller promises, `lines` has a plane of 4 bits.
             unsafe { plane::<I, 4, 0>(lines) }
         }
     };
     (2) => {
         #[inline(always)]
-        unsafe fn codes<I: Isa>(lines: *const u8) -> [I::Line; 8] {
+        unsafe fn codes<I: Isa>(lines: *const u8, _book: &Codebook) -> [I::Line; 8] {
             // SAFETY: as the caller promises, `lines` has a plane of 2 bits.
             unsafe { plane::<I, 2, 0>(lines) }
         }
     };
     ($low:literal + $high:literal) => {
         #[inline(always)]
-        unsafe fn codes<I: Isa>(lines: *const u8) -> [I::Line; 8] {
+        unsafe fn codes<I: Isa>(lines: *const u8, _book: &Codebook) -> [I::Line; 8] {
             // SAFETY: as the caller promises, `lines` has both planes.
             unsafe { merge::<I>(plane::<I, $low, 0>(lines), plane::<I, $high, $low>(lines.add($low * LINE))) }
         }
@@ -140,11 +184,11 @@ macro_rules! codes_of_planes {
 
 /// `codes` by a table.
 macro_rules! codes_of_table {
-    ($values:ident) => {
+    () => {
         #[inline(always)]
-        unsafe fn codes<I: Isa>(lines: *const u8) -> [I::Line; 8] {
+        unsafe fn codes<I: Isa>(lines: *const u8, book: &Codebook) -> [I::Line; 8] {
             // SAFETY: as the caller promises, `lines` has 4 lines.
-            unsafe { table::<I>(&$values, lines) }
+            unsafe { table::<I>(&book.levels, plane::<I, 4, 0>(lines)) }
         }
     };
 }
@@ -177,7 +221,7 @@ impl Format for Q8_0 {
     const BITS: u32 = 8;
 
     #[inline(always)]
-    unsafe fn codes<I: Isa>(lines: *const u8) -> [I::Line; 8] {
+    unsafe fn codes<I: Isa>(lines: *const u8, _book: &Codebook) -> [I::Line; 8] {
         // SAFETY: as the caller promises, `lines` has 8 lines.
         unsafe {
             let flip = I::splat_line(0x80);
@@ -195,12 +239,12 @@ impl Format for Q8_0 {
 
 impl Format for Iq4Nl {
     const BITS: u32 = 8;
-    codes_of_table!(IQ4_VALUES);
+    codes_of_table!();
 }
 
 impl Format for Mxfp4 {
     const BITS: u32 = 8;
-    codes_of_table!(MXFP4_VALUES);
+    codes_of_table!();
 
     #[inline(always)]
     unsafe fn scales<I: Isa>(head: [I::Floats; 2], bytes: *const u8, _i: usize) -> Scales<I> {
@@ -291,11 +335,70 @@ impl Format for Q2K {
 
 impl Format for Iq4Xs {
     const BITS: u32 = 8;
-    codes_of_table!(IQ4_VALUES);
+    codes_of_table!();
 
     #[inline(always)]
     unsafe fn scales<I: Isa>([d, zero]: [I::Floats; 2], bytes: *const u8, i: usize) -> Scales<I> {
         // SAFETY: as the caller promises; field i of 16 rows.
         Scales { scale: [unsafe { I::mul(d, I::load_i8(bytes.add(i * ROWS))) }; 2], min: [zero; 2] }
+    }
+}
+
+/// Types of codes 0..=3 (or 2), less one.
+macro_rules! ternary {
+    ($($layout:ident)*) => {
+        $(impl Format for $layout {
+            const BITS: u32 = 2;
+            const ZERO: Option<u32> = Some(0);
+            codes_of_planes!(2);
+        })*
+    };
+}
+
+ternary!(Tq1_0 Tq2_0 Q2_0);
+
+impl Format for Q1_0 {
+    /// Bits become 0 or 2, of which one is subtracted.
+    const BITS: u32 = 2;
+    const ZERO: Option<u32> = Some(0);
+
+    #[inline(always)]
+    unsafe fn codes<I: Isa>(lines: *const u8, _book: &Codebook) -> [I::Line; 8] {
+        // SAFETY: as the caller promises, `lines` has a plane of 1 bit.
+        unsafe { plane::<I, 1, 1>(lines) }
+    }
+}
+
+impl<L: Lattice> Format for Points<L> {
+    const BITS: u32 = 8;
+    const HALVES: bool = L::KIND.groups == 16;
+
+    #[inline(always)]
+    unsafe fn codes<I: Isa>(lines: *const u8, book: &Codebook) -> [I::Line; 8] {
+        // SAFETY: as the caller promises, `lines` has a plane of 4 bits, or one of 2 bits and one of 1 bit.
+        unsafe {
+            let codes = if L::KIND.bits() == 4 {
+                plane::<I, 4, 0>(lines)
+            } else {
+                merge::<I>(plane::<I, 2, 0>(lines), plane::<I, 1, 2>(lines.add(2 * LINE)))
+            };
+            table::<I>(&book.levels, codes)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn head<I: Isa>(fields: *const u8, book: &Codebook) -> [I::Floats; 2] {
+        // SAFETY: as the caller promises; the fields of 16 rows are 32 bytes.
+        unsafe { [I::mul(I::load_f16(fields), I::splat(&raw const book.unit)), I::zero()] }
+    }
+
+    #[inline(always)]
+    unsafe fn scales<I: Isa>([d, zero]: [I::Floats; 2], bytes: *const u8, i: usize) -> Scales<I> {
+        // SAFETY: as the caller promises; fields of 16 rows, one or two per 32 columns.
+        unsafe {
+            let scale = |j: usize| I::mul(d, I::load_u8(bytes.add(j * ROWS)));
+            let scale = if Self::HALVES { [scale(2 * i), scale(2 * i + 1)] } else { [scale(i); 2] };
+            Scales { scale, min: [zero; 2] }
+        }
     }
 }

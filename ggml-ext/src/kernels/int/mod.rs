@@ -78,19 +78,13 @@ macro_rules! int_kernels {
                 unsafe { packed::matmul::<$isa, P>(p, scratch) }
             }
             unsafe fn packed(p: &packed::Product, scratch: &mut MatmulScratch) {
-                // SAFETY: the caller's promise; the type is the matrix's.
-                $crate::pack::with_packed!(p.w.ty, P => unsafe { packed_of::<P>(p, scratch) },
-                    else => unreachable!("{} has no packed layout", p.w.ty))
+                // SAFETY: the caller's promise; the format is that of the matrix's type.
+                super::formats::with_format!(p.w.ty, P => unsafe { packed_of::<P>(p, scratch) })
             }
             $(#[target_feature(enable = $features)])?
-            unsafe fn raw_of<B: $crate::blocks::Block>(p: &packed::Product, scratch: &mut MatmulScratch) {
-                // SAFETY: compiled with the features of the tier; the rest is the caller's promise.
-                unsafe { raw::matmul::<$isa, B>(p, scratch) }
-            }
             unsafe fn raw(p: &packed::Product, scratch: &mut MatmulScratch) {
-                // SAFETY: the caller's promise; the type is the matrix's.
-                $crate::blocks::with_block!(p.w.ty, B => unsafe { raw_of::<B>(p, scratch) },
-                    float => unreachable!("{} has no codes", p.w.ty))
+                // SAFETY: compiled with the features of the tier; the rest is the caller's promise.
+                unsafe { raw::matmul::<$isa>(p, scratch) }
             }
             $(#[target_feature(enable = $features)])?
             unsafe fn dense(p: &dense::Product, scratch: &mut MatmulScratch) {

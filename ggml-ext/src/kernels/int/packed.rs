@@ -1,10 +1,10 @@
-//! The product of a packed matrix with int8 activations, generic over type and tier.
+//! The product of a packed matrix with int8 activations, generic over format and tier.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::MatmulScratch;
-use super::formats::{Format, Scales};
+use super::formats::{Codebook, Format, Scales};
 use super::isa::Isa;
 use super::q8::{BLOCK, Q8Block, Q8View};
 use crate::pack::{COLS, LINE, MatrixRef, ROWS, group_bytes};
@@ -36,15 +36,16 @@ pub(super) struct Group {
     pub fields: *const u8,
     n_bytes: usize,
     pub first_row: usize,
+    pub book: Codebook,
 }
 
-/// Group `i` of a packed matrix of type `P`.
+/// Group `i` of a packed matrix of format `P`.
 #[inline(always)]
 pub(super) fn group<P: Format>(w: &MatrixRef, i: usize) -> Group {
-    let n_bytes = group_bytes(P::TYPE, w.cols).expect("a packed matrix is of a type with a packed layout");
+    let n_bytes = group_bytes(w.ty, w.cols).expect("a packed matrix is of a type with a packed layout");
     let group = &w.data[i * n_bytes..(i + 1) * n_bytes];
     let fields = group[w.cols / COLS * P::LINES_BYTES..].as_ptr();
-    Group { lines: group.as_ptr(), fields, n_bytes, first_row: i * ROWS }
+    Group { lines: group.as_ptr(), fields, n_bytes, first_row: i * ROWS, book: Codebook::of(w.ty) }
 }
 
 /// The groups that a product computes.
@@ -71,7 +72,7 @@ impl Sums {
 /// of all blocks plus the sum over the second digits of the blocks that have them.
 ///
 /// # Safety
-/// As [`Isa`]; `p` satisfies the contract of [`super::IntKernels::matmul`], and `p.w` is packed and of type `P`.
+/// As [`Isa`]; `p` satisfies the contract of [`super::IntKernels::matmul`], and `p.w` is packed in format `P`.
 #[inline(always)]
 pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product, scratch: &mut MatmulScratch) {
     let n_tokens = p.x.n_rows();
@@ -186,9 +187,9 @@ unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
             if T < I::TOKENS {
                 prefetch::<I>(fields.wrapping_add(group.n_bytes), P::FIELDS_BYTES);
             }
-            let head = P::head::<I>(fields);
+            let head = P::head::<I>(fields, &group.book);
             for i in 0..P::LEN / COLS {
-                let codes = P::codes::<I>(lines);
+                let codes = P::codes::<I>(lines, &group.book);
                 let s = P::scales::<I>(head, fields.add(2 * P::WORDS * ROWS), i);
                 let mut j = 0;
                 while j < T {
@@ -260,8 +261,8 @@ unsafe fn second_digits<I: Isa, P: Format>(
             if which == 0 {
                 continue;
             }
-            let codes = P::codes::<I>(lines);
-            let s = P::scales::<I>(P::head::<I>(fields), fields.add(2 * P::WORDS * ROWS), b % per_field);
+            let codes = P::codes::<I>(lines, &group.book);
+            let s = P::scales::<I>(P::head::<I>(fields, &group.book), fields.add(2 * P::WORDS * ROWS), b % per_field);
             let (x, stride, mut which) = (second.add(b), p.x.stride(), which);
             while which != 0 {
                 let i = which.trailing_zeros() as usize;

@@ -5,7 +5,7 @@ use super::MatmulScratch;
 use super::isa::Isa;
 use super::packed::Product;
 use super::q8::{BLOCK, Q8Block};
-use crate::blocks::{Block, blocks};
+use crate::blocks::{codes_row, has_offset};
 
 /// Lanes that share a 16-element scale; see [`Isa::dot_signed`].
 const LANES_PER_SCALE: usize = 4;
@@ -13,13 +13,13 @@ const LANES_PER_SCALE: usize = 4;
 /// The whole product.
 ///
 /// # Safety
-/// As [`Isa`]; `p` satisfies the contract of [`super::IntKernels::matmul`], and `p.w` is not packed and of type `B`.
+/// As [`Isa`]; `p` satisfies the contract of [`super::IntKernels::matmul`], and `p.w` is not packed.
 #[inline(always)]
-pub(super) unsafe fn matmul<I: Isa, B: Block>(p: &Product, scratch: &mut MatmulScratch) {
+pub(super) unsafe fn matmul<I: Isa>(p: &Product, scratch: &mut MatmulScratch) {
     let (k, n_tokens) = (p.w.cols, p.x.n_rows());
     let row = scratch.codes(k);
     for r in p.rows.clone() {
-        decode::<B>(p.w.row(r), row.codes, row.scale, row.offset);
+        codes_row(p.w.ty, p.w.row(r), row.codes, row.scale, row.offset);
         for (lanes, &scale) in row.lanes.chunks_exact_mut(LANES_PER_SCALE).zip(&*row.scale) {
             lanes.fill(scale);
         }
@@ -27,7 +27,7 @@ pub(super) unsafe fn matmul<I: Isa, B: Block>(p: &Product, scratch: &mut MatmulS
         // SAFETY: tokens t..t + T exist and are k long, as the parts of `row` are; row r of each belongs to this call.
         unsafe {
             let store = |t: usize, sum: f32| p.out.add(t * p.out_stride + r).write(sum);
-            let offset = if B::HAS_OFFSET { row.offset.as_ptr() } else { std::ptr::null() };
+            let offset = if has_offset(p.w.ty) { row.offset.as_ptr() } else { std::ptr::null() };
             while n_tokens - t >= 4 {
                 let x = [p.x.row(t), p.x.second(t)];
                 let sums = dot::<I, 4>(k, row.codes.as_ptr(), row.lanes.as_ptr(), offset, x, p.x.stride());
@@ -43,16 +43,6 @@ pub(super) unsafe fn matmul<I: Isa, B: Block>(p: &Product, scratch: &mut MatmulS
                 t += 1;
             }
         }
-    }
-}
-
-/// A row as integer codes.
-#[inline(always)]
-fn decode<B: Block>(bytes: &[u8], codes: &mut [i8], scale: &mut [f32], offset: &mut [f32]) {
-    let n = B::LEN / 16;
-    let parts = codes.chunks_exact_mut(B::LEN).zip(scale.chunks_exact_mut(n)).zip(offset.chunks_exact_mut(n));
-    for (block, ((codes, scale), offset)) in blocks::<B>(bytes).iter().zip(parts) {
-        block.codes(codes, scale, offset);
     }
 }
 

@@ -28,7 +28,11 @@ TYPES = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
     "IQ4_NL": [0], "IQ4_XS": [0],
+    "IQ1_S": [0], "IQ1_M": [], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0], "IQ3_S": [0],
+    "TQ1_0": [52], "TQ2_0": [64], "Q1_0": [0], "Q2_0": [0],
 }
+# Not (all) in the package: elements and bytes of a block, as in ggml.h and ggml-common.h.
+SIZES = {"Q1_0": (128, 18), "Q2_0": (64, 18)}
 
 
 def put(name, data):
@@ -57,13 +61,23 @@ def make_input():
     return x.reshape(-1)
 
 
+def sizes(name):
+    return SIZES[name] if name in SIZES else GGML_QUANT_SIZES[T[name]]
+
+
 def random_blocks(name, n):
-    size = GGML_QUANT_SIZES[T[name]][1]
+    size = sizes(name)[1]
     blocks = rng.integers(0, 256, (n, size), dtype=np.uint8)
     for at in TYPES[name]:
         scale = (rng.standard_normal(n) * 2.0 ** rng.integers(-20, 4, n)).astype(np.float16)
         scale[:6] = [0, -0.0, np.inf, 6e-8, -65504, np.nan]  # 6e-8: the smallest subnormal
         blocks[:, at : at + 2] = scale.view(np.uint8).reshape(n, 2)
+    if name == "IQ1_M":  # four bits of the scale in each of the last four words
+        scale = (rng.standard_normal(n) * 2.0 ** rng.integers(-20, 4, n)).astype(np.float16)
+        scale[:6] = [0, -0.0, np.inf, 6e-8, -65504, np.nan]
+        words = blocks[:, 48:].copy().view(np.uint16)
+        bits = scale.view(np.uint16).reshape(n, 1) >> (4 * np.arange(4, dtype=np.uint16))
+        blocks[:, 48:] = (words & 0x0FFF | (bits & 15) << 12).astype(np.uint16).view(np.uint8)
     return blocks.reshape(-1)
 
 
@@ -72,7 +86,34 @@ def dequantize(name, data):
         blocks = data.reshape(-1, 292)
         d = blocks[:, :4].copy().view(np.float32)
         return d * blocks[:, 4:260].copy().view(np.int8).astype(np.float32)
+    if name in SIZES:  # not in the package: half-precision scale, codes of one or two bits, the first lowest
+        blocks = data.reshape(-1, 18)
+        d = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+        bits = np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(np.float32)
+        if name == "Q1_0":
+            return d * (2 * bits - 1)
+        return d * (bits[:, 0::2] + 2 * bits[:, 1::2] - 1)
     return quants.dequantize(data, T[name])
+
+
+def quantize(name, x):
+    """The package's blocks; those of Q1_0 and Q2_0 as ggml-quants.c describes them: mean magnitude and signs; rounded to the largest."""
+    if name not in SIZES:
+        return np.ascontiguousarray(quants.quantize(x.copy(), T[name])).view(np.uint8).reshape(-1)
+    blocks = x.reshape(-1, SIZES[name][0])
+    if name == "Q1_0":
+        d = np.zeros(len(blocks), np.float32)
+        for column in blocks.T:  # one after the other, in single precision
+            d += abs(column)
+        d /= np.float32(128)
+        bits = (blocks >= 0).astype(np.uint8)
+    else:
+        d = abs(blocks).max(axis=1)
+        scaled = blocks * np.where(d > 0, np.float32(1) / d, 0).reshape(-1, 1)
+        codes = (np.where(abs(scaled) >= 0.5, np.sign(scaled), 0) + 1).astype(np.uint8)
+        bits = np.stack([codes & 1, codes >> 1], axis=2).reshape(len(blocks), -1)
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    return np.concatenate([d.astype(np.float16).view(np.uint8).reshape(-1, 2), packed], axis=1).reshape(-1)
 
 
 def main():
@@ -80,15 +121,15 @@ def main():
     x = make_input()
     put("input.f32.gz", x.tobytes())
     for name in TYPES:
-        block_len, size = GGML_QUANT_SIZES[T[name]]
+        block_len, size = sizes(name)
         n = 1024 // block_len
         parts = []
         for model in models:
-            for tensor in [t for t in model.tensors if t.tensor_type == T[name]][:2]:
+            for tensor in [t for t in model.tensors if t.tensor_type.name == name][:2]:
                 parts.append(np.asarray(tensor.data).view(np.uint8).reshape(-1)[: n * size // 2].copy())
         real = len(parts)
         try:
-            q = np.ascontiguousarray(quants.quantize(x.copy(), T[name])).view(np.uint8).reshape(-1)
+            q = quantize(name, x)
             put(f"{name}.quantized.gz", q.tobytes())
             parts.append(q)
         except NotImplementedError:

@@ -25,7 +25,7 @@ use half::f16;
 
 use super::bf16::{Bf16View, Digits, GatedProduct, Kernels, Product};
 use super::{MatmulScratch, with_half};
-use crate::pack::{COLS, MatrixRef, ROWS, with_packed};
+use crate::pack::{COLS, MatrixRef, ROWS};
 use output::Output;
 use product::Factors;
 use unpack::Group;
@@ -132,10 +132,10 @@ unsafe fn multiply<const N: usize>(
     // SAFETY: the caller's promise; the type is the matrices'.
     unsafe {
         if w[0].packed {
-            with_packed!(w[0].ty, P => match digits {
-                Digits::One => of::<unpack::PackedGroup<P>, 1, N>(w, groups, x, output, scratch),
-                Digits::Two => of::<unpack::PackedGroup<P>, 2, N>(w, groups, x, output, scratch),
-            }, else => unreachable!("{} has no packed layout", w[0].ty))
+            match digits {
+                Digits::One => of::<unpack::PackedGroup, 1, N>(w, groups, x, output, scratch),
+                Digits::Two => of::<unpack::PackedGroup, 2, N>(w, groups, x, output, scratch),
+            }
         } else {
             with_half!(w[0].ty, W => of::<unpack::FloatGroup<W>, 2, N>(w, groups, x, output, scratch))
         }

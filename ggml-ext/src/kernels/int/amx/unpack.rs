@@ -9,9 +9,9 @@ use std::marker::PhantomData;
 use super::block::Tile;
 use crate::kernels::int::avx512::Avx512;
 use crate::kernels::int::dense::Weights;
-use crate::kernels::int::formats::Format;
+use crate::kernels::int::formats::{Format, with_format};
 use crate::kernels::int::packed;
-use crate::pack::{COLS, LINE, MatrixRef, ROWS};
+use crate::pack::{COLS, LINE, MatrixRef, Packed, ROWS};
 
 /// 16 rows of weights.
 pub(super) trait Group {
@@ -66,27 +66,38 @@ pub(super) fn interleave(columns: __m512i) -> __m512i {
     _mm512_permutexvar_epi16(pairs, columns)
 }
 
-/// A group of a packed matrix of type `P`.
-pub(super) struct PackedGroup<P> {
+/// A group of a packed matrix. Formats are told apart here and not by the products' types, as those would all be compiled for each.
+pub(super) struct PackedGroup {
     group: packed::Group,
-    ty: PhantomData<P>,
+    unpack: unsafe fn(&packed::Group, usize, *mut Tile, *mut Tile),
+    lines_bytes: usize,
+    fields_bytes: usize,
+    /// Sets of lines that share fields.
+    per_field: usize,
 }
 
-impl<P: Format> Group for PackedGroup<P> {
+impl Group for PackedGroup {
     unsafe fn new(w: &MatrixRef, i: usize) -> Self {
-        Self { group: packed::group::<P>(w, i), ty: PhantomData }
+        with_format!(w.ty, P => Self {
+            group: packed::group::<P>(w, i),
+            unpack: unpack_packed::<P>,
+            lines_bytes: P::LINES_BYTES,
+            fields_bytes: P::FIELDS_BYTES,
+            per_field: P::LEN / COLS,
+        })
     }
 
+    #[inline(always)]
     unsafe fn unpack(&self, i: usize, high: *mut Tile, low: *mut Tile) {
-        // SAFETY: passed on.
-        unsafe { unpack_packed::<P>(&self.group, i, high, low) }
+        // SAFETY: passed on; the function is that of the matrix's format.
+        unsafe { (self.unpack)(&self.group, i, high, low) }
     }
 
     #[inline(always)]
     fn fetch(&self, i: usize) {
-        let lines = self.group.lines.wrapping_add(i * P::LINES_BYTES);
-        (0..P::LINES_BYTES).step_by(LINE).for_each(|l| fetch(lines.wrapping_add(l)));
-        fetch(self.group.fields.wrapping_add(i / (P::LEN / COLS) * P::FIELDS_BYTES));
+        let lines = self.group.lines.wrapping_add(i * self.lines_bytes);
+        (0..self.lines_bytes).step_by(LINE).for_each(|l| fetch(lines.wrapping_add(l)));
+        fetch(self.group.fields.wrapping_add(i / self.per_field * self.fields_bytes));
     }
 }
 
@@ -98,8 +109,9 @@ unsafe fn unpack_packed<P: Format>(group: &packed::Group, i: usize, high: *mut T
     unsafe {
         let lines = group.lines.add(i * P::LINES_BYTES);
         let fields = group.fields.add(i / per_block * P::FIELDS_BYTES);
-        let codes = P::codes::<Avx512>(lines);
-        let s = P::scales::<Avx512>(P::head::<Avx512>(fields), fields.add(2 * P::WORDS * ROWS), i % per_block);
+        let codes = P::codes::<Avx512>(lines, &group.book);
+        let s =
+            P::scales::<Avx512>(P::head::<Avx512>(fields, &group.book), fields.add(2 * P::WORDS * ROWS), i % per_block);
         // element = scale * code + offset
         let zero = _mm512_set1_ps(match P::ZERO {
             _ if P::BITS == 8 => -128.0,
