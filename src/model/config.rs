@@ -162,6 +162,11 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(Some(flags))
     }
 
+    /// For each layer whether it has a state in the place of attention.
+    pub fn recurrent_layers(&self, n_layer: usize) -> Result<Vec<bool>> {
+        ggml_ext::lisa::recurrent_layers(self.gguf, n_layer).map_err(|e| model_error(self.file, e))
+    }
+
     /// How many positions each layer attends to, where most have a sliding window (`window` positions where the file does not say) and
     /// every `pattern`-th sees the whole context, unless the file gives another number (0: none of them does), or flags of its own.
     pub fn alternating_windows(

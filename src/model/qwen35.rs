@@ -28,7 +28,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let (attention, delta) = (b.shape(), delta_shape(b.keys, c.arch == QWEN3NEXT.arch)?);
     let rope = ContextRope::always(b.rope(RopeStyle::Neox, None));
     let mixture = (c.arch != QWEN35.arch).then(|| mixture(b)).transpose()?;
-    let recurrent = recurrent_layers(b.keys, c.n_layer)?;
+    let recurrent = b.keys.recurrent_layers(c.n_layer)?;
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, recurrent) in recurrent.into_iter().enumerate() {
         let attn = if recurrent { delta_net(b, i, delta)? } else { b.attention(i, attention, 0, QkNorm::Heads)? };
@@ -42,7 +42,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
 }
 
 fn n_state(keys: &Keys, n_layer: usize) -> Result<usize> {
-    let n_recurrent = recurrent_layers(keys, n_layer)?.into_iter().filter(|&r| r).count();
+    let n_recurrent = keys.recurrent_layers(n_layer)?.into_iter().filter(|&r| r).count();
     // Which key head serves which head is of no account.
     Ok(n_recurrent.saturating_mul(delta_shape(keys, true)?.n_state()))
 }
@@ -55,16 +55,6 @@ fn mixture(b: &Builder) -> Result<Mixture> {
     mixture.weighed = true;
     mixture.choice.scale = b.keys.float("expert_weights_scale")?.filter(|&s| s != 0.0).unwrap_or(1.0);
     Ok(mixture)
-}
-
-/// Which layers follow the delta rule.
-fn recurrent_layers(keys: &Keys, n_layer: usize) -> Result<Vec<bool>> {
-    if let Some(flags) = keys.flags("attention.recurrent_layers", n_layer)? {
-        return Ok(flags[..n_layer].to_vec());
-    }
-    const INTERVAL: &str = "full_attention_interval";
-    let interval = if keys.count(INTERVAL)?.is_some() { keys.required(INTERVAL, MAX_WIDTH)? } else { 4 };
-    Ok((0..n_layer).map(|i| !(i + 1).is_multiple_of(interval)).collect())
 }
 
 fn delta_shape(keys: &Keys, in_groups: bool) -> Result<DeltaShape> {

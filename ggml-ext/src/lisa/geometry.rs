@@ -1,6 +1,6 @@
 //! The sizes of a model's attention, as far as the extension's tensors and the merging depend on them.
 
-use super::LisaError;
+use super::{LisaError, recurrent_layers};
 use crate::gguf::{Gguf, MAX_ENTRIES, Value};
 
 /// Heads of one layer.
@@ -91,7 +91,7 @@ impl Geometry {
                 wrong(PATTERN, format!("expected a flag for each of {n_layer} layers, whose heads differ in length"))
             })?,
         };
-        let is_recurrent = recurrent_layers(gguf, arch, n_layer)?;
+        let is_recurrent = recurrent_layers(gguf, n_layer)?;
         let layers = (0..n_layer).map(|i| {
             if is_recurrent[i] {
                 return Ok(Heads { n_head: 0, n_head_kv: 0, key_length: 0, value_length: 0 });
@@ -109,16 +109,6 @@ impl Geometry {
         let n_caching = n_layer.saturating_sub(n_without);
         Ok(Self { n_embd, layers: layers.collect::<Result<_, LisaError>>()?, n_caching })
     }
-}
-
-/// Which layers have a state in the place of attention, and so no heads that could be shared.
-fn recurrent_layers(gguf: &Gguf, arch: &str, n_layer: usize) -> Result<Vec<bool>, LisaError> {
-    let (flags, interval) = (format!("{arch}.attention.recurrent_layers"), format!("{arch}.full_attention_interval"));
-    if let Some(flags) = gguf.bools(&flags)?.filter(|all| all.len() >= n_layer) {
-        return Ok(flags);
-    }
-    let interval = gguf.u32(&interval)?.filter(|&n| n > 0);
-    Ok((1..=n_layer).map(|i| interval.is_some_and(|n| !i.is_multiple_of(n as usize))).collect())
 }
 
 /// Far above any model's width or number of heads, and far below where products of two overflow 64 bits.

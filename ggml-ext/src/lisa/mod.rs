@@ -9,6 +9,7 @@ mod error;
 mod fingerprint;
 mod geometry;
 mod merge;
+mod recurrent;
 mod sidecar;
 
 pub use check::{check_tensors, is_lisa_name};
@@ -17,6 +18,7 @@ pub use error::{LisaError, MakeError};
 pub use fingerprint::fingerprint;
 pub use geometry::{Geometry, Heads};
 pub use merge::{Merged, Sum, merge};
+pub use recurrent::recurrent_layers;
 pub use sidecar::{check_base, check_container, check_sidecar, extract, identify, write_sidecar};
 
 use std::io::Write;
