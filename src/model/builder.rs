@@ -278,9 +278,8 @@ impl Builder<'_, '_, '_, '_> {
 
     /// Of the tensor of layer `i`'s queries that has the gates too, the ones (0) or the others (1).
     fn queries_or_gates(&mut self, i: usize, shape: &AttentionShape, which: usize) -> Result<Linear> {
-        let d = shape.head_dim_k;
-        let rows: Vec<_> = (0..shape.n_head).map(|h| (2 * h + which) * d..(2 * h + which + 1) * d).collect();
-        self.loader.linear_parts(&format!("blk.{i}.attn_q"), 2 * shape.n_head * d, self.config.n_embd, &rows)
+        let name = format!("blk.{i}.attn_q");
+        self.loader.linear_by_turns(&name, shape.n_head, shape.head_dim_k, self.config.n_embd, which)
     }
 
     /// A projection of layer `i`, from its own tensor or from its rows of `attn_qkv`.

@@ -95,11 +95,8 @@ fn delta_net(b: &mut Builder, i: usize, shape: DeltaShape) -> Result<Attention> 
         (l.linear(&name("attn_qkv"), n_mixed, n_embd)?, l.linear(&name("attn_gate"), n_values, n_embd)?)
     };
     let (alpha, beta) = if l.has(&name("ssm_ba.weight")) {
-        let group = n_head / shape.n_head_k;
-        let rows = |which: usize| -> Vec<Range<usize>> {
-            (0..shape.n_head_k).map(|h| (2 * h + which) * group..(2 * h + which + 1) * group).collect()
-        };
-        let mut part = |which| l.linear_parts(&name("ssm_ba"), 2 * n_head, n_embd, &rows(which));
+        let mut part =
+            |which| l.linear_by_turns(&name("ssm_ba"), shape.n_head_k, n_head / shape.n_head_k, n_embd, which);
         (part(1)?, part(0)?)
     } else {
         (l.linear(&name("ssm_alpha"), n_head, n_embd)?, l.linear(&name("ssm_beta"), n_head, n_embd)?)

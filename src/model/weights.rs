@@ -204,6 +204,12 @@ impl<'p> Loader<'p> {
         Ok(Linear { name: tensor.into(), weight, bias })
     }
 
+    /// The matrix `which`, 0 or 1, of two whose rows the tensor has by turns: `len` of one, `len` of the other, and so on, `n` times.
+    pub fn linear_by_turns(&mut self, name: &str, n: usize, len: usize, cols: usize, which: usize) -> Result<Linear> {
+        let rows: Vec<_> = (0..n).map(|i| (2 * i + which) * len..(2 * i + which + 1) * len).collect();
+        self.linear_parts(name, 2 * n * len, cols, &rows)
+    }
+
     /// `n` matrices of `rows` x `cols`, those of all experts or of all heads, which the file has as one tensor of three dimensions.
     pub fn stack(&mut self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Stack> {
         if !rows.is_multiple_of(ROWS) {
