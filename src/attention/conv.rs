@@ -46,7 +46,7 @@ impl Convolution {
                     let Block::F32(x) = values.v(kernels, 0, pos..pos + 1, true, scratch.wide()) else {
                         unreachable!("was asked for floats")
                     };
-                    row.iter_mut().zip(x).zip(weights).for_each(|((sum, x), w)| *sum += x * w);
+                    kernels.float.add_product(row, x, weights);
                 }
                 kernels.float.mul_assign(row, gates.get(i * d..(i + 1) * d));
                 out.finish_row(kernels, i);
