@@ -117,7 +117,7 @@ fn refusals() {
     };
     merge(&other, &sidecar, &out, 1, &[sidecar.to_str().unwrap(), "5 layers", "has 3"]);
     merge(&sidecar, &sidecar, &out, 1, &["is a sidecar, expected a model"]);
-    merge(&base, &other, &out, 1, &[other.to_str().unwrap(), "lisa.version is missing"]);
+    merge(&base, &other, &out, 1, &[other.to_str().unwrap(), "not a LISA sidecar"]);
     merge(&base, p("/no/such/file"), &out, 1, &["/no/such/file"]);
     assert_eq!(std::fs::read(&out).unwrap(), b"what was there");
 
@@ -144,6 +144,66 @@ fn refusals() {
     refused(&[p("extract"), p("-o"), &out], 2, &["--model"]);
     assert!(!again.exists());
     assert!(std::fs::read_dir(&folder).unwrap().all(|e| !e.unwrap().file_name().to_str().unwrap().ends_with(".part")));
+}
+
+/// A plan that the family refuses when it is loaded is refused by `inspect` and `merge` too, in the same words.
+#[test]
+fn plans_that_cannot_be_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, sidecar) = (folder.path().join("m"), folder.path().join("x"));
+    let refused_alike = |model: &Path, plan: [&Path; 2], named: &str| {
+        let error = |args: &[&Path]| {
+            let ran = run(&[args, &plan].concat());
+            assert_eq!((ran.code, ran.out.as_str()), (Some(1), ""), "{args:?} {plan:?}: {}", ran.err);
+            ran.err.lines().last().unwrap_or_default().to_owned()
+        };
+        let loading = error(&[p("logits"), p("-m"), model, p("--ids"), p("[1]")]);
+        assert!(loading.starts_with("error: ") && loading.contains(named), "{loading}");
+        assert_eq!(error(&[p("inspect"), model]), loading);
+        assert_eq!(error(&[p("merge"), p("-m"), model, p("-o"), &out]), loading);
+        assert!(!out.exists());
+    };
+    for (model, plan, named) in [
+        ("gpt_oss_pattern", "1", "layer 1 (shared): heads with attention sinks"),
+        ("deepseek2_old", "1", "layer 1 (shared): the older form of these files"),
+        ("gemma3", "5", "layer 5 (shared) attends to"),
+        ("gemma4", "7:3", "layer 7 (shared): the model has it take"),
+        ("gemma4", "3", "layer 3 (shared): layer 5 needs its keys"),
+        ("llama_deep", "1,kv:2", "layer 2 (kv): its source 1"),
+        ("lfm2_attention_last", "2:1", "layer 2 (shared): it is a convolution"),
+        ("lfm2_attention_last", "3:2", "layer 3 (shared)"),
+        ("qwen3next", "2:1", "layer 2 (shared): it has no attention"),
+        ("qwen3next_fused", "3:2", "layer 3 (shared)"),
+    ] {
+        let kind = if model == "llama_deep" { "sharing" } else { "families" };
+        let model = unpacked(&format!("{kind}/{model}"), folder.path());
+        refused_alike(&model, [p("--share"), p(plan)], named);
+    }
+    for (model, named) in [("gpt_oss_pattern", "attention sinks"), ("deepseek2_old", "attn_kv_b")] {
+        let model = unpacked(&format!("families/{model}"), folder.path());
+        shared(&model, &sidecar);
+        refused_alike(&model, [p("--lisa"), &sidecar], named);
+    }
+    // Where the engine does not know the architecture it counts heads; what is right, of any family, is written.
+    let (model, foreign) = (unpacked("families/qwen3next", folder.path()), folder.path().join("foreign"));
+    ok(&[p("merge"), p("-m"), &model, p("--share"), p("3:1"), p("-o"), &out]);
+    std::fs::write(&foreign, renamed(&std::fs::read(&model).unwrap())).unwrap();
+    for args in [&[p("inspect"), &foreign][..], &[p("merge"), p("-m"), &foreign, p("-o"), &out]] {
+        let args = [args, &[p("--share"), p("2:1")]].concat();
+        refused(&args, 1, &["layer 2: kind shared needs attention heads"]);
+    }
+}
+
+/// A model with the letters of its architecture turned round, so that nobody knows it.
+fn renamed(bytes: &[u8]) -> Vec<u8> {
+    let (from, to) = (b"qwen3next", b"txen3newq");
+    let mut bytes = bytes.to_vec();
+    for i in 0..bytes.len() - from.len() {
+        if bytes[i..].starts_with(from) {
+            bytes[i..i + to.len()].copy_from_slice(to);
+        }
+    }
+    bytes
 }
 
 #[test]

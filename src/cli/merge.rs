@@ -6,9 +6,8 @@ use super::memory::human;
 use super::output::{Inputs, Output};
 use super::progress::Log;
 use clap::Args;
-use ggml_ext::gguf::Gguf;
-use ggml_ext::lisa::{self, LisaMeta, MakeError};
-use lisa_cpp::model::ModelFile;
+use ggml_ext::lisa::{self, MakeError};
+use lisa_cpp::model::{ModelFile, SharingSource};
 use std::path::{Path, PathBuf};
 
 /// Flags of `merge`.
@@ -33,26 +32,27 @@ pub fn run(args: &MergeArgs) -> Result<(), CliError> {
     let base_file = load::file(args.model.as_deref())?;
     let base = base_file.parse()?;
     let sidecar_file = args.lisa.as_deref().map(load::sidecar).transpose()?;
-    let sidecar = sidecar_file.as_ref().map(ModelFile::parse).transpose()?;
+    let share = args.share.as_deref().map(load::share_plan).transpose()?;
     let plan_name = sidecar_file.as_ref().map_or("--share", |f| &f.name);
-    let meta = match (&sidecar, &sidecar_file, &args.share) {
-        (Some(sidecar), Some(file), _) => read_plan(sidecar, file)?,
-        (_, _, share) => {
-            let plan = load::share_plan(share.as_deref().unwrap_or_default())?;
-            let at_fault = |e| make_error(e, &base_file.name, plan_name, &args.output);
+    let at_fault = |e| make_error(e, &base_file.name, plan_name, &args.output);
+    lisa::check_unmerged(&base).map_err(at_fault)?;
+    let sharing = SharingSource::read(&base_file, &base, sidecar_file.as_ref(), share.as_ref())?;
+    // What could not be loaded is not written.
+    sharing.check(&base_file, &base)?;
+    let meta = match sharing.meta {
+        Some(meta) => meta,
+        None => {
             let (geometry, fingerprint) = lisa::identify(&base).map_err(at_fault)?;
-            let n_layer = geometry.layers.len();
-            plan.check_layers(n_layer).map_err(|e| CliError::usage(format!("--share: {e}")))?;
-            plan.to_meta(n_layer, fingerprint)
+            sharing.plan.to_meta(geometry.layers.len(), fingerprint)
         }
     };
+    let sidecar = sidecar_file.as_ref().map(ModelFile::parse).transpose()?;
 
     let inputs = Inputs::default().with(&args.model).with(&args.lisa).with(&args.share);
     let output = Output::create(&args.output, &inputs)?;
     let expected = base_file.n_bytes() + sidecar_file.as_ref().map_or(0, ModelFile::n_bytes);
     let report = output.fill(expected as u64, |out| {
-        let merged = lisa::merge(&base, &meta, sidecar.as_ref().map(|s| &s[0]), out);
-        merged.map_err(|e| make_error(e, &base_file.name, plan_name, &args.output))
+        lisa::merge(&base, &meta, sidecar.as_ref().map(|s| &s[0]), out).map_err(at_fault)
     })?;
 
     let sum = |s: lisa::Sum| format!("{} tensors ({})", s.tensors, human(s.bytes));
@@ -62,19 +62,6 @@ pub fn run(args: &MergeArgs) -> Result<(), CliError> {
     }
     Log::new(true).line(format_args!("{line}, added {}", sum(report.added)));
     Ok(())
-}
-
-/// The plan of a sidecar in one file.
-fn read_plan(sidecar: &[Gguf], file: &ModelFile) -> Result<LisaMeta, CliError> {
-    let error = |e: &dyn std::fmt::Display| CliError::run(format!("{}: {e}", file.name));
-    if sidecar.len() != 1 {
-        return Err(error(&"is split, expected a sidecar in one file"));
-    }
-    match LisaMeta::read(&sidecar[0]) {
-        Ok(Some(meta)) => Ok(meta),
-        Ok(None) => Err(error(&format!("not a LISA sidecar: key {} is missing", lisa::VERSION_KEY))),
-        Err(e) => Err(error(&e)),
-    }
 }
 
 /// Puts the name of the file at fault before the message.

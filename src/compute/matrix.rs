@@ -68,6 +68,8 @@ pub enum Hold {
     Packed,
     /// Packed where the type has a packed layout, else copied, so that the mapping can go.
     Copied,
+    /// Left in the file's mapping whatever its type, to see what a model is made of and not to run it.
+    Unread,
 }
 
 /// Bytes packed at a time.
@@ -89,7 +91,8 @@ impl Matrix {
     ) -> Self {
         let src = &file[range.clone()];
         assert_eq!(ty.row_bytes(cols).and_then(|b| b.checked_mul(rows)), Some(src.len()));
-        let storage = match (pack::packed_bytes(ty, rows, cols), hold) {
+        let packed_bytes = pack::packed_bytes(ty, rows, cols).filter(|_| hold != Hold::Unread);
+        let storage = match (packed_bytes, hold) {
             (Some(len), _) => {
                 let dst = slabs.take(len);
                 let groups = rows.div_ceil(pack::ROWS);
@@ -118,7 +121,7 @@ impl Matrix {
                 file.release(range);
                 Storage::Owned(dst)
             }
-            (None, Hold::Packed) => Storage::File(file.clone(), range),
+            (None, Hold::Packed | Hold::Unread) => Storage::File(file.clone(), range),
         };
         Self { ty, rows, cols, packed: false, storage }
     }

@@ -10,6 +10,7 @@ mod builder;
 mod config;
 mod decoder;
 mod deepseek2;
+mod describe;
 mod exaone4;
 mod file;
 mod forward;
@@ -53,9 +54,10 @@ pub(crate) use buffers::Buffers;
 pub(crate) use decoder::{Experts, FeedForward, Ffn, QueryKey, Scores};
 pub(crate) use forward::{Mode, Tokens, forward, head};
 
-use builder::{Builder, Sharing};
-use config::{Keys, gguf_error, model_error};
-use weights::{Loader, Part};
+use builder::Builder;
+use config::{Keys, gguf_error};
+use describe::Description;
+use weights::Loader;
 
 #[cfg(doc)]
 use crate::attention::AttentionShape;
@@ -81,6 +83,11 @@ pub struct Family {
 }
 
 impl Family {
+    /// The family of this architecture, if it is supported.
+    fn of(arch: &str) -> Option<&'static Self> {
+        FAMILIES.iter().find(|f| f.arch == arch)
+    }
+
     /// A family whose layers are all alike and see the whole context.
     const fn new(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Self {
         Self { arch, build, windows: no_windows, n_state: |_, _| Ok(0), varies: false, layer_norm: false }
@@ -122,8 +129,7 @@ fn no_windows(_: &Keys, n_layer: usize) -> Result<Windows> {
 pub fn windows(file: &str, gguf: &Gguf) -> Result<Vec<Option<usize>>> {
     let keys = Keys::new(gguf, file)?;
     let n_layer = keys.n_layer()?;
-    let family = FAMILIES.iter().find(|f| f.arch == keys.arch());
-    family.map_or(no_windows as fn(&_, _) -> _, |f| f.windows)(&keys, n_layer)
+    Family::of(keys.arch()).map_or(no_windows as fn(&_, _) -> _, |f| f.windows)(&keys, n_layer)
 }
 
 /// Bytes that layers which know the sequence as a whole keep of it, in a session.
@@ -132,8 +138,7 @@ pub fn windows(file: &str, gguf: &Gguf) -> Result<Vec<Option<usize>>> {
 /// As [`windows`].
 pub fn state_bytes(file: &str, gguf: &Gguf) -> Result<usize> {
     let keys = Keys::new(gguf, file)?;
-    let family = FAMILIES.iter().find(|f| f.arch == keys.arch());
-    family.map_or(Ok(0), |f| Ok(attention::state_bytes((f.n_state)(&keys, keys.n_layer()?)?)))
+    Family::of(keys.arch()).map_or(Ok(0), |f| Ok(attention::state_bytes((f.n_state)(&keys, keys.n_layer()?)?)))
 }
 
 /// Every supported family.
@@ -256,52 +261,25 @@ impl Model {
         let kernels = Kernels::from_env().map_err(Error::Params)?;
         let parts = file.parse()?;
         let gguf = &parts[0];
-        let str = |key: &str| gguf.str(key).map_err(|e| gguf_error(&file.name, e));
-        if let Some(kind) = str("general.type")?.filter(|&t| t != "model") {
-            return Err(model_error(&file.name, format!("general.type is '{kind}', expected a model")));
-        }
-        let keys = Keys::new(gguf, &file.name)?;
-        let family = FAMILIES.iter().find(|f| f.arch == keys.arch()).ok_or_else(|| {
-            let known: Vec<_> = FAMILIES.iter().map(|f| f.arch).collect();
-            let what = format!("architecture '{}' is not supported, only {}", keys.arch(), known.join(", "));
-            model_error(&file.name, what)
-        })?;
-        let config = Config::read(&keys, family)?;
-        let tokenizer = Tokenizer::from_gguf(gguf)?;
+        let description = Description::read(&file.name, gguf)?;
         let pool = Pool::new(params.n_threads).map_err(thread_error)?;
         let sharing = SharingSource::read(file, &parts, params.lisa, params.share)?;
-        let mut tensors = sharing.tensors;
-        tensors.extend(file.parts.iter().zip(&parts).map(|(bytes, g)| Part::new(&file.name, bytes, g)));
+        let tensors = describe::tensors(file, &parts, &sharing);
         let n_params = parts.iter().flat_map(|g| g.tensors()).map(|t| t.row_len().saturating_mul(t.n_rows())).sum();
         let hold = if params.use_mmap { Hold::Packed } else { Hold::Copied };
-        let mut loader = Loader::new(&file.name, tensors, hold, pool, params.progress)?;
-        let n_vocab = tokenizer.n_vocab();
-        let mut builder = Builder {
-            keys: &keys,
-            config: &config,
-            n_vocab,
-            sharing: Sharing { plan: &sharing.plan, meta: sharing.meta.as_ref() },
-            loader: &mut loader,
-            warnings: Vec::new(),
-            layer_norm: family.layer_norm,
-            rms_biases: false,
-            keys_make_values: false,
-            queries_have_gates: false,
-        };
-        let decoder = (family.build)(&mut builder)?;
-        let mut warnings = builder.warnings;
-        loader.skip_layers_from(config.n_layer);
-        loader.finish()?;
+        let loader = Loader::new(&file.name, tensors, hold, pool, params.progress)?;
+        let (decoder, mut warnings) = description.decoder(&sharing, loader)?;
+        let str = |key: &str| gguf.str(key).map_err(|e| gguf_error(&file.name, e));
         if params.mlock {
             warnings.extend(lock_memory());
         }
         Ok(Self {
             chat_template: str("tokenizer.chat_template")?.map(String::from),
             name: str("general.name")?.map(String::from),
-            config,
+            config: description.config,
             decoder,
             plan: sharing.plan,
-            tokenizer,
+            tokenizer: description.tokenizer,
             n_file_bytes: file.n_bytes(),
             n_params,
             warnings,

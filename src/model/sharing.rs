@@ -2,13 +2,16 @@
 
 use ggml_ext::gguf::Gguf;
 use ggml_ext::lisa::{
-    Geometry, LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_container, check_sidecar, check_tensors,
+    Geometry, LisaError, LisaMeta, MakeError, VERSION_KEY, check_base, check_container, check_plan, check_sidecar,
+    check_tensors,
 };
 
-use super::ModelFile;
 use super::config::{gguf_error, model_error};
-use super::weights::Part;
+use super::describe::{Description, tensors};
+use super::weights::{Loader, Part};
+use super::{Family, ModelFile, thread_error};
 use crate::attention::SharePlan;
+use crate::compute::{Hold, Pool};
 use crate::{Error, Result};
 
 /// The plan, and what belongs to it.
@@ -46,6 +49,28 @@ impl SharingSource {
                 Ok(Self { plan: plan.clone(), meta: None, tensors: Vec::new() })
             }
         }
+    }
+
+    /// Whether the model `file`, parsed as `parts`, can be loaded with the plan: builds its layers as loading does, but reads no weights.
+    /// Where this engine cannot run the model, whether its layers have the heads for it.
+    ///
+    /// # Errors
+    /// As loading the model.
+    pub fn check(&self, file: &ModelFile, parts: &[Gguf]) -> Result<()> {
+        let head = &parts[0];
+        let arch = head.str("general.architecture").map_err(|e| gguf_error(&file.name, e))?.unwrap_or_default();
+        if Family::of(arch).is_some() {
+            let pool = Pool::new(1).map_err(thread_error)?;
+            let loader = Loader::new(&file.name, tensors(file, parts, self), Hold::Unread, pool, None)?;
+            return Description::read(&file.name, head)?.decoder(self, loader).map(drop);
+        }
+        // A plan that comes with metadata was compared with the model's heads when it was read.
+        if self.meta.is_none() && !self.plan.is_empty() {
+            let geometry = Geometry::read(head).map_err(|e| model_error(&file.name, e))?;
+            let meta = self.plan.to_meta(geometry.layers.len(), String::new());
+            check_plan(&meta, &geometry).map_err(|e| model_error(&file.name, e))?;
+        }
+        Ok(())
     }
 
     fn new(meta: LisaMeta, tensors: Vec<Part>) -> Self {

@@ -14,6 +14,7 @@ use crate::Result;
 use crate::compute::{FileBytes, Hold, Linear, Matrix, Pool, Slabs, Stack};
 
 /// One file (a model, a part of a split, or a sidecar) with its tensors.
+#[derive(Clone)]
 pub struct Part {
     /// What messages call it.
     pub name: String,
@@ -193,12 +194,18 @@ impl<'p> Loader<'p> {
         let tensor = format!("{name}.weight");
         let (file, info) = self.take(&tensor, &[cols, rows])?;
         let row_bytes = info.n_bytes as usize / rows;
-        let of_part = |r: &Range<usize>| r.start * row_bytes..r.end * row_bytes;
-        let stored = &file[info.offset as usize..][..info.n_bytes as usize];
-        let gathered: Vec<u8> = parts.iter().flat_map(|r| &stored[of_part(r)]).copied().collect();
-        let all = 0..gathered.len();
-        let shape = [gathered.len() / row_bytes.max(1), cols];
-        let weight = self.load(&Arc::new(FileBytes::Owned(gathered)), &info, shape, all);
+        let shape = [parts.iter().map(Range::len).sum(), cols];
+        let n_bytes = shape[0] * row_bytes;
+        let start = info.offset as usize;
+        let weight = if self.hold == Hold::Unread {
+            // Rows that nobody reads: any will do.
+            self.load(&file, &info, shape, start..start + n_bytes)
+        } else {
+            let stored = &file[start..][..info.n_bytes as usize];
+            let of_part = |r: &Range<usize>| r.start * row_bytes..r.end * row_bytes;
+            let gathered = parts.iter().flat_map(|r| &stored[of_part(r)]).copied().collect();
+            self.load(&Arc::new(FileBytes::Owned(gathered)), &info, shape, 0..n_bytes)
+        };
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
         let bias = bias.map(|b| parts.iter().flat_map(|r| &b[r.clone()]).copied().collect());
         Ok(Linear { name: tensor.into(), weight, bias })

@@ -52,7 +52,10 @@ pub fn is_lisa_name(name: &str) -> bool {
 }
 
 /// Checks that a plan is made for a model of this geometry: one entry per layer, and heads that fit those of the source.
-pub(super) fn check_plan(meta: &LisaMeta, geometry: &Geometry) -> Result<(), LisaError> {
+///
+/// # Errors
+/// Names the layer, and what it has and its source has not.
+pub fn check_plan(meta: &LisaMeta, geometry: &Geometry) -> Result<(), LisaError> {
     if meta.layers.len() != geometry.layers.len() {
         return Err(LisaError::LayerCount { found: meta.layers.len(), expected: geometry.layers.len() });
     }
@@ -65,6 +68,10 @@ pub(super) fn check_plan(meta: &LisaMeta, geometry: &Geometry) -> Result<(), Lis
                 return Err(LisaError::Layer { layer, what });
             }
         };
+        if [own.n_head, own.n_head_kv, its.n_head, its.n_head_kv].contains(&0) {
+            let what = format!("kind {} needs attention heads, and layer {layer} or its source has none", of.kind);
+            return Err(LisaError::Layer { layer, what });
+        }
         let unequal = |what: &str, own: usize, its: usize| {
             let what = format!("{own} {what}, its source {source} has {its}; kind {} needs as many", of.kind);
             Err(LisaError::Layer { layer, what })
@@ -73,10 +80,6 @@ pub(super) fn check_plan(meta: &LisaMeta, geometry: &Geometry) -> Result<(), Lis
             Kind::Shared if own.n_head != its.n_head => return unequal("query heads", own.n_head, its.n_head)?,
             Kind::Kv if own.n_head_kv != its.n_head_kv => return unequal("key heads", own.n_head_kv, its.n_head_kv)?,
             _ => {}
-        }
-        if own.n_head == 0 || own.n_head_kv == 0 || its.n_head == 0 {
-            let what = format!("kind {} needs attention heads, and layer {layer} or its source has none", of.kind);
-            return Err(LisaError::Layer { layer, what });
         }
     }
     Ok(())

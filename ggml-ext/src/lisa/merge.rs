@@ -50,7 +50,7 @@ pub struct Merged {
 /// plan or modules that are not for this base, [`MakeError::Write`] for a failure of `out`.
 pub fn merge<W: Write>(base: &[Gguf], meta: &LisaMeta, modules: Option<&Gguf>, out: W) -> Result<Merged, MakeError> {
     let base_head = head(base)?;
-    check_unmerged(base).map_err(MakeError::Model)?;
+    check_unmerged(base)?;
     let arch = base_head.str("general.architecture").map_err(|e| MakeError::Model(e.into()))?.unwrap_or_default();
     // Another architecture says more than another fingerprint.
     modules.map_or(Ok(()), |m| check_container(m, arch)).map_err(MakeError::Sidecar)?;
@@ -96,8 +96,12 @@ pub fn merge<W: Write>(base: &[Gguf], meta: &LisaMeta, modules: Option<&Gguf>, o
     Ok(report)
 }
 
-fn check_unmerged(base: &[Gguf]) -> Result<(), LisaError> {
-    let error = |what: String| Err(LisaError::Container { what });
+/// Checks that `base` is a model that nothing was merged into.
+///
+/// # Errors
+/// [`MakeError::Model`] names the key or the tensor that tells.
+pub fn check_unmerged(base: &[Gguf]) -> Result<(), MakeError> {
+    let error = |what: String| Err(MakeError::Model(LisaError::Container { what }));
     for g in base {
         if is_sidecar(g) {
             return error("is a sidecar, expected a model".into());

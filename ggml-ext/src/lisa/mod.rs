@@ -12,12 +12,12 @@ mod merge;
 mod recurrent;
 mod sidecar;
 
-pub use check::{check_tensors, is_lisa_name};
+pub use check::{check_plan, check_tensors, is_lisa_name};
 pub use convert::{ConvertError, Map, convert};
 pub use error::{LisaError, MakeError};
 pub use fingerprint::fingerprint;
 pub use geometry::{Geometry, Heads};
-pub use merge::{Merged, Sum, merge};
+pub use merge::{Merged, Sum, check_unmerged, merge};
 pub use recurrent::recurrent_layers;
 pub use sidecar::{check_base, check_container, check_sidecar, extract, identify, write_sidecar};
 

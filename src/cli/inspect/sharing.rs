@@ -7,7 +7,6 @@ use super::super::memory::human;
 use clap::ValueEnum;
 use ggml_ext::gguf::Gguf;
 use ggml_ext::lisa::{Geometry, LisaMeta, Part, is_sidecar};
-use lisa_cpp::attention::Share;
 use lisa_cpp::eval::{BeforeAfter, PlanCost};
 use lisa_cpp::model::{ModelFile, SharingSource, windows};
 use serde_json::json;
@@ -51,12 +50,11 @@ impl Sharing {
         if source.plan.is_empty() && source.meta.is_none() {
             return Ok(None);
         }
-        let geometry = Geometry::read(&parts[0]).map_err(|e| error(&e))?;
-        let without = |i: &usize| geometry.layers.get(*i).is_some_and(|h| h.n_head == 0 || h.n_head_kv == 0);
-        let of = |(i, share): (usize, Share)| [i, share.source].into_iter().find(without);
-        if let Some(i) = source.plan.iter().find_map(of) {
-            return Err(error(&format!("layer {i} has no attention that could be shared")));
+        // Of a plan in the model's own file it is shown what is there, whether the model can be loaded or not.
+        if lisa.is_some() || share.is_some() {
+            source.check(file, parts)?;
         }
+        let geometry = Geometry::read(&parts[0]).map_err(|e| error(&e))?;
         let windows = windows(&file.name, &parts[0])?;
         let sidecar = lisa.as_ref().map(ModelFile::parse).transpose()?;
         let sidecar = sidecar.as_ref().and_then(|s| s.first());
