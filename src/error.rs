@@ -45,9 +45,12 @@ pub enum Error {
     /// The model's chat template is missing or does not render.
     #[error("chat template: {}", one_line(.0))]
     Template(String),
-    /// A parameter outside its range; names the flag.
+    /// A parameter that is wrong whatever the model; names the flag.
     #[error("{}", one_line(.0))]
     Params(String),
+    /// What is asked for cannot be had of this model, these files or this machine.
+    #[error("{}", one_line(.0))]
+    Impossible(String),
     /// No token can be chosen from the logits.
     #[error("sampling: {0}")]
     Sampling(String),

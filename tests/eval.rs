@@ -202,7 +202,7 @@ fn eval_mistakes_name_the_file_or_flag() {
     for (args, code, named) in [
         (&["--tasks", "nonsense"][..], 2, "hellaswag"),
         (&["--tasks", "piqa"], 2, "--data"),
-        (&["--tasks", "boolq", "--data", data], 2, "boolq"),
+        (&["--tasks", "boolq", "--data", data], 1, "boolq"),
         (&["--tasks", "piqa,boolq", "--data", broken], 2, "--data"),
         (&["--tasks", "piqa", "--data", data, "--limit", "0"], 2, "--limit"),
         (&["--tasks", "piqa", "--data", data, "-np", "0"], 2, "--parallel"),

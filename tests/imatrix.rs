@@ -217,10 +217,10 @@ fn mistakes_are_named() {
     let out = out.to_str().unwrap();
     for (args, code, part) in [
         (&["-o", out][..], 2, "--file"),
-        (&["-p", "Too short", "-o", out], 2, "tokens"),
+        (&["-p", "Too short", "-o", out], 1, "tokens"),
         (&["-p", TEXT, "-c", "0", "-o", out], 2, "--ctx-size"),
         (&["-p", TEXT, "-c", "32", "--chunks", "0", "-o", out], 2, "--chunks"),
-        (&["-p", TEXT, "-c", "32", "--from-chunk", "99", "-o", out], 2, "tokens"),
+        (&["-p", TEXT, "-c", "32", "--from-chunk", "99", "-o", out], 1, "tokens"),
         (&["--in-file", STORIES, "-o", out], 1, "stories260K.gguf: holds no importances"),
         (&["-p", TEXT, "-c", "32", "-o", "/nowhere/m.gguf"], 1, "/nowhere/m.gguf"),
     ] {

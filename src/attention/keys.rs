@@ -39,7 +39,7 @@ impl Keys {
     /// Room for `n_positions`, in whole groups.
     ///
     /// # Errors
-    /// [`Error::Params`] when there is not so much memory, or keys do not divide into the type's blocks.
+    /// [`Error::Impossible`] when there is not so much memory, or keys do not divide into the type's blocks.
     pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, n_positions: usize) -> Result<Self> {
         let (group_bytes, n_groups) = (ty.row_bytes(dim)?.saturating_mul(KEY_GROUP), n_positions.div_ceil(KEY_GROUP));
         let bytes = reserve(n_head.checked_mul(group_bytes), n_groups)?;

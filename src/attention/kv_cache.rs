@@ -42,10 +42,10 @@ impl CacheType {
     /// Bytes of a key or value of `dim` elements.
     ///
     /// # Errors
-    /// [`Error::Params`] when these do not divide into the type's blocks.
+    /// [`Error::Impossible`] when these do not divide into the type's blocks.
     pub(super) fn row_bytes(self, dim: usize) -> Result<usize> {
         self.ggml().row_bytes(dim).ok_or_else(|| {
-            Error::Params(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
+            Error::Impossible(format!("a q8_0 cache needs a head size that is a multiple of 32, this model's is {dim}"))
         })
     }
 
@@ -184,8 +184,9 @@ fn room(n_ctx: usize) -> usize {
 /// Memory for `n_ctx` positions of so many bytes.
 pub(super) fn reserve(bytes_per_token: Option<usize>, n_ctx: usize) -> Result<SharedBuf<u8>> {
     let len = bytes_per_token.and_then(|n| n.checked_mul(n_ctx)).filter(|&n| n <= isize::MAX as usize / 2);
-    len.and_then(SharedBuf::try_new)
-        .ok_or_else(|| Error::Params(format!("a context of {n_ctx} tokens needs more memory than there is: lower -c")))
+    len.and_then(SharedBuf::try_new).ok_or_else(|| {
+        Error::Impossible(format!("a context of {n_ctx} tokens needs more memory than there is: lower -c"))
+    })
 }
 
 /// What one layer keeps.
@@ -389,7 +390,7 @@ impl KvCache {
     /// Empty caches for the layers `specs`.
     ///
     /// # Errors
-    /// [`Error::Params`] when there is not so much memory, or heads do not divide into the type's blocks.
+    /// [`Error::Impossible`] when there is not so much memory, or heads do not divide into the type's blocks.
     pub fn new(specs: impl IntoIterator<Item = LayerCacheSpec>, p: CacheParams) -> Result<Self> {
         let (mut layers, mut rings) = (Vec::new(), Vec::new());
         for spec in specs {

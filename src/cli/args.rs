@@ -193,7 +193,10 @@ impl TextArgs {
     /// The prompt, from wherever it was given, with escapes resolved.
     pub fn prompt(&self) -> Result<Option<String>, CliError> {
         let Some(text) = given_text(self.prompt.as_deref(), self.file.as_deref())? else { return Ok(None) };
-        self.unescaped(text).map(Some)
+        match (self.unescaped(text), &self.prompt) {
+            (Err(CliError::Usage(what)), None) => Err(CliError::Run(what)),
+            (text, _) => text.map(Some),
+        }
     }
 
     /// `text` with escapes resolved, unless `--no-escape` was given.

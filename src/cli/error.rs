@@ -5,9 +5,9 @@ use std::fmt;
 /// Why a command stopped; `main` prints it as one line and picks the exit code.
 #[derive(Debug)]
 pub enum CliError {
-    /// The command line asks for something that cannot be: exit code 2.
+    /// The command line is wrong, whatever the files hold: exit code 2.
     Usage(String),
-    /// The run failed: exit code 1.
+    /// The run failed, or what is asked for cannot be had of these files or this machine: exit code 1.
     Run(String),
     /// Whoever read our standard output has left: a quiet success.
     BrokenPipe,

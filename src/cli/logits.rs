@@ -56,7 +56,8 @@ pub fn run(args: &LogitsArgs) -> Result<(), CliError> {
     };
     let n_ctx = u32::try_from(ids.len()).map_err(|_| CliError::usage("--ids: too many tokens"))?;
     if n_ctx == 0 {
-        return Err(CliError::usage("no tokens to process"));
+        let error = if args.ids.is_some() { CliError::Usage } else { CliError::Run };
+        return Err(error("no tokens to process".into()));
     }
     let mut session = load::session(&model, &args.compute, Some(n_ctx), log)?;
 

@@ -64,11 +64,11 @@ pub fn predecessor(model: &DenseModel, layer: usize) -> Option<usize> {
 /// Refuses to choose more layers than there are.
 ///
 /// # Errors
-/// [`Error::Params`] with the number there is.
+/// [`Error::Impossible`] with the number there is.
 pub fn enough(candidates: &[(usize, usize)], n: usize) -> Result<()> {
     match candidates.len() {
         there if n <= there => Ok(()),
-        there => Err(Error::Params(format!("--layers: auto:{n}, but only {there} layers can be substituted"))),
+        there => Err(Error::Impossible(format!("--layers: auto:{n}, but only {there} layers can be substituted"))),
     }
 }
 
@@ -102,7 +102,7 @@ pub struct Measured {
 /// `observer` hears every measurement and returns false to stop.
 ///
 /// # Errors
-/// [`Error::Params`] where there are too few candidates, [`Error::Interrupted`] when stopped.
+/// [`Error::Impossible`] where there are too few candidates, [`Error::Interrupted`] when stopped.
 pub fn greedy(
     team: &mut Team,
     model: &DenseModel,

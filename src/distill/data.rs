@@ -100,7 +100,7 @@ impl Windows {
         }
         let n = ids.len() / n_ctx;
         if n < n_held_out + 2 {
-            return Err(Error::Params(format!(
+            return Err(Error::Impossible(format!(
                 "the text has {} tokens; {} windows of {n_ctx} need at least {} (a longer text, or a smaller -c)",
                 ids.len(),
                 n_held_out + 2,

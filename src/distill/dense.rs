@@ -188,38 +188,38 @@ impl<'m> DenseModel<'m> {
                 _ => layer.attn.gate.as_ref().map(|_| "has gates on its attention's results"),
             };
             if let Some(what) = unsupported {
-                return Err(Error::Params(format!("layer {i} {what}: models with such layers are not supported here")));
+                return Err(Error::Impossible(format!("layer {i} {what}: models with such layers are not supported here")));
             }
             if layer.attn.latent.is_some() {
                 let what = format!("layer {i} has multi-head latent attention: models with this are not supported here");
-                return Err(Error::Params(what));
+                return Err(Error::Impossible(what));
             }
             let Scores::Own { q, k } = &layer.attn.scores else {
-                return Err(Error::Params(format!(
+                return Err(Error::Impossible(format!(
                     "layer {i} shares attention already: give the model without a plan"
                 )));
             };
             if let Some(t) = layer.attn.temperature.filter(|t| n_ctx > t.n_ctx) {
-                return Err(Error::Params(format!(
+                return Err(Error::Impossible(format!(
                     "windows of {n_ctx} tokens: layer {i} gives queries beyond {} a temperature, which is not supported here",
                     t.n_ctx
                 )));
             }
             if layer.attn.norm_after_turn {
                 let what = "layers that normalise queries and keys after their rotation are not supported here";
-                return Err(Error::Params(what.into()));
+                return Err(Error::Impossible(what.into()));
             }
             if layer.attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
                 let what = "layers with norms on values or with inputs of their own are not supported here";
-                return Err(Error::Params(what.into()));
+                return Err(Error::Impossible(what.into()));
             }
             let is_odd = |e: &Experts| e.norms.is_some() || e.networks.scales.is_some() || e.networks.up.is_none();
             if layer.ffn.experts().is_some_and(is_odd) {
                 let what = "experts with norms or factors of their own, or with fused gates, are not supported here";
-                return Err(Error::Params(what.into()));
+                return Err(Error::Impossible(what.into()));
             }
             if layer.attn.sinks.is_some() {
-                return Err(Error::Params("heads with attention sinks are not supported here".into()));
+                return Err(Error::Impossible("heads with attention sinks are not supported here".into()));
             }
             let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {

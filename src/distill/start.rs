@@ -225,9 +225,9 @@ fn pruned_rows(
 pub fn check_plan(model: &DenseModel, plan: &[(usize, usize)]) -> Result<()> {
     let text: Vec<String> = plan.iter().map(|(l, s)| format!("{l}:{s}")).collect();
     let plan: SharePlan = text.join(",").parse().map_err(|e| Error::Params(format!("--layers: {e}")))?;
-    plan.check_layers(model.layers.len()).map_err(|e| Error::Params(format!("--layers: {e}")))?;
+    plan.check_layers(model.layers.len()).map_err(|e| Error::Impossible(format!("--layers: {e}")))?;
     let shape = |i: usize| (model.layers[i].shape, model.layers[i].rope);
-    plan.check_sources(shape).map_err(|e| Error::Params(format!("--layers: {e}")))
+    plan.check_sources(shape).map_err(|e| Error::Impossible(format!("--layers: {e}")))
 }
 
 /// The student that `design` describes, its values as they are before training. `windows`: text for calibration.
@@ -264,7 +264,7 @@ pub fn student(model: &DenseModel, design: &Design, windows: &[&[u32]]) -> Resul
         false => vec![0; design.plan.len()],
     };
     if let Some(r) = ranks.iter().find(|&&r| r > dim) {
-        return Err(Error::Params(format!("--rank: {r} is more than the {dim} values of a head")));
+        return Err(Error::Impossible(format!("--rank: {r} is more than the {dim} values of a head")));
     }
     let mut list = Vec::new();
     for ((&(layer, source), &rank), energy) in design.plan.iter().zip(&ranks).zip(&energies) {

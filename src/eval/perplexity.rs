@@ -35,13 +35,13 @@ impl Perplexity {
     /// Windows of the context `n_ctx` in a text of `n_tokens`.
     ///
     /// # Errors
-    /// [`Error::Params`] when the text has less than two windows, or the windows are too short to score.
+    /// [`Error::Impossible`] when the text has less than two windows, [`Error::Params`] when the windows are too short to score.
     pub fn windows(n_tokens: usize, n_ctx: usize) -> Result<usize> {
         if n_ctx < MIN_WINDOW {
             return Err(Error::Params(format!("--ctx-size {n_ctx}: a window needs at least {MIN_WINDOW} tokens")));
         }
         if n_tokens < 2 * n_ctx {
-            return Err(Error::Params(format!(
+            return Err(Error::Impossible(format!(
                 "the text has {n_tokens} tokens; a context of {n_ctx} needs at least {} (a longer text, or a smaller -c)",
                 2 * n_ctx
             )));
@@ -52,7 +52,7 @@ impl Perplexity {
     /// Scores one window: the second half of `window`, each token given those before it. `bos` replaces the first token.
     ///
     /// # Errors
-    /// The session's; [`Error::Params`] for a window that is too short or a token outside the vocabulary.
+    /// The session's; [`Error::Params`] for a window that is too short, [`Error::Impossible`] for a token outside the vocabulary.
     pub fn add_window(&mut self, session: &mut Session, window: &[u32], bos: Option<u32>) -> Result<()> {
         self.add_tail(session, window, window.len() / 2, bos)
     }
@@ -97,14 +97,14 @@ impl Perplexity {
 /// The tokens of a window that the model reads: all but the last, the first replaced by `bos`.
 ///
 /// # Errors
-/// [`Error::Params`] for a window with nothing to score after position `first`, or a token outside the vocabulary.
+/// [`Error::Params`] for a window with nothing to score after position `first`, [`Error::Impossible`] for a token outside the vocabulary.
 pub(super) fn window_inputs(session: &Session, window: &[u32], first: usize, bos: Option<u32>) -> Result<Vec<u32>> {
     if window.len() < MIN_WINDOW || first == 0 || first + 1 >= window.len() {
         return Err(Error::Params(format!("a window of {} tokens is too short to score", window.len())));
     }
     let n_vocab = session.model().tokenizer().n_vocab();
     if let Some(id) = window.iter().find(|&&id| id as usize >= n_vocab) {
-        return Err(Error::Params(format!("token id {id} is outside the vocabulary of {n_vocab}")));
+        return Err(Error::Impossible(format!("token id {id} is outside the vocabulary of {n_vocab}")));
     }
     let mut inputs = window[..window.len() - 1].to_vec();
     if let Some(bos) = bos {
@@ -117,7 +117,7 @@ pub(super) fn window_inputs(session: &Session, window: &[u32], first: usize, bos
 /// replaces the first token. What the session held before is forgotten.
 ///
 /// # Errors
-/// The session's and `each`'s; [`Error::Params`] for a window that is too short or a token outside the vocabulary.
+/// The session's and `each`'s; [`Error::Params`] for a window that is too short, [`Error::Impossible`] for a token outside the vocabulary.
 pub fn score_window(
     session: &mut Session,
     window: &[u32],
@@ -158,7 +158,7 @@ impl Strided {
     /// Windows of `n_ctx + stride / 2` tokens, rounded up to a multiple of 256, in a text of `n_tokens`.
     ///
     /// # Errors
-    /// [`Error::Params`] for a stride that leaves no context, or a text that is too short.
+    /// [`Error::Params`] for a stride that leaves no context, [`Error::Impossible`] for a text that is too short.
     pub fn new(n_tokens: usize, n_ctx: usize, stride: usize) -> Result<Self> {
         if stride == 0 || n_ctx < MIN_WINDOW || stride > n_ctx {
             return Err(Error::Params(format!("--ppl-stride {stride}: expected 1 to the context size, {n_ctx}")));
@@ -167,7 +167,7 @@ impl Strided {
         if n_tokens / 2 < len {
             let what =
                 format!("the text has {n_tokens} tokens; windows of {len} need at least {}", len.saturating_mul(2));
-            return Err(Error::Params(format!("{what} (a longer text, or a smaller -c)")));
+            return Err(Error::Impossible(format!("{what} (a longer text, or a smaller -c)")));
         }
         Ok(Self { len, stride, count: (n_tokens - len).div_ceil(stride) })
     }

@@ -26,7 +26,7 @@ impl Roofline {
     /// Measures the limits of `n_threads` with the kernels that the model would use. Takes about a second.
     ///
     /// # Errors
-    /// [`crate::Error::Params`] when the threads cannot be started.
+    /// [`crate::Error::Impossible`] when the threads cannot be started.
     pub fn measure(kernels: &Kernels, n_threads: usize) -> Result<Self> {
         let mut pool = Pool::new(n_threads).map_err(crate::model::thread_error)?;
         let read_bytes_per_second = read(&mut pool);

@@ -258,7 +258,7 @@ impl Model {
     /// # Errors
     /// As [`Model::open`].
     pub fn load(file: &ModelFile, params: ModelParams) -> Result<Self> {
-        let kernels = Kernels::from_env().map_err(Error::Params)?;
+        let kernels = Kernels::from_env().map_err(Error::Impossible)?;
         let parts = file.parse()?;
         let gguf = &parts[0];
         let description = Description::read(&file.name, gguf)?;
@@ -361,7 +361,7 @@ impl Model {
 }
 
 pub(crate) fn thread_error(e: std::io::Error) -> Error {
-    Error::Params(format!("cannot start the threads: {e}"))
+    Error::Impossible(format!("cannot start the threads: {e}"))
 }
 
 /// Locks what is resident now; returns a warning when the system refuses.

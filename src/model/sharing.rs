@@ -45,7 +45,7 @@ impl SharingSource {
             (false, None, None) => Ok(Self { plan: SharePlan::default(), meta: None, tensors: Vec::new() }),
             (false, None, Some(plan)) => {
                 let geometry = Geometry::read(&parts[0]).map_err(|e| model_error(&file.name, e))?;
-                plan.check_layers(geometry.layers.len()).map_err(|e| Error::Params(format!("--share: {e}")))?;
+                plan.check_layers(geometry.layers.len()).map_err(|e| Error::Impossible(format!("--share: {e}")))?;
                 Ok(Self { plan: plan.clone(), meta: None, tensors: Vec::new() })
             }
         }

@@ -90,7 +90,7 @@ impl Plan {
     pub fn new(parts: &[Gguf], o: &Options, importance: Option<&Importance>, dry_run: bool) -> Result<Self> {
         let tensors: Vec<(usize, &TensorInfo)> =
             parts.iter().enumerate().flat_map(|(i, g)| g.tensors().iter().map(move |t| (i, t))).collect();
-        let head = parts.first().ok_or_else(|| Error::Params("a model has at least one file".into()))?;
+        let head = parts.first().ok_or_else(|| Error::Impossible("a model has at least one file".into()))?;
         let chooser = Chooser::new(head, &tensors, o, importance.is_some());
         let mut steps = Vec::with_capacity(tensors.len());
         for (part, t) in tensors {
@@ -119,7 +119,7 @@ impl Plan {
 /// Refuses what would give a bad model.
 fn check(step: &Step, o: &Options, importance: Option<&Importance>) -> Result<()> {
     let t = &step.tensor;
-    let fault = |what: String| Err(Error::Params(format!("tensor {} {what}", t.name)));
+    let fault = |what: String| Err(Error::Impossible(format!("tensor {} {what}", t.name)));
     if !step.is_copy() && !t.ty.is_float() && !o.allow_requantize {
         return fault(format!(
             "is quantised already ({}), expected F32, F16 or BF16; --allow-requantize makes {} of it, at a loss",

@@ -91,7 +91,7 @@ impl Session {
     /// A session with an empty context.
     ///
     /// # Errors
-    /// [`Error::Params`] naming the parameter that is out of range or needs more memory than there is.
+    /// [`Error::Params`] naming the parameter that is out of range, [`Error::Impossible`] where it needs more memory than there is.
     pub fn new(model: Arc<Model>, p: SessionParams) -> Result<Self> {
         let positive = |n: usize, flag: &str| match n {
             0 => Err(Error::Params(format!("{flag} must be at least 1"))),
@@ -186,7 +186,7 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::ContextFull`] (nothing was done), [`Error::Interrupted`] (the passes done so far stand),
-    /// [`Error::Params`] for an empty list or an id outside the vocabulary.
+    /// [`Error::Impossible`] for an empty list or an id outside the vocabulary.
     pub fn prefill(&mut self, ids: &[u32], progress: &mut dyn FnMut(usize)) -> Result<&[f32]> {
         self.check(ids)?;
         self.keep_states(ids);
@@ -311,10 +311,10 @@ impl Session {
     fn check(&self, ids: &[u32]) -> Result<()> {
         let n_vocab = self.model.decoder().n_vocab();
         if ids.is_empty() {
-            return Err(Error::Params("no tokens to process: the prompt is empty".into()));
+            return Err(Error::Impossible("no tokens to process: the prompt is empty".into()));
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= n_vocab) {
-            return Err(Error::Params(format!("token id {id} is outside the vocabulary of {n_vocab}")));
+            return Err(Error::Impossible(format!("token id {id} is outside the vocabulary of {n_vocab}")));
         }
         let n_prompt = self.n_past() + ids.len();
         if n_prompt > self.n_ctx() {

@@ -40,7 +40,7 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
     args.check()?;
     let checkpoint = checkpoint_path(&args.output);
     if checkpoint.exists() && !args.resume {
-        return Err(CliError::usage(format!(
+        return Err(CliError::run(format!(
             "{} is the state of a run that is not over: --resume goes on from it; delete the file to start over",
             checkpoint.display()
         )));

@@ -112,7 +112,7 @@ fn machine(speed: &Speed) -> Result<Value, CliError> {
     if speed.prompt + speed.generate == 0 {
         return Ok(Value::Null);
     }
-    let kernels = Kernels::from_env().map_err(CliError::usage)?;
+    let kernels = Kernels::from_env().map_err(CliError::run)?;
     Ok(json!({ "cpu": cpu(), "kernels": kernels.tier.name() }))
 }
 

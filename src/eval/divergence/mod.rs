@@ -59,7 +59,7 @@ impl Divergence {
     /// token. The logits held in between are bounded, whatever the window's length.
     ///
     /// # Errors
-    /// The sessions'; [`crate::Error::Params`] for a window that is too short or a token outside the vocabulary.
+    /// The sessions'; [`crate::Error::Params`] for a window that is too short, [`crate::Error::Impossible`] for a token outside the vocabulary.
     pub fn add_window(
         &mut self,
         session: &mut Session,

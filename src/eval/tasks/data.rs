@@ -24,7 +24,7 @@ impl Source {
     /// whose names are alike but for their folders are called by the whole path.
     ///
     /// # Errors
-    /// [`Error::Params`] for a name that is neither, for one given twice, and for a benchmark without files; [`Error::Io`].
+    /// [`Error::Params`] for a name that is neither, for one given twice, and for a benchmark without a place; as [`find_files`].
     pub fn all<S: AsRef<str>>(names: &[S], data: Option<&Path>) -> Result<Vec<Self>> {
         let mut all = names.iter().map(|name| Self::find(name.as_ref(), data)).collect::<Result<Vec<_>>>()?;
         let short: Vec<String> = all.iter().map(|s| s.name.clone()).collect();
@@ -147,7 +147,7 @@ fn named(words: &[Word], task: &Task) -> Option<((bool, bool, Fit), usize)> {
 /// where names tell no split. A `dir` that is a file is that file.
 ///
 /// # Errors
-/// [`Error::Io`] for a folder that cannot be read; [`Error::Params`] where no file is the task's.
+/// [`Error::Io`] for a folder that cannot be read; [`Error::Impossible`] where no file is the task's.
 pub fn find_files(dir: &Path, task: &Task) -> Result<Vec<PathBuf>> {
     if dir.is_file() {
         return Ok(vec![dir.into()]);
@@ -171,7 +171,7 @@ pub fn find_files(dir: &Path, task: &Task) -> Result<Vec<PathBuf>> {
     }
     if found.is_empty() {
         let what = format!("no .jsonl or .json file of the task {} in {}", task.name, dir.display());
-        return Err(Error::Params(format!("--data: {what} (such as {0}.jsonl or {0}/test.jsonl)", task.name)));
+        return Err(Error::Impossible(format!("--data: {what} (such as {0}.jsonl or {0}/test.jsonl)", task.name)));
     }
     Ok(found.into_iter().map(|(_, _, path)| path).collect())
 }

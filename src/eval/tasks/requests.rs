@@ -17,7 +17,7 @@ pub struct Encoded {
 /// context has alone. Spaces at the context's end go to the continuation. An empty context is the start token.
 ///
 /// # Errors
-/// The tokenizer's; [`Error::Params`] for a continuation without tokens.
+/// The tokenizer's; [`Error::Impossible`] for a continuation without tokens.
 pub fn encode(tokenizer: &Tokenizer, request: &Request) -> Result<Encoded> {
     let context = request.context.trim_end();
     let continuation = format!("{}{}", &request.context[context.len()..], request.continuation);
@@ -27,7 +27,7 @@ pub fn encode(tokenizer: &Tokenizer, request: &Request) -> Result<Encoded> {
         if ids.is_empty() {
             let first = tokenizer.bos().or(tokenizer.eos());
             ids.push(first.ok_or_else(|| {
-                Error::Params("a question without context needs a start token, and the model has none".into())
+                Error::Impossible("a question without context needs a start token, and the model has none".into())
             })?);
         }
         ids.extend(tokenizer.encode(&continuation, false, false)?);
@@ -39,7 +39,7 @@ pub fn encode(tokenizer: &Tokenizer, request: &Request) -> Result<Encoded> {
         n_context.min(ids.len() - 1)
     };
     if n_context == 0 || n_context >= ids.len() {
-        return Err(Error::Params(format!("'{continuation}' has no tokens to score")));
+        return Err(Error::Impossible(format!("'{continuation}' has no tokens to score")));
     }
     Ok(Encoded { ids, n_context })
 }
