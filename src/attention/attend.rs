@@ -10,7 +10,7 @@ use super::route::Route;
 use super::stream::{AttentionScratch, Room, Tile};
 use super::weights::Step;
 use super::{AttentionShape, AttnWeights};
-use crate::compute::{Operand, SharedBuf, Shares, Worker};
+use crate::compute::{Chunks, Operand, SharedBuf, Worker};
 
 /// Keys per block: scores of a tile and a widened block stay in the first-level caches.
 pub(super) const BLOCK: usize = 128;
@@ -276,7 +276,7 @@ impl Attend<'_> {
         let slot = |t: usize, run: usize, head: usize| (t * n_runs + run) * n_head + head;
         // Chunks of consecutive runs of the same heads: what a member reads next follows what it read.
         let n_tokens = self.queries.n;
-        let shares = Shares::new(n_head_tiles * n_runs * n_tokens, self.worker.n);
+        let chunks = Chunks::new(n_head_tiles * n_runs * n_tokens, self.worker.n);
         let mut one = |i: usize| {
             let (i, t) = (i / n_tokens, i % n_tokens);
             let (g, run) = (i / n_runs * groups, i % n_runs);
@@ -296,7 +296,7 @@ impl Attend<'_> {
                 }
             }
         };
-        self.worker.for_each_chunk(shares.n_chunks(), |chunk| shares.chunk(chunk).for_each(&mut one));
+        self.worker.for_each_chunk(chunks.n_chunks(), |chunk| chunks.chunk(chunk).for_each(&mut one));
         self.worker.barrier();
         for i in self.worker.share(self.queries.n * n_head) {
             let (t, h) = (i / n_head, i % n_head);

@@ -16,7 +16,7 @@ use crate::compute::SharedBuf;
 
 /// What becomes of products of queries and keys.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Scores {
+pub(super) enum Products {
     /// They are the scores, times this.
     Scaled(f32),
     /// They are added to the scores that are there.
@@ -142,7 +142,7 @@ impl Keys {
         head: usize,
         positions: Range<usize>,
         queries: Rows<f32>,
-        kind: Scores,
+        kind: Products,
         scores: &mut [f32],
         stride: usize,
         wide: &mut [f32],
@@ -157,8 +157,8 @@ impl Keys {
             let group = unsafe { self.bytes.get(self.groups(head, start..end)) };
             let (rest, some) = (first..KEY_GROUP, first..first + end - start);
             let products = |x, into| match kind {
-                Scores::Scaled(alpha) => float.sgemm_nn(alpha, queries, transposed(x, self.dim, rest.clone()), into),
-                Scores::Added => float.sgemm_nn_acc(queries, transposed(x, self.dim, some.clone()), into),
+                Products::Scaled(alpha) => float.sgemm_nn(alpha, queries, transposed(x, self.dim, rest.clone()), into),
+                Products::Added => float.sgemm_nn_acc(queries, transposed(x, self.dim, some.clone()), into),
             };
             match (self.ty, kind) {
                 (CacheType::F32, _) => products(as_f32(group), into),
@@ -167,16 +167,16 @@ impl Keys {
                     float.f16_to_f32(as_f16(group), wide);
                     products(wide, into);
                 }
-                (CacheType::F16, Scores::Scaled(alpha)) => {
+                (CacheType::F16, Products::Scaled(alpha)) => {
                     float.scores_f16(alpha, queries, transposed(as_f16(group), self.dim, rest), into)
                 }
-                (CacheType::F16, Scores::Added) => {
+                (CacheType::F16, Products::Added) => {
                     float.values_f16(queries, transposed(as_f16(group), self.dim, some), into)
                 }
-                (CacheType::Q8_0, Scores::Scaled(alpha)) => {
+                (CacheType::Q8_0, Products::Scaled(alpha)) => {
                     float.scores_q8_0(alpha, queries, as_keys_q8_0(group), first, into)
                 }
-                (CacheType::Q8_0, Scores::Added) => unreachable!("low-rank keys do not fill blocks"),
+                (CacheType::Q8_0, Products::Added) => unreachable!("low-rank keys do not fill blocks"),
             }
             start = end;
         }

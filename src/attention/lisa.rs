@@ -16,7 +16,7 @@ use ggml_ext::kernels::float::{HeadNet, Rows, RowsMut, UNIT_FLOATS, UnitAct};
 use ggml_ext::lisa::{Activation, Domain};
 
 use super::attend::LONGEST_BLOCK;
-use super::keys::Scores;
+use super::keys::Products;
 use super::kv_cache::LayerCache;
 use super::{AttentionShape, Holds};
 use crate::compute::{Floats, Linear};
@@ -190,7 +190,7 @@ impl LisaAttention {
             let q = Rows::new(&q[c * rows * rank..], rows, rank, rank);
             let into = &mut scores[c * rows * stride..(c + 1) * rows * stride];
             // SAFETY: passed on to the caller.
-            unsafe { keys.scores(kernels, c, block.clone(), q, Scores::Added, into, stride, wide) };
+            unsafe { keys.scores(kernels, c, block.clone(), q, Products::Added, into, stride, wide) };
         }
     }
 }

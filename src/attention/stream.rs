@@ -10,7 +10,7 @@ use ggml_ext::kernels::float::{KEY_GROUP, Rows, RowsMut};
 use ggml_ext::kernels::{Bf16Factor, Bf16Rows, Digits};
 
 use super::attend::{Attend, BLOCK, LONGEST_BLOCK, ScoreSource, WIDEN_ROWS};
-use super::keys::Scores;
+use super::keys::Products;
 use super::kv_cache::{Block, LayerCache};
 use super::lisa::{LisaAttention, LisaScratch};
 use super::{AttentionShape, Holds};
@@ -36,7 +36,7 @@ pub(super) struct Tile {
 }
 
 /// Some of a tile's tokens. Its rows are ordered by head, then by token.
-pub(super) struct Part {
+pub(super) struct TilePart {
     /// Tokens that attend.
     pub tokens: Range<usize>,
     /// Its first row among those of the tile.
@@ -47,11 +47,11 @@ pub(super) struct Part {
 
 impl Tile {
     /// All parts; each has rows for `group` heads of every key/value head.
-    pub fn parts(&self, group: usize) -> impl Iterator<Item = Part> + use<> {
+    pub fn parts(&self, group: usize) -> impl Iterator<Item = TilePart> + use<> {
         let (all, part, heads) = (self.tokens.clone(), self.part, self.groups.len() * group);
         all.clone().step_by(part).map(move |start| {
             let tokens = start..(start + part).min(all.end);
-            Part { row: (start - all.start) * heads, n_rows: tokens.len() * heads, tokens }
+            TilePart { row: (start - all.start) * heads, n_rows: tokens.len() * heads, tokens }
         })
     }
 
@@ -181,7 +181,7 @@ impl Attend<'_> {
     }
 
     /// Head and token of row `r` of a part.
-    pub(super) fn row_of(&self, tile: &Tile, part: &Part, r: usize) -> (usize, usize) {
+    pub(super) fn row_of(&self, tile: &Tile, part: &TilePart, r: usize) -> (usize, usize) {
         let n_tokens = part.tokens.len();
         (tile.groups.start * self.shape.group() + r / n_tokens, part.tokens.start + r % n_tokens)
     }
@@ -195,7 +195,7 @@ impl Attend<'_> {
     ///
     /// # Safety
     /// Nobody writes queries before the next barrier.
-    unsafe fn begin(&self, tile: &Tile, part: &Part, scratch: &mut AttentionScratch) {
+    unsafe fn begin(&self, tile: &Tile, part: &TilePart, scratch: &mut AttentionScratch) {
         let (dv, rows) = (self.shape.head_dim_v, part.row..part.row + part.n_rows);
         scratch.sums[rows.start * dv..rows.end * dv].fill(0.0);
         for (r, i) in rows.enumerate() {
@@ -261,7 +261,7 @@ impl Attend<'_> {
     ///
     /// # Safety
     /// As [`Attend::stream`].
-    unsafe fn block_scores(&self, tile: &Tile, part: &Part, block: Range<usize>, scratch: &mut AttentionScratch) {
+    unsafe fn block_scores(&self, tile: &Tile, part: &TilePart, block: Range<usize>, scratch: &mut AttentionScratch) {
         let (n, stride, float) = (block.len(), Self::stride(tile, &block), &self.kernels.float);
         let AttentionScratch { q, scores, wide, lisa: lisa_scratch, factors, .. } = scratch;
         let scores = &mut scores[..part.n_rows * stride];
@@ -275,7 +275,7 @@ impl Attend<'_> {
                     let queries = unsafe { factors.queries.view(part.row..part.row + part.n_rows) };
                     self.kernels.int.product_of_rows(queries, &factors.keys, dk, false, into);
                 } else {
-                    let scale = Scores::Scaled(self.shape.scale);
+                    let scale = Products::Scaled(self.shape.scale);
                     let queries = Rows::new(q, part.n_rows, dk, dk);
                     let (keys, head) = (keys.keys(), tile.groups.start);
                     // SAFETY: passed on to the caller.
@@ -310,7 +310,7 @@ impl Attend<'_> {
     ///
     /// # Safety
     /// As [`Attend::stream`].
-    unsafe fn block_weights(&self, tile: &Tile, part: &Part, block: Range<usize>, scratch: &mut AttentionScratch) {
+    unsafe fn block_weights(&self, tile: &Tile, part: &TilePart, block: Range<usize>, scratch: &mut AttentionScratch) {
         let (dv, float) = (self.shape.head_dim_v, &self.kernels.float);
         let (n, stride) = (block.len(), Self::stride(tile, &block));
         let rounded = scratch.factors.as_ref().filter(|_| tile.bf16).map(|f| (&f.weights, f.values[0].digits()));
@@ -371,7 +371,7 @@ impl Attend<'_> {
     ///
     /// # Safety
     /// Nobody writes the cache before the next barrier.
-    unsafe fn add_values(&self, tile: &Tile, part: &Part, block: Range<usize>, scratch: &mut AttentionScratch) {
+    unsafe fn add_values(&self, tile: &Tile, part: &TilePart, block: Range<usize>, scratch: &mut AttentionScratch) {
         let (dv, float) = (self.shape.head_dim_v, &self.kernels.float);
         let (n, stride) = (block.len(), Self::stride(tile, &block));
         let rows = self.shape.group() * part.tokens.len();

@@ -9,7 +9,7 @@ use std::ops::Range;
 use ggml_ext::kernels::Kernels;
 use ggml_ext::pack::ROWS;
 
-use super::shares::Shares;
+use super::chunks::Chunks;
 use super::{Act, ActivationType, Activations, Form, Matrix, Operand, Ops, SharedBuf};
 
 /// The matrices of all experts, or of all heads, one below the other.
@@ -335,7 +335,7 @@ impl Ops<'_> {
         let busy = || (0..n).filter(|&e| !places(e).is_empty());
         let n_groups = |stack: &Stack| (stack.weight.rows() / n).div_ceil(ROWS);
         let per_matrix: usize = jobs.iter().map(|j| n_groups(j.stack)).sum();
-        let shares = Shares::new(busy().count() * per_matrix, self.worker.n);
+        let chunks = Chunks::new(busy().count() * per_matrix, self.worker.n);
         let worker = self.worker;
         if let Some(observer) = self.observer {
             for e in busy().filter(|e| e % worker.n == worker.id) {
@@ -344,8 +344,8 @@ impl Ops<'_> {
                 jobs.iter().for_each(|j| observer.stack_operand(j.stack, e, rows));
             }
         }
-        worker.for_each_chunk(shares.n_chunks(), |c| {
-            let chunk = shares.chunk(c);
+        worker.for_each_chunk(chunks.n_chunks(), |c| {
+            let chunk = chunks.chunk(c);
             let mut first = 0;
             for e in busy() {
                 for job in jobs {

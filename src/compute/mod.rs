@@ -2,6 +2,7 @@
 //! operations a forward pass is made of.
 
 mod buffer;
+mod chunks;
 mod experts;
 mod heads;
 mod matrix;
@@ -9,7 +10,6 @@ mod norm;
 mod ops;
 mod pool;
 mod profile;
-mod shares;
 mod slab;
 
 pub use buffer::ActivationType;
@@ -20,6 +20,7 @@ pub use profile::{Phase, Profile};
 
 // What members of a team do together: sound where its rules are kept, which the compiler does not check.
 pub(crate) use buffer::{Activations, Floats, Form, Operand, SharedBuf};
+pub(crate) use chunks::Chunks;
 pub(crate) use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack, sigmoid};
 pub(crate) use heads::Heads;
 pub(crate) use matrix::{FileBytes, Hold, Matrix};
@@ -27,5 +28,4 @@ pub(crate) use norm::{Norm, mean};
 pub(crate) use ops::{Act, Ops, Xielu};
 pub(crate) use pool::Worker;
 pub(crate) use profile::Laps;
-pub(crate) use shares::Shares;
 pub(crate) use slab::Slabs;

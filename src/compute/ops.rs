@@ -8,7 +8,7 @@ use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 use ggml_ext::pack::{MatrixRef, ROWS};
 
 use super::buffer::Rounded;
-use super::shares::Shares;
+use super::chunks::Chunks;
 use super::{Linear, Matrix, Norm, Operand, SharedBuf, Stack, Worker, sigmoid};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
@@ -194,10 +194,10 @@ impl Ops<'_> {
         }
         // Floats are multiplied in two digits however many are asked for.
         let out_digits = if d.packed { out_digits } else { Digits::Two };
-        let shares = Shares::new(w.rows / ROWS, self.worker.n);
+        let chunks = Chunks::new(w.rows / ROWS, self.worker.n);
         let (worker, kernels) = (self.worker, self.kernels);
-        worker.for_each_chunk(shares.n_chunks(), |c| {
-            let part = shares.chunk(c);
+        worker.for_each_chunk(chunks.n_chunks(), |c| {
+            let part = chunks.chunk(c);
             let (part, act) = (part.start * ROWS..part.end * ROWS, |g: &[f32], u: &[f32], o: &mut [f32]| {
                 act.gate(&kernels.float, g, u, o)
             });
@@ -311,13 +311,13 @@ impl Ops<'_> {
     pub fn linear_some(&mut self, x: Operand, rows: Range<usize>, jobs: &[Option<Job>]) {
         let jobs = || jobs.iter().flatten();
         let n_groups = |linear: &Linear| linear.weight.rows().div_ceil(ROWS);
-        let shares = Shares::new(jobs().map(|(l, _)| n_groups(l)).sum(), self.worker.n);
+        let chunks = Chunks::new(jobs().map(|(l, _)| n_groups(l)).sum(), self.worker.n);
         let worker = self.worker;
         if let Some(observer) = self.observer {
             self.show(observer, x, rows.clone(), jobs().map(|(l, _)| *l));
         }
-        worker.for_each_chunk(shares.n_chunks(), |c| {
-            let chunk = shares.chunk(c);
+        worker.for_each_chunk(chunks.n_chunks(), |c| {
+            let chunk = chunks.chunk(c);
             let mut first = 0;
             for (linear, out) in jobs() {
                 let end = first + n_groups(linear);

@@ -10,7 +10,7 @@ use super::team::Team;
 use crate::{Error, Result};
 
 /// Modules of single layers, to be put together in any combination.
-pub struct Parts {
+pub struct SingleModules {
     layers: Vec<(Module, Vec<f32>)>,
     like: Modules,
 }
@@ -31,7 +31,7 @@ pub fn single(model: &DenseModel, design: &Design, plan: &[(usize, usize)], wind
     student(model, &Design { plan: plan.to_vec(), rank, comp: false, ..design.clone() }, windows)
 }
 
-impl Parts {
+impl SingleModules {
     /// Those of `all`.
     pub fn new(all: &Modules) -> Self {
         let layers = all.iter().map(|m| (m.clone(), all.values[m.start..m.start + m.len()].to_vec())).collect();
@@ -106,7 +106,7 @@ pub struct Measured {
 pub fn greedy(
     team: &mut Team,
     model: &DenseModel,
-    parts: &Parts,
+    parts: &SingleModules,
     taught: &[Teacher],
     candidates: &[(usize, usize)],
     n: usize,

@@ -5,7 +5,7 @@ use ggml_ext::gguf::Gguf;
 use super::builder::{Builder, Sharing};
 use super::config::{Keys, gguf_error, model_error};
 use super::sharing::SharingSource;
-use super::weights::{Loader, Part};
+use super::weights::{Loader, TensorFile};
 use super::{Config, Decoder, FAMILIES, Family, ModelFile};
 use crate::Result;
 use crate::tokenizer::Tokenizer;
@@ -67,7 +67,7 @@ impl<'g, 'a> Description<'g, 'a> {
 }
 
 /// The files with the tensors of the model `file`, parsed as `parts`: its sidecar, if there is one, and its own.
-pub fn tensors(file: &ModelFile, parts: &[Gguf], sharing: &SharingSource) -> Vec<Part> {
-    let own = file.parts.iter().zip(parts).map(|(bytes, g)| Part::new(&file.name, bytes, g));
+pub fn tensors(file: &ModelFile, parts: &[Gguf], sharing: &SharingSource) -> Vec<TensorFile> {
+    let own = file.parts.iter().zip(parts).map(|(bytes, g)| TensorFile::new(&file.name, bytes, g));
     sharing.tensors.iter().cloned().chain(own).collect()
 }

@@ -8,7 +8,7 @@ use ggml_ext::lisa::{
 
 use super::config::{gguf_error, model_error};
 use super::describe::{Description, tensors};
-use super::weights::{Loader, Part};
+use super::weights::{Loader, TensorFile};
 use super::{Family, ModelFile, thread_error};
 use crate::attention::SharePlan;
 use crate::compute::{Hold, Pool};
@@ -21,7 +21,7 @@ pub struct SharingSource {
     /// The metadata the plan comes from, unless from the command line.
     pub meta: Option<LisaMeta>,
     /// The sidecar's tensors.
-    pub(super) tensors: Vec<Part>,
+    pub(super) tensors: Vec<TensorFile>,
 }
 
 impl SharingSource {
@@ -73,7 +73,7 @@ impl SharingSource {
         Ok(())
     }
 
-    fn new(meta: LisaMeta, tensors: Vec<Part>) -> Self {
+    fn new(meta: LisaMeta, tensors: Vec<TensorFile>) -> Self {
         Self { plan: SharePlan::from_meta(&meta), meta: Some(meta), tensors }
     }
 }
@@ -99,7 +99,7 @@ fn with_sidecar(file: &ModelFile, base: &[Gguf], sidecar: &ModelFile) -> Result<
         e => model_error(&file.name, e),
     })?;
     check_sidecar(&meta, &geometry, arch, gguf).map_err(|e| model_error(&sidecar.name, e))?;
-    Ok(SharingSource::new(meta, vec![Part::new(&sidecar.name, &sidecar.parts[0], gguf)]))
+    Ok(SharingSource::new(meta, vec![TensorFile::new(&sidecar.name, &sidecar.parts[0], gguf)]))
 }
 
 fn read_meta(file: &str, gguf: &Gguf) -> Result<LisaMeta> {

@@ -15,7 +15,7 @@ use crate::compute::{FileBytes, Hold, Linear, Matrix, Pool, Slabs, Stack};
 
 /// One file (a model, a part of a split, or a sidecar) with its tensors.
 #[derive(Clone)]
-pub struct Part {
+pub struct TensorFile {
     /// What messages call it.
     pub name: String,
     /// The file's bytes.
@@ -31,7 +31,7 @@ struct Entry {
     used: bool,
 }
 
-impl Part {
+impl TensorFile {
     /// The file called `name`, its `bytes` parsed as `gguf`.
     pub fn new(name: &str, bytes: &Arc<FileBytes>, gguf: &Gguf) -> Self {
         Self { name: name.into(), bytes: bytes.clone(), tensors: gguf.tensors().to_vec() }
@@ -57,7 +57,7 @@ impl<'p> Loader<'p> {
     /// A tensor that two of them have, such as a module of a sidecar in a base model.
     pub fn new(
         file: &str,
-        parts: Vec<Part>,
+        parts: Vec<TensorFile>,
         hold: Hold,
         pool: Pool,
         progress: Option<&'p mut dyn FnMut(f32)>,
@@ -259,7 +259,7 @@ mod tests {
     fn one_name_is_one_tensor() {
         let file = ModelFile::embedded();
         let parsed = file.parse().unwrap();
-        let part = |name: &str| Part::new(name, &file.parts[0], &parsed[0]);
+        let part = |name: &str| TensorFile::new(name, &file.parts[0], &parsed[0]);
         let loader = |parts| Loader::new("m", parts, Hold::Packed, Pool::new(1).unwrap(), None);
         assert!(loader(vec![part("one")]).is_ok());
         let refused = loader(vec![part("one"), part("other")]).err().unwrap().to_string();

@@ -11,7 +11,7 @@ use super::signals::Stoppable;
 use clap::Args;
 use ggml_ext::lisa::{Activation, Domain, Kind};
 use lisa_cpp::compute::default_threads;
-use lisa_cpp::distill::choose::{Parts, candidates, single};
+use lisa_cpp::distill::choose::{SingleModules, candidates, single};
 use lisa_cpp::distill::data::slices;
 use lisa_cpp::distill::similarity::{self, Similarity, rank_correlation};
 use lisa_cpp::distill::start::{Design, Rank};
@@ -190,7 +190,7 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
             seed: 0,
         };
         let layers = found.layers.clone();
-        let parts = Parts::new(&single(&dense, &design, &layers, &slices(&windows.first(args.chunks.min(8))))?);
+        let parts = SingleModules::new(&single(&dense, &design, &layers, &slices(&windows.first(args.chunks.min(8))))?);
         let taught = team.teach(&dense, &chosen);
         let mut bar = Progress::new(log, "sharing each layer", layers.len() as u64);
         for (i, &(layer, source)) in layers.iter().enumerate() {

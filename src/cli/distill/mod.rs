@@ -14,7 +14,7 @@ pub use args::{DEFAULT_RANK, DistillArgs, KindArg, TextSource};
 use ggml_ext::lisa::{self, Kind, LisaMeta, Provenance};
 use lisa_cpp::distill::basis::Bases;
 use lisa_cpp::distill::checkpoint::{Checkpoint, Identity};
-use lisa_cpp::distill::choose::{self, Parts};
+use lisa_cpp::distill::choose::{self, SingleModules};
 use lisa_cpp::distill::compensate::least_squares;
 use lisa_cpp::distill::data::{Windows, slices};
 use lisa_cpp::distill::dense::DenseModel;
@@ -250,7 +250,7 @@ fn begin(
                     !stop.stopped()
                 })?;
             }
-            let parts = Parts::new(&all);
+            let parts = SingleModules::new(&all);
             let taught = team.teach(model, &slices(&windows.first(N_CHOICE)));
             let mut bar = Progress::new(log, "choosing layers", *n as u64);
             let chosen = choose::greedy(team, model, &parts, &taught, &candidates, *n, &mut |m| {

@@ -11,7 +11,7 @@ use super::output::{Inputs, Output};
 use super::progress::Log;
 use clap::Args;
 use lisa_cpp::eval::study::{
-    Config, ModelEntry, Quality, QuantEntry, Record, Shard, SharingEntry, Speed, Status, join, read_records, report,
+    Config, GridPart, ModelEntry, Quality, QuantEntry, Record, SharingEntry, Speed, Status, join, read_records, report,
 };
 use serde_json::Value;
 use std::io::Write;
@@ -29,7 +29,7 @@ pub struct StudyArgs {
     output: Option<PathBuf>,
     /// Only part I of N of the grid, for another machine or an array job; records go to records-I-of-N.jsonl
     #[arg(long, value_name = "I/N")]
-    shard: Option<Shard>,
+    shard: Option<GridPart>,
     /// List the cells and what is measured already, and stop
     #[arg(long)]
     dry_run: bool,

@@ -4,7 +4,7 @@ use super::child::{self, Request};
 use super::keys::{Ready, ready};
 use crate::cli::error::CliError;
 use crate::cli::progress::Log;
-use lisa_cpp::eval::study::{Cell, Config, Hashes, Quant, Record, Shard, Status, grid, read_records};
+use lisa_cpp::eval::study::{Cell, Config, GridPart, Hashes, Quant, Record, Status, grid, read_records};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
@@ -20,7 +20,7 @@ pub fn line(record: &Record) -> String {
 pub fn cells(
     config: &Config,
     dir: &Path,
-    shard: Option<Shard>,
+    shard: Option<GridPart>,
     dry_run: bool,
     log: Log,
 ) -> Result<Option<Vec<Record>>, CliError> {

@@ -99,26 +99,26 @@ pub fn grid(config: &Config) -> Vec<Cell> {
 
 /// One of `n` parts of a grid: `i/n`, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shard {
+pub struct GridPart {
     /// Which part.
     pub i: usize,
     /// Of how many.
     pub n: usize,
 }
 
-impl FromStr for Shard {
+impl FromStr for GridPart {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
         let numbers = s.split_once('/').and_then(|(i, n)| Some((i.parse().ok()?, n.parse().ok()?)));
         match numbers {
-            Some((i, n)) if 1 <= i && i <= n => Ok(Shard { i, n }),
+            Some((i, n)) if 1 <= i && i <= n => Ok(GridPart { i, n }),
             _ => Err(format!("'{s}': expected a part of the grid such as 1/4, counted from 1")),
         }
     }
 }
 
-impl Shard {
+impl GridPart {
     /// Whether cell number `index`, from 0, is in this part.
     pub fn has(&self, index: usize) -> bool {
         index % self.n == self.i - 1
@@ -139,12 +139,12 @@ mod tests {
         assert_eq!(cells[4].weights, Quant::File("a.gguf".into()));
         assert_eq!(cells[11].quant, "x");
         assert!(cells.iter().all(|c| c.baseline == *"f.gguf"));
-        let shards: Vec<Shard> = ["1/3", "2/3", "3/3"].iter().map(|s| s.parse().unwrap()).collect();
+        let shards: Vec<GridPart> = ["1/3", "2/3", "3/3"].iter().map(|s| s.parse().unwrap()).collect();
         for i in 0..cells.len() {
             assert_eq!(shards.iter().filter(|s| s.has(i)).count(), 1);
         }
         for bad in ["0/3", "4/3", "x", "1", "1/0"] {
-            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+            assert!(bad.parse::<GridPart>().is_err(), "{bad}");
         }
     }
 }

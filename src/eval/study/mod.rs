@@ -12,7 +12,7 @@ mod record;
 pub mod report;
 
 pub use config::{Config, ModelEntry, Quality, QuantEntry, QuantTable, SharingEntry, Speed};
-pub use grid::{Cell, Quant, Shard, grid};
+pub use grid::{Cell, GridPart, Quant, grid};
 pub use hash::{Hashes, text as hash_text};
 pub use measure::{Job, quality, speed};
 pub use record::{Record, Status, join, read_records};

@@ -14,14 +14,14 @@ const HALVINGS: u32 = 3;
 
 /// A number of units of work, cut up.
 #[derive(Debug, Clone, Copy)]
-pub struct Shares {
+pub struct Chunks {
     n_units: usize,
     n_members: usize,
     /// The members' chunks are a half, a quarter ... of their shares, so many times, and then once more what the last was.
     halvings: u32,
 }
 
-impl Shares {
+impl Chunks {
     /// Cuts `n_units` up for `n_members`.
     pub fn new(n_units: usize, n_members: usize) -> Self {
         let smallest = |halvings: u32| n_units / (n_members << halvings);
@@ -64,8 +64,8 @@ mod tests {
     fn chunks_cover_everything_once_and_get_smaller() {
         for n_members in [1, 2, 3, 4, 7, 16, 64] {
             for n_units in (0..100).chain([192, 3072, 3211, 8191]) {
-                let shares = Shares::new(n_units, n_members);
-                let chunks: Vec<_> = (0..shares.n_chunks()).map(|i| shares.chunk(i)).collect();
+                let cut = Chunks::new(n_units, n_members);
+                let chunks: Vec<_> = (0..cut.n_chunks()).map(|i| cut.chunk(i)).collect();
                 let mut end = 0;
                 for chunk in &chunks {
                     assert_eq!(chunk.start, end, "{n_units} for {n_members}");
@@ -83,14 +83,14 @@ mod tests {
 
     #[test]
     fn a_member_alone_takes_all() {
-        assert_eq!((Shares::new(500, 1).n_chunks(), Shares::new(500, 1).chunk(0)), (1, 0..500));
+        assert_eq!((Chunks::new(500, 1).n_chunks(), Chunks::new(500, 1).chunk(0)), (1, 0..500));
     }
 
     #[test]
     fn the_last_chunks_are_small_but_not_tiny() {
         let sizes = |n_units, n_members| {
-            let shares = Shares::new(n_units, n_members);
-            (0..shares.n_chunks()).map(|i| shares.chunk(i).len()).collect::<Vec<_>>()
+            let cut = Chunks::new(n_units, n_members);
+            (0..cut.n_chunks()).map(|i| cut.chunk(i).len()).collect::<Vec<_>>()
         };
         assert_eq!(sizes(64, 2), [16, 16, 8, 8, 4, 4, 4, 4]);
         assert_eq!(sizes(8, 2), [2, 2, 2, 2]);
