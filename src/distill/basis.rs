@@ -202,10 +202,9 @@ mod tests {
     use super::*;
     use crate::distill::data::{Windows, slices};
     use crate::distill::frozen::Precision;
-    use crate::distill::start::{Design, Rank, student};
+    use crate::distill::start::{Design, student};
     use crate::distill::testing::noise;
     use crate::model::{Model, ModelParams};
-    use ggml_ext::lisa::{Activation, Domain, Kind};
 
     #[test]
     fn eigenvectors_are_the_rows() {
@@ -239,19 +238,9 @@ mod tests {
         let text = "Once upon a time there was a little dog who liked to play with a red ball. ".repeat(40);
         let windows = Windows::new(model.tokenizer(), &[text], 32, 1, &mut |_| ()).unwrap();
         let dense = DenseModel::new(&model, 32, Precision::Int8).unwrap();
-        let design = Design {
-            plan: vec![(2, 1), (3, 2)],
-            kind: Kind::Lisa,
-            rank: Rank::Each(4),
-            n_hidden: 3,
-            activation: Activation::Silu,
-            domain: Domain::Log,
-            comp: false,
-            seed: 0,
-        };
         let calibration = windows.first(4);
         let calibration = slices(&calibration);
-        let all = student(&dense, &design, &calibration).unwrap();
+        let all = student(&dense, &Design::of_two_layers(3), &calibration).unwrap();
         let bases = Bases::new(&mut Team::new(2).unwrap(), &dense, &all, &calibration);
         let x = noise(1, all.values.len(), 1.0);
         let mut y = x.clone();

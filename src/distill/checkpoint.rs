@@ -230,7 +230,7 @@ fn check(m: &Module, others: &[Module], model: &DenseModel, n_bytes: usize) -> R
 mod tests {
     use super::*;
     use crate::distill::frozen::Precision;
-    use crate::distill::start::{Design, Rank, student};
+    use crate::distill::start::{Design, student};
     use crate::{Model, ModelParams};
 
     /// The bytes of a checkpoint whose progress was changed by `damage`.
@@ -259,17 +259,7 @@ mod tests {
         let model = Model::embedded(ModelParams::default()).unwrap();
         let dense = DenseModel::new(&model, 16, Precision::Exact).unwrap();
         let ids: Vec<u32> = (0..16).collect();
-        let design = Design {
-            plan: vec![(2, 1), (3, 2)],
-            kind: Kind::Lisa,
-            rank: Rank::Each(4),
-            n_hidden: 2,
-            activation: Activation::Silu,
-            domain: Domain::Log,
-            comp: false,
-            seed: 0,
-        };
-        let state = State::new(student(&dense, &design, &[&ids]).unwrap());
+        let state = State::new(student(&dense, &Design::of_two_layers(2), &[&ids]).unwrap());
         let identity = Identity::from([("--lr".to_owned(), "0.1".to_owned()), ("--seed".to_owned(), "1".to_owned())]);
         let whole = damaged(&state, &identity, &|_| ());
         assert_eq!(Checkpoint::read(&whole, &identity, &dense).unwrap(), state);

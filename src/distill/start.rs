@@ -66,6 +66,23 @@ pub struct Design {
     pub seed: u64,
 }
 
+#[cfg(test)]
+impl Design {
+    /// Two of the embedded model's layers with low-rank scores and `n_hidden` hidden units.
+    pub fn of_two_layers(n_hidden: usize) -> Self {
+        Self {
+            plan: vec![(2, 1), (3, 2)],
+            kind: Kind::Lisa,
+            rank: Rank::Each(4),
+            n_hidden,
+            activation: Activation::Silu,
+            domain: Domain::Log,
+            comp: false,
+            seed: 0,
+        }
+    }
+}
+
 /// How many values a low-rank head has.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Rank {
