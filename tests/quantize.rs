@@ -222,6 +222,9 @@ fn what_is_quantised_is_not_quantised_again_unasked() {
 fn mistakes_are_named_and_write_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let out = text(&folder.path().join("out.gguf"));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let types = text(&elsewhere.path().join("types"));
+    std::fs::write(&types, "ffn=q8_0\nffn_up=Q7\n").unwrap();
     for (args, code, part) in [
         (&["quantize", STORIES, "Q4_X"][..], 2, "'Q4_X'"),
         (&["quantize", STORIES, &out, "Q9_0"], 2, "'Q9_0'"),
@@ -230,6 +233,7 @@ fn mistakes_are_named_and_write_nothing() {
         (&["quantize", "--tensor-type", "ffn", STORIES, &out, "Q8_0"], 2, "--tensor-type ffn"),
         (&["quantize", "--tensor-type", "ffn=Q7", STORIES, &out, "Q8_0"], 2, "'Q7'"),
         (&["quantize", "--tensor-type", "ffn(=Q8_0", STORIES, &out, "Q8_0"], 2, "ffn("),
+        (&["quantize", "--tensor-type-file", &types, STORIES, &out, "Q8_0"], 1, "ffn_up=Q7"),
         (&["quantize", "--output-tensor-type", "int8", STORIES, &out, "Q8_0"], 2, "int8"),
         (&["quantize", "nowhere.gguf", &out, "Q8_0"], 1, "nowhere.gguf"),
         (&["quantize", "--imatrix", "nowhere.dat", STORIES, &out, "Q8_0"], 1, "nowhere.dat"),

@@ -18,19 +18,19 @@ pub struct DeltaNet {
     pub shape: DeltaShape,
     /// Makes queries, keys and values: rows of [`DeltaShape::n_mixed`].
     pub mixed: Linear,
-    /// Makes what results are multiplied with.
+    /// Makes what results are multiplied with: rows of `n_head * head_dim_v`.
     pub gate: Linear,
     /// Makes what decides how fast a head forgets: a number for each.
     pub alpha: Linear,
     /// Makes what decides how far a head goes to what is new: a number for each.
     pub beta: Linear,
-    /// The convolutions' weights, a row of channels for each position, the token's own last.
+    /// The convolutions' weights, `[n_filter, n_mixed]`: a row of channels for each position, the token's own last.
     pub filter: Box<[f32]>,
     /// Added to what `alpha` makes.
     pub alpha_bias: Box<[f32]>,
     /// What the logarithm of a head's decay is, relative to a softplus of that: negative.
     pub decay: Box<[f32]>,
-    /// RMSNorm on every head's results.
+    /// RMSNorm on every head's results, `[head_dim_v]`.
     pub norm: Box<[f32]>,
     /// Its epsilon, and that of the normalisation of queries and keys.
     pub eps: f32,
@@ -92,13 +92,13 @@ impl DeltaShape {
 pub struct DeltaBuffers {
     /// Queries, keys and values before the convolutions, rows of [`DeltaShape::n_mixed`].
     pub mixed: SharedBuf<f32>,
-    /// What results are multiplied with.
+    /// What results are multiplied with, rows of `n_head * head_dim_v`.
     pub gate: SharedBuf<f32>,
     /// Numbers of every head.
     pub alpha: SharedBuf<f32>,
     /// Numbers of every head.
     pub beta: SharedBuf<f32>,
-    /// After the convolutions.
+    /// Queries, keys and values after the convolutions, rows of the same.
     convolved: SharedBuf<f32>,
     /// Rates of every head, a run of `n_ubatch` for each.
     rates: SharedBuf<DeltaRates>,
@@ -136,7 +136,7 @@ pub struct DeltaStep {
 
 impl DeltaNet {
     /// Takes the step's tokens, whose projections are in `buf`, into the state that `cache` keeps. What they read there goes to `out`. Two
-    /// phases.
+    /// phases, and one more where a sequence begins.
     pub fn absorb(
         &self,
         worker: &Worker,

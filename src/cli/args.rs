@@ -193,10 +193,8 @@ impl TextArgs {
     /// The prompt, from wherever it was given, with escapes resolved.
     pub fn prompt(&self) -> Result<Option<String>, CliError> {
         let Some(text) = given_text(self.prompt.as_deref(), self.file.as_deref())? else { return Ok(None) };
-        match (self.unescaped(text), &self.prompt) {
-            (Err(CliError::Usage(what)), None) => Err(CliError::Run(what)),
-            (text, _) => text.map(Some),
-        }
+        let text = self.unescaped(text);
+        if self.prompt.is_some() { text.map(Some) } else { text.map(Some).map_err(CliError::of_file) }
     }
 
     /// `text` with escapes resolved, unless `--no-escape` was given.

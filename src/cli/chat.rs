@@ -1,6 +1,6 @@
 //! `--conversation`: messages in, answers out.
 
-use super::args::{TextArgs, read_text};
+use super::args::{TextArgs, read_text, without_mark};
 use super::commands::{self, Command};
 use super::conversation::{Conversation, Format, messages_from_json};
 use super::engine::{Answer, Engine, Stop};
@@ -19,6 +19,8 @@ pub struct ChatSettings {
     pub single_turn: bool,
     system: Option<String>,
     template: Option<String>,
+    /// Whether that is a file's text, and not a flag's value.
+    template_is_file: bool,
     /// `--chat-template-kwargs`.
     variables: serde_json::Map<String, serde_json::Value>,
     /// `--in-prefix` or `--in-suffix` was given: no template.
@@ -51,7 +53,8 @@ pub fn settings(wanted: bool, args: &ChatArgs, text: &TextArgs) -> Result<Option
             "--in-prefix and --in-suffix take the place of a chat template: give one or the other",
         ));
     }
-    Ok(Some(ChatSettings { single_turn: args.single_turn, system, template, variables, plain }))
+    let (single_turn, template_is_file) = (args.single_turn, args.chat_template_file.is_some());
+    Ok(Some(ChatSettings { single_turn, system, template, template_is_file, variables, plain }))
 }
 
 /// Runs the chat until the user leaves.
@@ -73,7 +76,10 @@ fn format(engine: &Engine, settings: &Settings, chat: &ChatSettings) -> Result<F
     let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
     let chosen = ChatTemplate::choose(chat.template.as_deref(), engine.model.chat_template(), bos, eos);
     let (mut template, notice) = match (chosen, &chat.template) {
-        (Err(e), Some(_)) => return Err(CliError::usage(format!("--chat-template: {e}"))),
+        (Err(e), Some(_)) => {
+            let error = CliError::usage(format!("--chat-template: {e}"));
+            return Err(if chat.template_is_file { error.of_file() } else { error });
+        }
         (chosen, _) => chosen?,
     };
     if let Some(notice) = notice {
@@ -211,7 +217,9 @@ impl ChatSession<'_> {
                 out.flush()?;
             }
             Ok(())
-        })?;
+        });
+        // A part of an answer may be in the session that is in no message.
+        let answer = answer.inspect_err(|_| self.conversation.forget_rendering())?;
         drop(stoppable);
         self.show_end(&mut out, &answer)?;
         explain(self.engine, answer.stop);
@@ -264,7 +272,7 @@ impl ChatSession<'_> {
             }
             Command::Load(path) => {
                 let text = std::fs::read_to_string(&path).map_err(|e| file_error(&path, &e))?;
-                let messages = messages_from_json(&text).map_err(|e| file_error(&path, &e))?;
+                let messages = messages_from_json(&without_mark(text)).map_err(|e| file_error(&path, &e))?;
                 self.say(&format!("Loaded {} messages from {}.", messages.len(), path.display()));
                 self.conversation.replace(messages);
             }

@@ -24,6 +24,14 @@ impl CliError {
     pub fn run(message: impl Into<String>) -> Self {
         CliError::Run(message.into())
     }
+
+    /// The same about what a file holds, where it was thought to be about a flag's value.
+    pub fn of_file(self) -> Self {
+        match self {
+            CliError::Usage(message) => CliError::Run(message),
+            e => e,
+        }
+    }
 }
 
 impl From<lisa_cpp::Error> for CliError {

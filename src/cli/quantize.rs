@@ -126,23 +126,17 @@ impl QuantizeArgs {
 
     /// Which tensors are to have which types, each with the flag or file that says so.
     fn tensor_types(&self) -> Result<Vec<(String, Regex, GgmlType)>, CliError> {
-        let flags = self.tensor_type.iter().map(|text| ("--tensor-type".to_owned(), text.clone()));
-        let mut all: Vec<_> = flags.collect();
-        if let Some(path) = &self.tensor_type_file {
-            let text = super::args::read_text(path)?;
-            all.extend(text.split_whitespace().map(|text| (path.display().to_string(), text.to_owned())));
+        let mut all = Vec::new();
+        for text in &self.tensor_type {
+            all.push(tensors_of_type("--tensor-type", text)?);
         }
-        let parse = |(place, text): &(String, String)| {
-            let fault = |what: String| CliError::usage(format!("{place} {text}: {what}"));
-            let (pattern, ty) = text
-                .rsplit_once('=')
-                .filter(|(pattern, _)| !pattern.is_empty())
-                .ok_or_else(|| fault("expected a regular expression, =, and a type".into()))?;
-            let ty = tensor_type(ty).map_err(fault)?;
-            let pattern = Regex::new(&format!("(?i){pattern}")).map_err(|e| fault(e.to_string()))?;
-            Ok((format!("{place} {text}"), pattern, ty))
-        };
-        all.iter().map(parse).collect()
+        if let Some(path) = &self.tensor_type_file {
+            let place = path.display().to_string();
+            for text in super::args::read_text(path)?.split_whitespace() {
+                all.push(tensors_of_type(&place, text).map_err(CliError::of_file)?);
+            }
+        }
+        Ok(all)
     }
 
     /// The importance matrix, and what the output's metadata say about it.
@@ -174,6 +168,18 @@ impl QuantizeArgs {
         settings.push(int("chunks_count", n_chunks.min(u32::MAX.into()) as i64));
         Ok(Some((importance, settings)))
     }
+}
+
+/// Which tensors `text`, a regular expression and a type, gives that type, with where it stands.
+fn tensors_of_type(place: &str, text: &str) -> Result<(String, Regex, GgmlType), CliError> {
+    let fault = |what: String| CliError::usage(format!("{place} {text}: {what}"));
+    let (pattern, ty) = text
+        .rsplit_once('=')
+        .filter(|(pattern, _)| !pattern.is_empty())
+        .ok_or_else(|| fault("expected a regular expression, =, and a type".into()))?;
+    let ty = tensor_type(ty).map_err(fault)?;
+    let pattern = Regex::new(&format!("(?i){pattern}")).map_err(|e| fault(e.to_string()))?;
+    Ok((format!("{place} {text}"), pattern, ty))
 }
 
 /// Runs the command.

@@ -46,11 +46,11 @@ pub struct TokenizeArgs {
 /// Runs the command.
 pub fn run(args: &TokenizeArgs) -> Result<(), CliError> {
     let tokenizer = load::tokenizer(args.model.as_deref())?;
+    let meant = |text: String| if args.no_escape { Ok(text) } else { unescape(&text) };
     let text = match &args.prompt {
-        Some(text) => text.clone(),
-        None => read_text(args.file.as_deref().unwrap_or(Path::new("-")))?,
+        Some(text) => meant(text.clone())?,
+        None => meant(read_text(args.file.as_deref().unwrap_or(Path::new("-")))?).map_err(CliError::of_file)?,
     };
-    let text = if args.no_escape { text } else { unescape(&text)? };
     let ids = tokenizer.encode(&text, !args.no_bos, !args.no_parse_special)?;
     let mut out = std::io::stdout().lock();
     if args.ids {

@@ -19,7 +19,7 @@ pub struct Latent {
     pub rank: usize,
     /// Values beside it, which rotate.
     pub n_rot: usize,
-    /// The second step of queries, where they are made in two: a norm and a projection.
+    /// The second step of queries, where they are made in two: a norm, and a projection to those of all heads.
     pub q: Option<(Norm, Linear)>,
     /// RMSNorm on the latent, where keys are made of it: of a layer with scores of its own.
     pub norm: Option<Box<[f32]>>,
@@ -31,12 +31,12 @@ pub struct Latent {
 pub enum LatentHeads {
     /// Matrices that are absorbed.
     Absorbed {
-        /// Multiplies queries, `[n_head * rank, values that do not rotate]`; of a layer that has queries.
+        /// Multiplies queries, `[n_head * rank, n_plain]` with the values of a head that do not rotate; of a layer that has queries.
         k: Option<Stack>,
         /// Multiplies sums, `[n_head * head_dim_v, rank]`.
         v: Stack,
     },
-    /// Makes for every head a key, but what rotates of it, and a value.
+    /// Makes for every head a key, but what rotates of it, and a value: `[n_head * (n_plain + head_dim_v), rank]`.
     Made(Linear),
 }
 
@@ -68,15 +68,16 @@ impl Latent {
 
 /// Work space for these layers, rows for every token of a pass.
 pub(super) struct LatentBuffers {
-    /// What the layer's first projections make of its input: queries, or what these are made of; a latent, and what rotates.
+    /// What the layer's first projections make of its input: queries, or what these are made of; and `[rank + n_rot]`, a latent and what
+    /// rotates.
     q: SharedBuf<f32>,
     k: SharedBuf<f32>,
     rows: Widths,
     /// A row for every head.
     head_rows: Widths,
-    /// Weighted sums of latents, of all heads. No product meets them as they lie there.
+    /// Weighted sums of latents, `[n_head * rank]`. No product meets them as they lie there.
     sums: Activations,
-    /// What matrices make of latents or of their sums.
+    /// What matrices make of latents, `[n_head * (n_plain + head_dim_v)]`, or of their sums, `[n_head * head_dim_v]`.
     made: SharedBuf<f32>,
 }
 

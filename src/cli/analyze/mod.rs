@@ -2,6 +2,7 @@
 
 mod html;
 
+use super::args::threads;
 use super::distill::{DEFAULT_RANK, KindArg, TextSource, dense, precision, prepare};
 use super::error::CliError;
 use super::load;
@@ -10,7 +11,6 @@ use super::progress::{Log, Progress};
 use super::signals::Stoppable;
 use clap::Args;
 use ggml_ext::lisa::{Activation, Domain, Kind};
-use lisa_cpp::compute::default_threads;
 use lisa_cpp::distill::choose::{SingleModules, candidates, single};
 use lisa_cpp::distill::data::slices;
 use lisa_cpp::distill::similarity::{self, Similarity, rank_correlation};
@@ -150,12 +150,12 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
     if args.rank.is_some() && args.kind == KindArg::Shared {
         return Err(CliError::usage("--rank does something with --kind lisa only"));
     }
+    let n_threads = threads("--threads", args.threads)?;
     let file = load::file(args.model.as_deref())?;
     let inputs = Inputs::default().with(&args.model).with([&args.text.file]);
     let html = args.html.as_deref().map(|p| Output::create(p, &inputs)).transpose()?;
     let (model, windows, _) = prepare(&file, &args.text, args.ctx_size as usize, 0, log)?;
     let dense = dense(&model, args.ctx_size as usize, precision(args.exact), false, log)?;
-    let n_threads = if args.threads <= 0 { default_threads() } else { args.threads.min(1024) as usize };
     let mut team = Team::new(n_threads)?;
     let stop = Stoppable::install()?;
     let chosen = windows.first(args.chunks);

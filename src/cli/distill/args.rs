@@ -3,7 +3,6 @@
 use clap::builder::PossibleValue;
 use clap::{Args, ValueEnum};
 use ggml_ext::lisa::{Activation, Domain, Kind};
-use lisa_cpp::compute::default_threads;
 use lisa_cpp::distill::choose::{can_take, predecessor};
 use lisa_cpp::distill::data::{Exclude, texts};
 use lisa_cpp::distill::dense::DenseModel;
@@ -12,7 +11,7 @@ use lisa_cpp::distill::trainer::Settings;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::cli::args::{read_text, without_mark};
+use crate::cli::args::{read_text, threads, without_mark};
 use crate::cli::error::CliError;
 
 /// Text to train or measure on.
@@ -353,11 +352,7 @@ impl DistillArgs {
 
     /// `--threads`, resolved.
     pub fn n_threads(&self) -> Result<usize, CliError> {
-        match self.threads {
-            ..=0 => Ok(default_threads()),
-            n @ 1..=1024 => Ok(n as usize),
-            n => Err(CliError::usage(format!("--threads: {n} is more than the 1024 threads supported"))),
-        }
+        threads("--threads", self.threads)
     }
 }
 

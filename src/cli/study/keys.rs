@@ -2,6 +2,7 @@
 
 use crate::cli::error::CliError;
 use crate::cli::load::share_plan;
+use crate::cli::memory::cpu_name;
 use ggml_ext::kernels::Kernels;
 use lisa_cpp::compute::default_threads;
 use lisa_cpp::eval::study::{Cell, Config, Hashes, Job, Quant, Speed};
@@ -116,10 +117,8 @@ fn machine(speed: &Speed) -> Result<Value, CliError> {
     Ok(json!({ "cpu": cpu(), "kernels": kernels.tier.name() }))
 }
 
-/// The processor's name, where the system tells.
+/// The processor's name, or its kind where the system does not tell that.
 fn cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name =
-        info.lines().find_map(|l| l.strip_prefix("model name")?.split_once(':').map(|(_, n)| n.trim().to_owned()));
-    name.unwrap_or_else(|| std::env::consts::ARCH.into())
+    let name = cpu_name();
+    if name.is_empty() { std::env::consts::ARCH.into() } else { name }
 }
