@@ -42,7 +42,8 @@ impl Keys {
     /// [`Error::Impossible`] when there is not so much memory, or keys do not divide into the type's blocks.
     pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, n_positions: usize) -> Result<Self> {
         let (group_bytes, n_groups) = (ty.row_bytes(dim)?.saturating_mul(KEY_GROUP), n_positions.div_ceil(KEY_GROUP));
-        let bytes = reserve(n_head.checked_mul(group_bytes), n_groups)?;
+        let n_bytes = n_head.checked_mul(group_bytes).and_then(|n| n.checked_mul(n_groups));
+        let bytes = reserve(n_bytes, n_positions)?;
         Ok(Self { ty, n_head, dim, group_bytes, n_groups, bytes })
     }
 
@@ -258,4 +259,15 @@ fn as_keys_q8_0(bytes: &[u8]) -> &[KeysQ8_0] {
     let (head, x, tail) = unsafe { bytes.align_to() };
     assert!(head.is_empty() && tail.is_empty());
     x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_positions_are_counted_one_by_one() {
+        let refused = Keys::new(CacheType::F32, 1 << 20, 1 << 10, 1 << 50).err().unwrap().to_string();
+        assert!(refused.contains(&format!("a context of {} tokens", 1u64 << 50)), "{refused}");
+    }
 }

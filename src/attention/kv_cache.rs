@@ -101,7 +101,7 @@ pub enum Block<'a> {
 impl Values {
     fn new(ty: CacheType, n_head: usize, dim: usize, n_positions: usize) -> Result<Self> {
         let row_bytes = ty.row_bytes(dim)?;
-        let bytes = reserve(n_head.checked_mul(row_bytes), n_positions)?;
+        let bytes = reserve(n_head.checked_mul(row_bytes).and_then(|n| n.checked_mul(n_positions)), n_positions)?;
         Ok(Self { ty, dim, row_bytes, n_positions, bytes })
     }
 
@@ -181,11 +181,11 @@ fn room(n_ctx: usize) -> usize {
     n_ctx.checked_next_multiple_of(KEY_GROUP).unwrap_or(n_ctx)
 }
 
-/// Memory for `n_ctx` positions of so many bytes.
-pub(super) fn reserve(bytes_per_token: Option<usize>, n_ctx: usize) -> Result<SharedBuf<u8>> {
-    let len = bytes_per_token.and_then(|n| n.checked_mul(n_ctx)).filter(|&n| n <= isize::MAX as usize / 2);
+/// So many bytes, for `n_positions`; none where they cannot be counted.
+pub(super) fn reserve(n_bytes: Option<usize>, n_positions: usize) -> Result<SharedBuf<u8>> {
+    let len = n_bytes.filter(|&n| n <= isize::MAX as usize / 2);
     len.and_then(SharedBuf::try_new).ok_or_else(|| {
-        Error::Impossible(format!("a context of {n_ctx} tokens needs more memory than there is: lower -c"))
+        Error::Impossible(format!("a context of {n_positions} tokens needs more memory than there is: lower -c"))
     })
 }
 
