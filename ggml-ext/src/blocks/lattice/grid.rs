@@ -45,6 +45,11 @@ impl Grid {
         self.points[i]
     }
 
+    /// Whether it is one of the grid's points.
+    pub fn contains(&self, point: u16) -> bool {
+        self.points.binary_search(&point).is_ok()
+    }
+
     /// The number of a point.
     ///
     /// # Panics

@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn blocks_split_and_join() {
         for seed in 0..64 {
-            let noise = |i: usize| ((i + 1) * (2 * seed + 167) * 2_654_435_761 >> 13) as u8;
+            let noise = |i: usize| (((i + 1) * (2 * seed + 167) * 2_654_435_761) >> 13) as u8;
             assert_inverse::<IQ1_S>(noise);
             assert_inverse::<IQ1_M>(noise);
             assert_inverse::<IQ2_XXS>(noise);

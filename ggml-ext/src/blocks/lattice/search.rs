@@ -1,12 +1,14 @@
 //! The quantiser of the lattice types.
 //!
-//! Which signs a block has is settled first; then, with the block's `d` as stored, every group tries the neighbours of its scale, each
-//! with the nearest points of the grid, all of which are compared; the choices made, `d` is solved for by least squares; and so on
-//! while the error falls. Points are compared side by side, one in each lane of a vector.
+//! Which signs a block has is settled first; then, with the block's `d` as stored, every group takes the best of all scales with the
+//! nearest points of the grid; the choices made, `d` is solved for by least squares; and so on while the error falls. What the
+//! error would be if any levels made a point bounds it from below, so that few scales are tried in earnest; and where the
+//! nearest levels do make a point, no other can be better. Otherwise all points are compared, side by side in the lanes of
+//! vectors.
 
 use super::super::fit::{self, LANES, Lanes, Levels};
 use super::super::{float, inverse, weights};
-use super::{HighBits, Kind, LEN, put_point};
+use super::{HighBits, Kind, LEN, level_bits, put_point};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::Tier;
 
@@ -53,8 +55,8 @@ fn search_avx2(kind: &Kind, x: &[f32; LEN], importance: Option<&[f32]>) -> Found
 fn search_with(kind: &Kind, x: &[f32; LEN], importance: Option<&[f32]>) -> Found {
     let w = weights(x, importance);
     let block = Block::new(kind, x, &w);
-    let (mut d, mut scales) = first_guess(kind, x, &w);
-    let mut codes = [0; LEN];
+    let mut d = block.first_guess(kind);
+    let (mut scales, mut codes) = ([1; 16], [0; LEN]);
     let mut best: Option<(f32, Found)> = None;
     let n = LEN / kind.groups;
     for _ in 0..ROUNDS {
@@ -83,41 +85,24 @@ fn search_with(kind: &Kind, x: &[f32; LEN], importance: Option<&[f32]>) -> Found
     best.expect("there is a first round").1
 }
 
-/// `d` as stored and scales, as if any level could stand next to any other.
+/// Levels of which one is nearest to anything. The first eight are all there are or, in points of four elements, all magnitudes; so
+/// errors with them are never larger than with points.
 #[inline(always)]
-fn first_guess(kind: &Kind, x: &[f32; LEN], w: &[f32; LEN]) -> ([u8; 2], [u8; 16]) {
+fn levels(kind: &Kind) -> Levels<impl Fn(f32) -> f32> {
+    let all = kind.levels;
     let mut peak = 0.0_f32;
-    for level in kind.levels {
+    for level in all {
         peak = peak.max(f32::from(level));
     }
-    let snap = |v: f32| {
-        let mut best = f32::from(kind.levels[0]);
-        for &level in &kind.levels[1..1 << kind.bits()] {
+    let snap = move |v: f32| {
+        let mut best = f32::from(all[0]);
+        for &level in &all[1..8] {
             let level = f32::from(level);
             best = if (v - level).abs() < (v - best).abs() { level } else { best };
         }
         best
     };
-    let levels = Levels { peak, gap: peak / 4.0, snap };
-    let n = LEN / kind.groups;
-    let (mut wished, mut heavy) = ([0.0; 16], [0.0; 16]);
-    for (j, (x, w)) in x.chunks_exact(n).zip(w.chunks_exact(n)).enumerate() {
-        // Levels lie alike on both sides of zero, so the scale may have either sign.
-        wished[j] = fit::scale(x, w, &levels).abs();
-        for w in w {
-            heavy[j] += w;
-        }
-    }
-    let max = f32::from(kind.max_scale);
-    let odd = |v: f32| 2.0 * fit::round(0.5 * (v - 1.0), 0.0, 0.5 * (max - 1.0)) + 1.0;
-    let scales = Levels { peak: max, gap: 2.0, snap: odd };
-    let d = float::scale_bytes(fit::scale(&wished[..kind.groups], &heavy[..kind.groups], &scales) / kind.unit);
-    let id = inverse(float::scale(d) * kind.unit);
-    let mut scales = [1; 16];
-    for (s, wished) in scales.iter_mut().zip(wished) {
-        *s = odd(wished * id) as u8;
-    }
-    (d, scales)
+    Levels { peak, gap: peak / 4.0, snap }
 }
 
 /// A block of values and weights that is being quantised.
@@ -152,18 +137,43 @@ impl<'a> Block<'a> {
         Block { targets, signs, w }
     }
 
-    /// Moves the scale `s` of the group that begins at `at` to the better of its neighbours if there is one; writes the codes for it
-    /// and returns their weighted squared error.
+    /// `d` as stored, as if any levels could make a point.
+    #[inline(always)]
+    fn first_guess(&self, kind: &Kind) -> [u8; 2] {
+        let (levels, n) = (levels(kind), LEN / kind.groups);
+        let (mut wished, mut heavy) = ([0.0; 16], [0.0; 16]);
+        for (j, (x, w)) in self.targets.chunks_exact(n).zip(self.w.chunks_exact(n)).enumerate() {
+            // Levels lie alike on both sides of zero, so the scale may have either sign.
+            wished[j] = fit::scale(x, w, &levels).abs();
+            for w in w {
+                heavy[j] += w;
+            }
+        }
+        let max = f32::from(kind.max_scale);
+        let snap = |v: f32| 2.0 * fit::round(0.5 * (v - 1.0), 0.0, 0.5 * (max - 1.0)) + 1.0;
+        let scales = Levels { peak: max, gap: 2.0, snap };
+        float::scale_bytes(fit::scale(&wished[..kind.groups], &heavy[..kind.groups], &scales) / kind.unit)
+    }
+
+    /// Chooses the scale `s` of the group that begins at `at`; writes the codes for it and returns their weighted squared error.
     #[inline(always)]
     fn choose(&self, kind: &Kind, at: usize, unit: f32, s: &mut u8, codes: &mut [u8]) -> f32 {
         let mut trial = [0; 32];
         let trial = &mut trial[..codes.len()];
-        let before = *s;
-        let mut least = self.nearest(kind, at, unit * f32::from(before), codes);
-        for tried in [before.saturating_sub(2).max(1), (before + 2).min(kind.max_scale)] {
-            let error = self.nearest(kind, at, unit * f32::from(tried), trial);
-            if error < least {
-                (*s, least) = (tried, error);
+        let (x, w) = (&self.targets[at..at + codes.len()], &self.w[at..at + codes.len()]);
+        // Lane `l` is scale `2 * l + 1`.
+        let n_scales = usize::from(kind.max_scale).div_ceil(2);
+        let mut bounds = fit::scale_errors(x, w, &fit::lanes(|l| unit * (2 * l + 1) as f32), &levels(kind));
+        let mut least = f32::INFINITY;
+        for i in 0..n_scales {
+            let lane = (1..n_scales).fold(0, |best, l| if bounds[l] < bounds[best] { l } else { best });
+            if i > 0 && bounds[lane] >= least {
+                break;
+            }
+            bounds[lane] = f32::INFINITY;
+            let error = self.nearest(kind, at, unit * (2 * lane + 1) as f32, trial);
+            if error < least || i == 0 {
+                (*s, least) = (2 * lane as u8 + 1, error);
                 codes.copy_from_slice(trial);
             }
         }
@@ -238,6 +248,23 @@ fn nearest_point<const D: usize>(
         let x = target[i] + shift;
         base += w[i] * x * x;
         (p[i], q[i]) = (-2.0 * w[i] * x * step, w[i] * step * step);
+    }
+    // The nearest levels; if there is such a point, none is nearer.
+    let (mut point, mut error) = (0, 0.0);
+    for i in 0..D {
+        let n_levels = 1 << level_bits(D);
+        let of = |level: i8| f32::from(level) * (p[i] + f32::from(level) * q[i]);
+        let (mut best, mut level) = (of(kind.levels[0]), 0);
+        for (l, &value) in kind.levels[1..n_levels].iter().enumerate() {
+            let off = of(value);
+            (best, level) = if off < best { (off, l as u16 + 1) } else { (best, level) };
+        }
+        point |= level << (16 / D * i);
+        error += best;
+    }
+    if kind.grid.contains(point) {
+        put_point::<D>(point, high, codes);
+        return base + error;
     }
     let (mut least, mut chunk_of): (Lanes, [u32; LANES]) = ([f32::INFINITY; LANES], [0; LANES]);
     for (c, elements) in kind.grid.lanes(D, &kind.levels).chunks_exact(D).enumerate() {
