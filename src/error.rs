@@ -51,8 +51,11 @@ pub enum Error {
     /// What is asked for cannot be had of this model, these files or this machine.
     #[error("{}", one_line(.0))]
     Impossible(String),
+    /// A grammar or JSON schema that is not as expected.
+    #[error("grammar: {}", one_line(.0))]
+    Grammar(String),
     /// No token can be chosen from the logits.
-    #[error("sampling: {0}")]
+    #[error("sampling: {}", one_line(.0))]
     Sampling(String),
     /// More tokens than the context can hold.
     #[error("{n_prompt} tokens do not fit into a context of {n_ctx}: {} too many; raise -c or shorten the prompt",

@@ -20,6 +20,7 @@ const MULTI_LETTER: &[(&str, &str)] = &[
     ("-no-cnv", "no-conversation"),
     ("-st", "single-turn"),
     ("-sp", "special"),
+    ("-jf", "json-schema-file"),
     ("-ofreq", "output-frequency"),
     ("-ctk", "cache-type-k"),
     ("-ctv", "cache-type-v"),

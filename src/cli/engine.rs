@@ -8,6 +8,7 @@ use lisa_cpp::Error;
 use lisa_cpp::compute::Profile;
 use lisa_cpp::model::Model;
 use lisa_cpp::runtime::Session;
+use lisa_cpp::runtime::constraint::Constraint;
 use lisa_cpp::runtime::sampler::Sampler;
 use lisa_cpp::tokenizer::{StreamDecoder, Tokenizer};
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub struct Limits {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Stop {
-    /// The model ended it.
+    /// The model ended it, or the grammar allows nothing more.
     EndOfText,
     /// `--predict` tokens were generated.
     #[default]
@@ -89,6 +90,10 @@ pub struct Engine {
     pub limits: Limits,
     session: Session,
     sampler: Sampler,
+    /// What answers must be.
+    constraint: Option<Constraint>,
+    /// The constraint allows an end here.
+    complete: bool,
     /// A token that the sampler has been told of and the session has not.
     accepted: Option<u32>,
     /// Length of the prompt the context began with.
@@ -106,11 +111,12 @@ impl Engine {
         model: Arc<Model>,
         session: Session,
         sampler: Sampler,
+        constraint: Option<Constraint>,
         timings: Timings,
         log: Log,
         limits: Limits,
     ) -> Self {
-        Engine { model, timings, log, limits, session, sampler, accepted: None, n_first: 0 }
+        Engine { model, timings, log, limits, session, sampler, constraint, complete: true, accepted: None, n_first: 0 }
     }
 
     /// The model's vocabulary.
@@ -147,6 +153,11 @@ impl Engine {
         }
     }
 
+    /// Whether the last answer is not all that the grammar asks for.
+    pub fn is_cut_short(&self) -> bool {
+        !self.complete
+    }
+
     /// Points Ctrl-C at the computation for as long as the result lives.
     pub fn stoppable(&self) -> Stoppable {
         Stoppable::new(self.session.abort_flag())
@@ -175,6 +186,10 @@ impl Engine {
         self.check_room(ids.len())?;
         if self.held().is_empty() {
             self.n_first = ids.len();
+        }
+        // Every answer begins the grammar anew.
+        if let Some(constraint) = &mut self.constraint {
+            constraint.reset();
         }
         let mut rest = ids;
         let next = loop {
@@ -209,7 +224,7 @@ impl Engine {
         // An answer's last token may come again with the text after it.
         let known = self.accepted.take().filter(|id| ids.first() == Some(id)).map_or(0, |_| 1);
         ids[known..].iter().for_each(|&id| self.sampler.accept(id));
-        let next = if last { Some(self.sampler.sample(logits)?) } else { None };
+        let next = if last { Some(choose(&mut self.sampler, &mut self.constraint, logits)?) } else { None };
         self.timings.sampling += start.elapsed();
         Ok(next)
     }
@@ -256,6 +271,13 @@ impl Engine {
             self.sampler.accept(id);
             self.accepted = Some(id);
             answer.tokens.push(id);
+            let mut finished = false;
+            if let Some(constraint) = &mut self.constraint {
+                let start = Instant::now();
+                constraint.accept(id)?;
+                finished = constraint.is_finished();
+                self.timings.sampling += start.elapsed();
+            }
             let before = answer.text.len();
             emit(&mut answer, &decoder.push(&tokenizer.token_bytes(id, self.limits.special)))?;
             answer.message.push_str(&said.push(&tokenizer.token_bytes(id, false)));
@@ -266,6 +288,9 @@ impl Engine {
             answer.pending = Some(id);
             if self.limits.reverse_prompts.iter().any(|stop| appears_after(&answer.text, before, stop)) {
                 break Stop::ReversePrompt;
+            }
+            if finished {
+                break Stop::EndOfText;
             }
             if self.limits.n_predict.is_some_and(|n| answer.tokens.len() >= n) {
                 break Stop::Limit;
@@ -294,12 +319,23 @@ impl Engine {
             answer.pending = None;
             self.accepted = None;
             let start = Instant::now();
-            next = self.sampler.sample(logits)?;
+            next = choose(&mut self.sampler, &mut self.constraint, logits)?;
             self.timings.sampling += start.elapsed();
         };
+        if let Some(constraint) = &mut self.constraint {
+            self.complete = constraint.is_complete()?;
+        }
         emit(&mut answer, &decoder.finish())?;
         answer.message.push_str(&said.finish());
         Ok(answer)
+    }
+}
+
+/// The next token, one that the constraint allows if there is one.
+fn choose(sampler: &mut Sampler, constraint: &mut Option<Constraint>, logits: &[f32]) -> Result<u32, lisa_cpp::Error> {
+    match constraint {
+        Some(constraint) => sampler.sample_constrained(logits, constraint),
+        None => sampler.sample(logits),
     }
 }
 

@@ -109,10 +109,6 @@ const FLAGS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "constrained generation is not supported",
-        &["--grammar", "--grammar-file", "-j", "--json-schema", "-jf", "--json-schema-file"],
-    ),
-    (
         "adapters and control vectors are not supported; --lisa takes sidecars of attention modules",
         &[
             "--lora",

@@ -3,6 +3,7 @@
 use super::args::{ComputeArgs, ModelArgs, TextArgs};
 use super::engine::{Answer, Engine, Limits, Stop};
 use super::error::CliError;
+use super::grammar::GrammarArgs;
 use super::output::Inputs;
 use super::progress::Log;
 use super::sampling::SamplingArgs;
@@ -30,6 +31,8 @@ pub struct GenerateArgs {
     chat: ChatArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    grammar: GrammarArgs,
     #[command(flatten)]
     compute: ComputeArgs,
 }
@@ -157,6 +160,7 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         return Err(CliError::usage("--json: a conversation is not one object (use --single-turn)"));
     }
     args.compute.session_params(0)?;
+    let grammar = args.grammar.given()?;
 
     let mut timings = Timings::start();
     let model = load::model(&args.model, &args.compute, settings.log)?;
@@ -165,10 +169,11 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
         session.start_profile();
     }
     let sampler = Sampler::new(&settings.sampling, model.tokenizer(), session.n_ctx())?;
+    let constraint = grammar.map(|g| g.constraint(model.tokenizer())).transpose()?;
     timings.loaded();
     settings.log.line(format_args!("sampler: seed {}, {}", sampler.seed(), sampler.describe_chain()));
     let seed = sampler.seed();
-    let mut engine = Engine::new(model, session, sampler, timings, settings.log, limits);
+    let mut engine = Engine::new(model, session, sampler, constraint, timings, settings.log, limits);
     signals::install().map_err(|e| CliError::run(format!("cannot handle Ctrl-C: {e}")))?;
     match chat {
         Some(chat) => chat::run(&mut engine, &settings, chat, seed),
@@ -186,7 +191,10 @@ fn settings(args: &GenerateArgs) -> Result<Settings, CliError> {
         log: Log::new(!args.output.log_disable),
         perf: !args.output.no_perf,
         json: args.output.json,
-        inputs: Inputs::of_model(&args.model).with(&args.text.file),
+        inputs: Inputs::of_model(&args.model)
+            .with(&args.text.file)
+            .with(&args.grammar.grammar_file)
+            .with(&args.grammar.json_schema_file),
     })
 }
 
@@ -262,6 +270,9 @@ pub fn explain(engine: &Engine, stop: Stop) {
             "note: stopped because the context of {} tokens is full (-c makes it larger, --context-shift goes on)",
             engine.n_ctx()
         ));
+    }
+    if engine.is_cut_short() {
+        engine.log.line("note: the answer ends before what the grammar asks for is complete");
     }
 }
 

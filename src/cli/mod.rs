@@ -17,6 +17,7 @@ mod eval;
 mod extract;
 mod foreign;
 mod generate;
+mod grammar;
 mod imatrix;
 mod input;
 mod inspect;

@@ -1,6 +1,7 @@
-//! Running a model: sessions, sampling, chat templates.
+//! Running a model: sessions, sampling, grammars, chat templates.
 
 pub mod chat;
+pub mod constraint;
 pub mod sampler;
 mod session;
 mod vocab;

@@ -49,6 +49,15 @@ impl Candidates {
         self.list.clear();
     }
 
+    /// Forbids the tokens that are not `allowed`. At the start of a step.
+    pub fn keep_only(&mut self, allowed: impl Fn(u32) -> bool) {
+        for (id, logit) in self.dense.iter_mut().enumerate() {
+            if !allowed(id as u32) {
+                *logit = f32::NEG_INFINITY;
+            }
+        }
+    }
+
     /// Changes the logit of one token, if it is still in play.
     pub fn edit(&mut self, id: u32, f: impl FnOnce(f32) -> f32) {
         let slot = if self.is_dense {

@@ -22,6 +22,7 @@ use std::borrow::Cow;
 
 pub use params::{LogitBias, RANDOM_SEED, SamplerKind, SamplerParams, parse_seed};
 
+use super::constraint::Constraint;
 use crate::{Error, Result};
 use adaptive::Adaptive;
 use candidates::Candidates;
@@ -29,6 +30,7 @@ use dry::Dry;
 use mirostat::Mirostat;
 use penalties::Penalties;
 use rng::Mt19937;
+use toktrie::SimpleVob;
 
 /// What the sampler needs to know of a vocabulary.
 pub trait SamplerVocab {
@@ -145,8 +147,59 @@ impl Sampler {
     /// [`Error::Sampling`] when every token is forbidden or has a logit of NaN or -inf: the model is broken or the biases
     /// forbid everything.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        self.choose(logits, None).ok_or_else(|| {
+            Error::Sampling(if logits.iter().any(|l| l.is_nan()) {
+                "the model's logits are not numbers (NaN)".into()
+            } else {
+                "every token is forbidden (by --logit-bias or --ignore-eos, or the model's logits are all -inf)".into()
+            })
+        })
+    }
+
+    /// Chooses a token as [`Sampler::sample`] does, among those that the constraint allows. It is not recorded, here or there.
+    ///
+    /// The first draw is made without the constraint. Only if what it chooses is not allowed, the others that are not
+    /// allowed are forbidden too and a second draw is made, with the next random numbers: as llama.cpp does it, and so that
+    /// a constraint costs next to nothing where the model keeps to it by itself. Where nothing but the end of the text is
+    /// allowed, a token that ends it is chosen even if `ignore_eos` or a bias forbids all of them.
+    ///
+    /// # Errors
+    /// As of [`Sampler::sample`]; [`Error::Sampling`] too when the constraint allows no token of the vocabulary, and when a
+    /// JSON schema needs more work than its limits allow.
+    pub fn sample_constrained(&mut self, logits: &[f32], constraint: &mut Constraint) -> Result<u32> {
+        // Nothing to choose from is no error yet: what is forbidden may be all that the constraint allows.
+        let first = self.choose(logits, None);
+        if let Some(id) = first
+            && constraint.allows(id)?
+        {
+            return Ok(id);
+        }
+        let allowed = constraint.allowed()?;
+        if let Some(id) = self.choose(logits, Some(&allowed)) {
+            return Ok(id);
+        }
+        if constraint.ends_here(&allowed)? {
+            let logit = |id: &u32| logits.get(*id as usize).map_or(f32::NEG_INFINITY, |l| l.max(f32::MIN));
+            let best = allowed.iter().max_by(|a, b| logit(a).total_cmp(&logit(b)).then(b.cmp(a)));
+            return best.ok_or_else(|| Error::Sampling("the vocabulary has no token that ends a text".into()));
+        }
+        if first.is_none() {
+            return self.sample(logits);
+        }
+        Err(Error::Sampling(if allowed.is_zero() {
+            "the grammar allows no token of this vocabulary here".into()
+        } else {
+            "what the grammar allows here is forbidden by --logit-bias, or its logits are all -inf".into()
+        }))
+    }
+
+    /// Runs the chain over the `allowed` tokens, all of them if none are given.
+    fn choose(&mut self, logits: &[f32], allowed: Option<&SimpleVob>) -> Option<u32> {
         let c = &mut self.candidates;
         c.load(logits);
+        if let Some(allowed) = allowed {
+            c.keep_only(|id| (id as usize) < self.n_vocab && allowed.is_allowed(id));
+        }
         for b in &self.biases {
             c.edit(b.token, |l| l + b.bias);
         }
@@ -187,14 +240,7 @@ impl Sampler {
                 None => stages::draw(c, &mut self.rng),
             }
         };
-        match chosen {
-            Some(i) => Ok(self.candidates.list()[i].id),
-            None => Err(Error::Sampling(if logits.iter().any(|l| l.is_nan()) {
-                "the model's logits are not numbers (NaN)".into()
-            } else {
-                "every token is forbidden (by --logit-bias or --ignore-eos, or the model's logits are all -inf)".into()
-            })),
-        }
+        chosen.map(|i| self.candidates.list()[i].id)
     }
 
     /// The stages that act, in order, with their parameters: `logits -> top_k 40 -> top_p 0.95 -> ... -> draw`.
