@@ -32,7 +32,9 @@ fn check_person(text: &str) {
 fn an_answer_is_one_of_the_texts() {
     let mut seen = Vec::new();
     for seed in 0..12 {
-        let (text, object) = answer(&["--grammar", r#"root ::= "yes" | "no""#, "--temp", "5", "-s", &seed.to_string()]);
+        let (hot, seed) = (["--temp", "9", "--top-k", "0", "--top-p", "1", "--min-p", "0"], seed.to_string());
+        let args = ["--grammar", r#"root ::= "yes" | "no""#, "-s", &seed];
+        let (text, object) = answer(&[&args[..], &hot].concat());
         assert!(["yes", "no"].contains(&&*text), "{text}");
         assert_eq!(object["stop"], "eog");
         seen.push(text);
@@ -117,20 +119,18 @@ fn where_an_answer_ends() {
 fn biases_count_among_what_is_allowed() {
     let id = |text: &str| {
         let ids: Vec<u32> = serde_json::from_str(&ok(&["tokenize", "--ids", "--log-disable", "-p", text])).unwrap();
-        ids[ids.len() - 1].to_string()
+        ids[ids.len() - 1]
     };
-    let grammar = r#"root ::= [ab]"#;
-    let biased = |a: &str, b: &str| ["-l".to_owned(), id("xa") + a, "-l".to_owned(), id("xb") + b];
-    let args = |bias: &[String]| -> Vec<String> {
-        ["-p", "x", "--grammar", grammar, "--log-disable"]
-            .iter()
-            .map(|s| (*s).to_owned())
-            .chain(bias.iter().cloned())
-            .collect()
+    // A letter is a token, and so is the byte that it is: tokens 3 to 258 are the bytes.
+    let forbidden = |letter: char| {
+        let both = [id(&format!("x{letter}")), 3 + letter as u32];
+        both.into_iter().flat_map(|id| ["-l".to_owned(), format!("{id}-inf")]).collect::<Vec<_>>()
     };
-    assert_eq!(ok(&args(&biased("-inf", "+0"))), "b\n");
-    assert_eq!(ok(&args(&biased("+0", "-inf"))), "a\n");
-    refused(&args(&biased("-inf", "-inf")), 1, &["what the grammar allows here is forbidden by --logit-bias"]);
+    let args = ["-p", "x", "--grammar", "root ::= [ab]", "--log-disable"].map(str::to_owned);
+    assert_eq!(ok(&[&args[..], &forbidden('a')].concat()), "b\n");
+    assert_eq!(ok(&[&args[..], &forbidden('b')].concat()), "a\n");
+    let all = [&args[..], &forbidden('a'), &forbidden('b')].concat();
+    refused(&all, 1, &["what the grammar allows here is forbidden by --logit-bias"]);
 }
 
 #[test]

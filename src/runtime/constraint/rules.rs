@@ -215,7 +215,7 @@ impl Rules {
             if index[first as usize] != NEW {
                 continue;
             }
-            let mut path: Vec<(u32, Vec<(u32, bool)>, usize)> = vec![(first, self.beginnings(first), 0)];
+            let mut path = vec![(first, self.beginnings(first), 0usize)];
             while let Some((rule, parts, at)) = path.last_mut() {
                 let r = *rule as usize;
                 if *at == 0 && index[r] == NEW {
