@@ -8,7 +8,7 @@ use llguidance::{JsonCompileOptions, Matcher, ParserFactory, TokenParser};
 use serde_json::{Map, Value};
 use toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv};
 
-use super::closed;
+use super::narrow;
 use super::tokens::Tokens;
 use crate::{Error, Result};
 
@@ -35,11 +35,13 @@ impl Schema {
             Value::Object(_) => {}
             _ => return Err(Error::Grammar("a JSON schema is an object".into())),
         }
-        closed::close(&mut schema);
+        narrow::narrow(&mut schema);
         JsonCompileOptions {
             whitespace_pattern: Some(WHITE_SPACE.into()),
             // To be valid by exactly one of several is beyond a grammar: by at least one.
             coerce_one_of: true,
+            // A schema says nothing about how a string is spelt.
+            json_allow_general_unicode_escapes: true,
             ..Default::default()
         }
         .apply_to(&mut schema);

@@ -28,10 +28,10 @@
 //! ```
 
 mod automaton;
-mod closed;
 mod follow;
 mod gbnf;
 mod json;
+mod narrow;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -69,8 +69,8 @@ impl Grammar {
 
     /// Reads a JSON schema: a text of its language is a JSON value that fulfils it, properties in the schema's order.
     ///
-    /// An object that lists `properties` has no others unless `additionalProperties` says so. Of `oneOf` at least one
-    /// is fulfilled. References lead to definitions in the schema itself.
+    /// An object that lists `properties` has no others unless `additionalProperties` says so, and an integer without bounds
+    /// has at most 15 digits. Of `oneOf` at least one is fulfilled. References lead to definitions in the schema itself.
     ///
     /// # Errors
     /// [`Error::Grammar`] if the text is not JSON, or asks for what cannot be followed (`not`, `if`, ...).

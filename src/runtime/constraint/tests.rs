@@ -228,6 +228,9 @@ fn what_fulfils_a_schema_is_accepted() {
     assert!(accepts(listed, r#"{"a": -1.5e3, "b": [{"x": "\u00e9\n"}, null]}"#));
     assert!(accepts(listed, "{\n    \"a\": 0\n}") && !accepts(listed, r#"{"b": 1}"#));
     assert!(!accepts(listed, r#"{"a": 1, "c": 2}"#), "other properties");
+    assert!(
+        accepts(r#"{"type": "integer"}"#, "-999999999999999") && !accepts(r#"{"type": "integer"}"#, "1000000000000000")
+    );
     assert!(accepts(&listed.replace("\"type\"", "\"additionalProperties\": true, \"type\""), r#"{"a": 1, "c": 2}"#));
     assert!(!accepts(listed, "{   \"a\": 0}"), "white space without end");
     let both = r##"{"allOf": [{"$ref": "#/$defs/a"}, {"properties": {"b": {"type": "null"}}, "required": ["b"]}],
