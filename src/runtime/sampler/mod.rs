@@ -198,7 +198,7 @@ impl Sampler {
         let c = &mut self.candidates;
         c.load(logits);
         if let Some(allowed) = allowed {
-            c.keep_only(|id| (id as usize) < self.n_vocab && allowed.is_allowed(id));
+            c.keep_only(allowed.as_slice());
         }
         for b in &self.biases {
             c.edit(b.token, |l| l + b.bias);
