@@ -101,6 +101,7 @@ fn every_recipe_writes_a_model_that_runs_and_says_what_it_is() {
     let reference = logits(&source);
     let out = text(&folder.path().join("out.gguf"));
     let m = imatrix(&source, &folder.path().join("imatrix"), Format::Gguf, |_| 1.0);
+    let mut far = String::new();
     for &recipe in Recipe::ALL {
         ok(&["quantize", "--imatrix", &m, &source, &out, recipe.name(), "2"]);
         assert_eq!(types(&out), dry_run(&["--imatrix", &m, &source, recipe.name()]), "{}", recipe.name());
@@ -112,13 +113,19 @@ fn every_recipe_writes_a_model_that_runs_and_says_what_it_is() {
         // Random weights bear quantising worse than trained ones: what is asked for here is only that nothing is mixed up.
         let near = cosine(&logits(&out), &reference);
         let expected = match recipe.base() {
+            // For models that were trained so.
+            GgmlType::Q1_0 | GgmlType::TQ1_0 | GgmlType::TQ2_0 | GgmlType::Q2_0 => -1.0,
             GgmlType::Q2_K => 0.2,
+            GgmlType::IQ1_S | GgmlType::IQ1_M | GgmlType::IQ2_XXS | GgmlType::IQ2_XS | GgmlType::IQ2_S => 0.3,
             GgmlType::Q3_K => 0.5,
+            GgmlType::IQ3_XXS | GgmlType::IQ3_S => 0.65,
             _ => 0.85,
         };
-        eprintln!("{} {near}", recipe.name());
-        assert!(near > expected || recipe.name().starts_with('I'), "{}: cosine {near}", recipe.name());
+        if near <= expected {
+            far += &format!("{}: cosine {near}\n", recipe.name());
+        }
     }
+    assert!(far.is_empty(), "{far}");
 }
 
 #[test]

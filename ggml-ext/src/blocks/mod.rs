@@ -194,6 +194,10 @@ pub fn quantize_rows(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &
         // SAFETY: as above.
         return unsafe { quantize_rows_avx2(ty, x, importance, out) };
     }
+    quantize_rows_portable(ty, x, importance, out);
+}
+
+fn quantize_rows_portable(ty: GgmlType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
     quantize_rows_with(ty, x, importance, out);
 }
 
@@ -347,7 +351,7 @@ mod tests {
         for &ty in GgmlType::ALL {
             for importance in [None, Some(&importance[..])] {
                 let [mut plain, mut other] = [0, 0].map(|_| vec![0; ty.row_bytes(x.len()).unwrap()]);
-                quantize_rows_with(ty, &x, importance, &mut plain);
+                quantize_rows_portable(ty, &x, importance, &mut plain);
                 quantize_rows(ty, &x, importance, &mut other);
                 assert_eq!(other, plain, "{ty}");
                 #[cfg(target_arch = "x86_64")]

@@ -166,7 +166,10 @@ mod tests {
             for shape in [[768, 4], [768, 1 << 12]] {
                 let (mean, deviation) =
                     moments(&values(&mut pools, &tensor("w", &shape, ty, Content::Pooled(0.05)), 1));
-                assert!(mean.abs() < 0.003 && (deviation / 0.05 - 1.0).abs() < 0.08, "{ty}: {mean}, {deviation}");
+                // Two or three levels are all that these have.
+                let coarse = [GgmlType::TQ1_0, GgmlType::TQ2_0, GgmlType::Q2_0, GgmlType::Q1_0].contains(&ty);
+                let off = if coarse { 0.25 } else { 0.08 };
+                assert!(mean.abs() < 0.003 && (deviation / 0.05 - 1.0).abs() < off, "{ty}: {mean}, {deviation}");
             }
         }
         let odd = tensor("w", &[1001, 1003], GgmlType::F16, Content::Pooled(1.0));

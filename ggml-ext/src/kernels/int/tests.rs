@@ -38,22 +38,25 @@ const FILLS: [Fill; 4] = [Fill::Random, Fill::Byte(0xff), Fill::Byte(0x00), Fill
 fn weights(ty: GgmlType, rows: usize, cols: usize, fill: Fill, random: &mut Random) -> Vec<u8> {
     let mut bytes = vec![0; rows * ty.row_bytes(cols).unwrap()];
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-        with_packed!(ty, P => {
-            let mut byte = |_: &u8| if let Fill::Byte(byte) = fill { byte } else { random.next() as u8 };
-            let noise: Vec<u8> = block.iter().map(&mut byte).collect();
-            let (mut codes, mut words, mut bytes) = (vec![0; P::LEN], vec![0; P::WORDS], vec![0; P::BYTES]);
-            P::split(&noise, &mut codes, &mut words, &mut bytes);
-            // Random bits make poor half-precision scales: they may be infinite.
-            for word in &mut words {
-                *word = half::f16::from_f32(random.float()).to_bits();
-            }
-            if ty == GgmlType::MXFP4 {
-                bytes[0] = 120 + bytes[0] % 8;
-            }
-            P::join(&codes, &words, &bytes, block);
-        }, else => quantize_row(ty, &random.floats(ty.block_len()), block));
+        with_packed!(ty, P => fill_block::<P>(block, fill, random),
+            else => quantize_row(ty, &random.floats(ty.block_len()), block));
     }
     bytes
+}
+
+fn fill_block<P: Packed>(block: &mut [u8], fill: Fill, random: &mut Random) {
+    let mut byte = |_: &u8| if let Fill::Byte(byte) = fill { byte } else { random.next() as u8 };
+    let noise: Vec<u8> = block.iter().map(&mut byte).collect();
+    let (mut codes, mut words, mut bytes) = (vec![0; P::LEN], vec![0; P::WORDS], vec![0; P::BYTES]);
+    P::split(&noise, &mut codes, &mut words, &mut bytes);
+    // Random bits make poor half-precision scales: they may be infinite.
+    for word in &mut words {
+        *word = half::f16::from_f32(random.float()).to_bits();
+    }
+    if P::TYPE == GgmlType::MXFP4 {
+        bytes[0] = 120 + bytes[0] % 8;
+    }
+    P::join(&codes, &words, &bytes, block);
 }
 
 fn quantised_types() -> impl Iterator<Item = GgmlType> {
