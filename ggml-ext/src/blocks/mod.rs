@@ -5,7 +5,8 @@
 //! derived from it. The order of the floating-point operations is that of the `gguf` Python package, bit for bit.
 //!
 //! To add a type: copy a file, add it to `with_block!`, and add its row to the type table and a fixture; the shared
-//! tests iterate the table.
+//! tests iterate the table. Products are fast with a layout in [`crate::pack`] (`with_packed!`) and a format in the kernels
+//! (`with_format!`), which may be one that is there.
 
 mod fit;
 mod float;

@@ -16,7 +16,8 @@
 //! serves several quads.
 //!
 //! **Scales.** For every block of the type: its 16-bit fields, each for 16 rows, then its 8-bit fields, each for 16
-//! rows. The 6-bit scales of the K types become bytes, which costs at most 4 % of the size.
+//! rows. The 6-bit scales of the K types become bytes, which costs at most 4 % of the size. Only the lattice types, whose points
+//! become codes, and TQ1_0 grow by more.
 
 mod k_quants;
 mod lattice;

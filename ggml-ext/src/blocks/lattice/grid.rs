@@ -58,7 +58,7 @@ impl Grid {
         self.points.binary_search(&point).unwrap_or_else(|_| panic!("{point:#06x} is no point of the grid"))
     }
 
-    /// For every [`LANES`] points, element after element, the levels of all of them.
+    /// For every [`LANES`] points, element after element, the levels of all of them. Kinds that share a grid have the same levels.
     pub fn lanes(&self, n_elements: usize, levels: &[i8; 16]) -> &[[f32; LANES]] {
         self.lanes.get_or_init(|| {
             let (width, mask) = (16 / n_elements, (1 << level_bits(n_elements)) - 1);

@@ -12,7 +12,7 @@ use super::{HighBits, Kind, LEN, level_bits, put_point};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::Tier;
 
-/// Rounds, at most: more lower the error by less than 0.5 %.
+/// Rounds, at most.
 const ROUNDS: usize = 3;
 
 /// A block in the parts that [`super::Lattice::join`] puts together.
