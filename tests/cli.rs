@@ -658,6 +658,22 @@ fn inspect_computes_the_memory_of_a_context() {
     }
 }
 
+/// Packed, types of very few bits take more than in the file.
+#[test]
+fn inspect_knows_how_large_weights_become() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let path = path.to_str().unwrap();
+    let shape = "--like llama3-8b --layers 4 --n-embd 512 --n-head 8 --n-head-kv 4 --n-ff 1024 --n-vocab 400 --ctx 64";
+    for ty in ["F16", "Q4_K", "IQ1_S"] {
+        ok(&[&["synth"], &shape.split(' ').collect::<Vec<_>>()[..], &["--type", ty, "-o", path]].concat());
+        let predicted = json(&["inspect", "--json", path])["memory"]["weights_bytes"].as_f64().unwrap();
+        let bench = json(&["bench", "-m", path, "-p", "4", "-n", "0", "-r", "1", "-o", "json"]);
+        let measured = bench[0]["weight_bytes"].as_f64().unwrap();
+        assert!((predicted / measured - 1.0).abs() < 0.02, "{ty}: {predicted} predicted, {measured} held");
+    }
+}
+
 #[test]
 fn bench_reports_every_test() {
     let args = ["bench", "-p", "16", "-n", "4", "-d", "8", "-r", "2"];

@@ -11,6 +11,7 @@ use ggml_ext::GgmlType;
 use ggml_ext::gguf::{Gguf, TensorInfo, Value};
 use ggml_ext::kernels::Kernels;
 use ggml_ext::lisa::{Geometry, Heads};
+use ggml_ext::pack;
 use lisa_cpp::attention::{CacheParams, CacheType};
 use lisa_cpp::compute::default_threads;
 use lisa_cpp::model::{ModelFile, pass_tokens, state_bytes, windows};
@@ -69,6 +70,8 @@ struct Sum {
     n_tensors: usize,
     n_elements: u64,
     n_bytes: u64,
+    /// Bytes in memory, where matrices are packed.
+    n_resident: u64,
 }
 
 impl Sum {
@@ -76,6 +79,11 @@ impl Sum {
         self.n_tensors += 1;
         self.n_elements += t.n_elements();
         self.n_bytes += t.n_bytes;
+        let packed = match t.shape.len() {
+            0 | 1 => None,
+            _ => pack::packed_bytes(t.ty, t.n_rows() as usize, t.row_len() as usize),
+        };
+        self.n_resident = self.n_resident.saturating_add(packed.map_or(t.n_bytes, |n| n as u64));
     }
 }
 
@@ -153,7 +161,7 @@ impl<'f, 'g> Report<'f, 'g> {
     /// Bytes of weights that a run holds in memory.
     fn weight_bytes(&self) -> u64 {
         let saved = self.sharing.as_ref().map_or(0, Sharing::saved_weight_bytes);
-        self.total.n_bytes.saturating_add_signed(-saved)
+        self.total.n_resident.saturating_add_signed(-saved)
     }
 
     fn text(&self, all: bool) -> String {
