@@ -74,9 +74,9 @@ pub struct QuantizeArgs {
 fn types_help() -> String {
     let mut text = "Types:".to_owned();
     for r in Recipe::ALL {
-        let _ = write!(text, "\n  {:>2} or {:<7} {}", r.id(), r.name(), r.about());
+        let _ = write!(text, "\n  {:>2} or {:<9} {}", r.id(), r.name(), r.about());
     }
-    text + "\n        COPY    tensors as they are"
+    text + "\n        COPY      tensors as they are"
 }
 
 /// A type of one tensor.
