@@ -183,20 +183,14 @@ impl<'a> Block<'a> {
     /// The codes for the elements from `at` on, in steps of `step`, and their weighted squared error.
     #[inline(always)]
     fn nearest(&self, kind: &Kind, at: usize, step: f32, codes: &mut [u8]) -> f32 {
-        let run = match kind.high_bits {
-            HighBits::Shifts(run) => run,
-            HighBits::Signs | HighBits::EvenSigns => codes.len(),
+        let HighBits::Shifts(run) = kind.high_bits else {
+            return self.points(kind, at, step, 0.0, |at| self.signs[at / 8] >> (at % 8), codes);
         };
         // Levels with the high bit set are so much less than those without.
         let shift = step * f32::from(kind.levels[0] - kind.levels[1 << (kind.bits() - 1)]);
         let (mut error, mut other) = (0.0, [0; 32]);
         for (i, codes) in codes.chunks_exact_mut(run).enumerate() {
-            let at = at + i * run;
-            if !matches!(kind.high_bits, HighBits::Shifts(_)) {
-                error += self.points(kind, at, step, 0.0, |at| self.signs[at / 8] >> (at % 8), codes);
-                continue;
-            }
-            let other = &mut other[..run];
+            let (at, other) = (at + i * run, &mut other[..run]);
             let plain = self.points(kind, at, step, 0.0, |_| 0, codes);
             let shifted = self.points(kind, at, step, shift, |_| 0xff, other);
             if shifted < plain {
