@@ -233,8 +233,9 @@ fn deserves_more(i: usize, n: usize) -> bool {
     i < n / 8 || i >= 7 * n / 8 || (i - n / 8) % 3 == 2
 }
 
-/// The type for rows that do not divide into blocks of `ty`: one of shorter blocks and about as many bits, or F16.
-pub(super) fn fallback(ty: GgmlType, n_cols: u64) -> GgmlType {
+/// The type for rows that do not divide into blocks of `ty`: one of shorter blocks and about as many bits, or F16. As in
+/// llama.cpp; `ty` itself where they divide.
+pub fn fallback(ty: GgmlType, n_cols: u64) -> GgmlType {
     use GgmlType::{IQ1_M, IQ1_S, IQ2_XS, IQ4_XS, Q2_0, TQ1_0, TQ2_0};
     let fits = |ty: GgmlType| n_cols.is_multiple_of(ty.block_len() as u64);
     if fits(ty) {

@@ -8,6 +8,7 @@ mod plan;
 mod recipe;
 mod write;
 
+pub use mix::fallback;
 pub use plan::{Options, Plan, Step};
 pub use recipe::Recipe;
 pub use write::{QuantizeError, Shard, write};

@@ -4,6 +4,7 @@ use clap::ValueEnum;
 use ggml_ext::GgmlType;
 use ggml_ext::gguf::{GgufWriter, WriteError};
 use ggml_ext::lisa::{Activation, Domain, Kind, LayerMeta, LisaMeta, Part, Provenance};
+use lisa_cpp::quantize::fallback;
 use std::io::Write;
 
 /// Models whose shape is known by name.
@@ -271,27 +272,9 @@ impl Tensor {
     }
 }
 
-/// The type that takes the place of `ty` where rows of `cols` do not divide into its blocks, as in llama.cpp.
-fn fitting(ty: GgmlType, cols: usize) -> GgmlType {
-    use GgmlType::*;
-    let fallback = match ty {
-        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
-        TQ1_0 | TQ2_0 | Q2_0 | Q2_K | Q3_K => Q4_0,
-        Q4_K => Q5_0,
-        Q5_K => Q5_1,
-        Q6_K => Q8_0,
-        _ => F16,
-    };
-    match cols.is_multiple_of(ty.block_len()) {
-        true => ty,
-        false if cols.is_multiple_of(fallback.block_len()) => fallback,
-        false => F16,
-    }
-}
-
 /// The output head's type in a file of `ty`: six bits or more, as in llama.cpp's mixes.
 fn head_type(ty: GgmlType, cols: usize) -> GgmlType {
-    if ty.is_float() || ty == GgmlType::Q8_0 { ty } else { fitting(GgmlType::Q6_K, cols) }
+    if ty.is_float() || ty == GgmlType::Q8_0 { ty } else { fallback(GgmlType::Q6_K, cols as u64) }
 }
 
 /// Every tensor of the model, matrices in `ty`, in the order of the file.
@@ -305,7 +288,7 @@ pub fn tensors(s: &Shape, ty: GgmlType, substitution: Option<&Substitution>) -> 
         ty,
         content: Content::Pooled(1.0 / (cols as f32).sqrt()),
     };
-    let matrix = |name: String, cols: usize, rows: usize| matrix_of(name, cols, rows, fitting(ty, cols));
+    let matrix = |name: String, cols: usize, rows: usize| matrix_of(name, cols, rows, fallback(ty, cols as u64));
     let vector = |name: String, n: usize, mean: f32, deviation: f32| Tensor {
         name,
         shape: vec![n as u64],
@@ -314,7 +297,7 @@ pub fn tensors(s: &Shape, ty: GgmlType, substitution: Option<&Substitution>) -> 
     };
     let norm = |name: String| vector(name, n_embd, 1.0, 0.1);
 
-    let embed_type = if s.tied { head_type(ty, n_embd) } else { fitting(ty, n_embd) };
+    let embed_type = if s.tied { head_type(ty, n_embd) } else { fallback(ty, n_embd as u64) };
     let mut all = vec![matrix_of("token_embd.weight".into(), n_embd, s.n_vocab, embed_type)];
     let substituted = substitution.map(|sub| sub.layers(s.n_layer)).unwrap_or_default();
     for i in 0..s.n_layer {
@@ -343,7 +326,7 @@ pub fn tensors(s: &Shape, ty: GgmlType, substitution: Option<&Substitution>) -> 
                     all.push(vector(name("ffn_gate_inp.bias"), n_expert, 0.0, 0.1));
                 }
                 for (part, cols, rows) in networks {
-                    let ty = fitting(of_experts, cols);
+                    let ty = fallback(of_experts, cols as u64);
                     let mut stack = matrix_of(name(&format!("{part}_exps.weight")), cols, rows, ty);
                     stack.shape.push(n_expert as u64);
                     all.push(stack);
@@ -384,7 +367,7 @@ fn lisa_tensors(s: &Shape, sub: &Substitution, layer: usize) -> Vec<Tensor> {
         all.push(tensor(Part::AlignDown, &[head, hidden], f32, Content::Normal(0.0, 0.1)));
     }
     if rank > 0 {
-        let ty = fitting(sub.ty, s.n_embd);
+        let ty = fallback(sub.ty, s.n_embd as u64);
         let projection = || Content::Pooled(1.0 / (s.n_embd as f32).sqrt());
         all.push(tensor(Part::Q, &[n_embd, head * rank], ty, projection()));
         all.push(tensor(Part::K, &[n_embd, kv * rank], ty, projection()));
