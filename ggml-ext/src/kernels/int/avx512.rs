@@ -21,6 +21,7 @@ impl Isa for Avx512 {
     type Floats8 = __m256;
 
     const TOKENS: usize = 8;
+    const IN_PAIRS: bool = false;
     const MANY_REGISTERS: bool = true;
     const UNSIGNED: bool = true;
 

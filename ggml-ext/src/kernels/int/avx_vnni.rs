@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::avx2::{Avx2, Dot, Sums};
+use super::avx2::{Avx2, Dot, Sums, columns};
 
 /// The instruction of AVX-VNNI.
 #[derive(Clone, Copy)]
@@ -21,15 +21,25 @@ macro_rules! dot {
     ($encoding:ty, $dpbusd:ident) => {
         impl Dot for $encoding {
             const UNSIGNED: bool = true;
+            const IN_PAIRS: bool = false;
 
             #[inline(always)]
-            unsafe fn dot<const N: usize>(_bits: u32, mut sums: Sums, lines: &[Sums; N], x: *const i8) -> Sums {
-                let mut g = 0;
-                while g < N {
-                    let x = _mm256_set1_epi32(x.cast::<i32>().add(g).read_unaligned());
-                    sums[0] = $dpbusd(sums[0], lines[g][0], x);
-                    sums[1] = $dpbusd(sums[1], lines[g][1], x);
-                    g += 1;
+            unsafe fn dots<const N: usize, const T: usize>(
+                _bits: u32,
+                mut sums: [Sums; T],
+                lines: &[Sums; N],
+                x: [*const i8; T],
+            ) -> [Sums; T] {
+                let mut t = 0;
+                while t < T {
+                    let mut g = 0;
+                    while g < N {
+                        let x = columns(x[t], g);
+                        sums[t][0] = $dpbusd(sums[t][0], lines[g][0], x);
+                        sums[t][1] = $dpbusd(sums[t][1], lines[g][1], x);
+                        g += 1;
+                    }
+                    t += 1;
                 }
                 sums
             }

@@ -28,6 +28,8 @@ pub(super) trait Isa: Copy + 'static {
     /// Tokens that are multiplied with a group at a time, for each of which the group's codes are unpacked once. More than there are
     /// registers for may pay.
     const TOKENS: usize;
+    /// Whether tokens meet a block in pairs, by [`Isa::dots`], as each line is then read half as often.
+    const IN_PAIRS: bool;
     /// True if there are registers for 16 accumulators and their operands.
     const MANY_REGISTERS: bool;
     /// True if [`Isa::dot`] multiplies unsigned weight codes only: signed ones are then stored plus 128.
@@ -52,6 +54,22 @@ pub(super) trait Isa: Copy + 'static {
     /// Adds the products of `lines` with the columns at `x`, four per line. `bits` (a constant) bounds the codes: they
     /// are in `0..1 << bits`, or, if it is 8, any signed byte (plus 128 if [`Isa::UNSIGNED`]).
     unsafe fn dot<const N: usize>(bits: u32, sums: Self::Sums, lines: &[Self::Line; N], x: *const i8) -> Self::Sums;
+    /// [`Isa::dot`] for several tokens.
+    #[inline(always)]
+    unsafe fn dots<const N: usize, const T: usize>(
+        bits: u32,
+        mut sums: [Self::Sums; T],
+        lines: &[Self::Line; N],
+        x: [*const i8; T],
+    ) -> [Self::Sums; T] {
+        let mut i = 0;
+        while i < T {
+            // SAFETY: as the caller promises.
+            sums[i] = unsafe { Self::dot(bits, sums[i], lines, x[i]) };
+            i += 1;
+        }
+        sums
+    }
     unsafe fn to_floats(sums: Self::Sums) -> Self::Floats;
 
     unsafe fn zero() -> Self::Floats;

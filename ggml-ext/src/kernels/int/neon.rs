@@ -53,6 +53,7 @@ impl Isa for Neon {
     type Floats8 = [float32x4_t; 2];
 
     const TOKENS: usize = 4;
+    const IN_PAIRS: bool = false;
     const MANY_REGISTERS: bool = false;
     const UNSIGNED: bool = false;
 

@@ -193,18 +193,19 @@ unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
                 let s = P::scales::<I>(head, fields.add(2 * P::WORDS * ROWS), i);
                 let mut j = 0;
                 while j < T {
-                    let x = x.add(j * stride);
-                    acc[j] = add_products::<I, P>(&codes, &s, zero, x, acc[j]);
-                    if P::HAS_MIN && P::HALVES {
-                        acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).half[0]), acc[j]);
-                        acc[j] = I::fma(s.min[1], I::splat(&raw const (*x).half[1]), acc[j]);
-                    } else if P::HAS_MIN {
-                        acc[j] = I::fma(s.min[0], I::splat(&raw const (*x).sum), acc[j]);
+                    if I::IN_PAIRS && T > 1 {
+                        let x = [x.add(j * stride), x.add((j + 1) * stride)];
+                        add_block::<I, P, 2>(&codes, &s, zero, x, &mut acc, j);
+                        j += 2;
+                    } else {
+                        let x = x.add(j * stride);
+                        add_block::<I, P, 1>(&codes, &s, zero, [x], &mut acc, j);
+                        if BOTH && (*x).fine != 0 {
+                            let x = second.add(j * stride);
+                            [acc_second[j]] = add_products::<I, P, 1>(&codes, &s, zero, [x], [acc_second[j]]);
+                        }
+                        j += 1;
                     }
-                    if BOTH && (*x).fine != 0 {
-                        acc_second[j] = add_products::<I, P>(&codes, &s, zero, second.add(j * stride), acc_second[j]);
-                    }
-                    j += 1;
                 }
                 second = second.add(1);
                 if T < I::TOKENS {
@@ -264,14 +265,29 @@ unsafe fn second_digits<I: Isa, P: Format>(
             let codes = P::codes::<I>(lines, &group.book);
             let s = P::scales::<I>(P::head::<I>(fields, &group.book), fields.add(2 * P::WORDS * ROWS), b % per_field);
             let (x, stride, mut which) = (second.add(b), p.x.stride(), which);
+            while I::IN_PAIRS && which.count_ones() > 1 {
+                let t = [take_lowest(&mut which), take_lowest(&mut which)];
+                let (x, at) = (t.map(|t| x.add(t * stride)), t.map(|t| sums.of(t)));
+                let acc = add_products::<I, P, 2>(&codes, &s, zero, x, [I::load(at[0]), I::load(at[1])]);
+                I::store(acc[0], at[0]);
+                I::store(acc[1], at[1]);
+            }
             while which != 0 {
-                let i = which.trailing_zeros() as usize;
-                which &= which - 1;
-                let (x, sum) = (x.add(i * stride), sums.of(i));
-                I::store(add_products::<I, P>(&codes, &s, zero, x, I::load(sum)), sum);
+                let t = take_lowest(&mut which);
+                let (x, sum) = (x.add(t * stride), sums.of(t));
+                let [acc] = add_products::<I, P, 1>(&codes, &s, zero, [x], [I::load(sum)]);
+                I::store(acc, sum);
             }
         }
     }
+}
+
+/// The lowest bit that is set, which is cleared.
+#[inline(always)]
+fn take_lowest(bits: &mut u64) -> usize {
+    let i = bits.trailing_zeros() as usize;
+    *bits &= bits.wrapping_sub(1);
+    i
 }
 
 /// Moves the sums of a span of tokens to where the product wants them, if it does not want all rows of the group.
@@ -298,32 +314,99 @@ fn zero<I: Isa, P: Format>() -> Option<u32> {
     if P::BITS == 8 && I::UNSIGNED { Some(7) } else { P::ZERO }
 }
 
-/// Adds the products of 32 columns with the codes of one block of activations.
+/// Adds the products of 32 columns with the first digits of `U` tokens, and what minima add, to their sums from `acc[j]` on.
 ///
 /// # Safety
-/// As [`Isa`]; `x` is a block.
+/// As [`Isa`]; each of `x` is a block, and there are as many sums.
 #[inline(always)]
-unsafe fn add_products<I: Isa, P: Format>(
+unsafe fn add_block<I: Isa, P: Format, const U: usize>(
     codes: &[I::Line; 8],
     s: &Scales<I>,
     zero: Option<u32>,
-    x: *const Q8Block,
-    acc: I::Floats,
-) -> I::Floats {
+    x: [*const Q8Block; U],
+    acc: &mut [I::Floats],
+    j: usize,
+) {
     // SAFETY: as the caller promises.
     unsafe {
-        let q = (&raw const (*x).codes).cast::<i8>();
-        let scale = I::splat(&raw const (*x).scale);
-        if !P::HALVES {
-            let dot = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_sum), codes, q);
-            return I::fma(I::to_floats(dot), I::mul(s.scale[0], scale), acc);
+        let acc = &mut *acc.as_mut_ptr().add(j).cast::<[I::Floats; U]>();
+        *acc = add_products::<I, P, U>(codes, s, zero, x, *acc);
+        let mut i = 0;
+        while i < U {
+            if P::HAS_MIN && P::HALVES {
+                acc[i] = I::fma(s.min[0], I::splat(&raw const (*x[i]).half[0]), acc[i]);
+                acc[i] = I::fma(s.min[1], I::splat(&raw const (*x[i]).half[1]), acc[i]);
+            } else if P::HAS_MIN {
+                acc[i] = I::fma(s.min[0], I::splat(&raw const (*x[i]).sum), acc[i]);
+            }
+            i += 1;
         }
-        let first = [codes[0], codes[1], codes[2], codes[3]];
-        let last = [codes[4], codes[5], codes[6], codes[7]];
-        let first = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_half[0]), &first, q);
-        let last = I::dot(P::BITS, sums::<I>(zero, &raw const (*x).neg_half[1]), &last, q.add(16));
-        let both = I::fma(I::to_floats(last), s.scale[1], I::mul(I::to_floats(first), s.scale[0]));
-        I::fma(both, scale, acc)
+    }
+}
+
+/// Adds the products of 32 columns with the codes of a block of each of `U` tokens.
+///
+/// # Safety
+/// As [`Isa`]; each of `x` is a block.
+#[inline(always)]
+unsafe fn add_products<I: Isa, P: Format, const U: usize>(
+    codes: &[I::Line; 8],
+    s: &Scales<I>,
+    zero: Option<u32>,
+    x: [*const Q8Block; U],
+    mut acc: [I::Floats; U],
+) -> [I::Floats; U] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut i = 0;
+        if !P::HALVES {
+            let (mut q, mut dot) = ([std::ptr::null(); U], [I::zero_sums(); U]);
+            while i < U {
+                q[i] = (&raw const (*x[i]).codes).cast::<i8>();
+                dot[i] = sums::<I>(zero, &raw const (*x[i]).neg_sum);
+                i += 1;
+            }
+            dot = I::dots(P::BITS, dot, codes, q);
+            i = 0;
+            while i < U {
+                let scale = I::splat(&raw const (*x[i]).scale);
+                acc[i] = I::fma(I::to_floats(dot[i]), I::mul(s.scale[0], scale), acc[i]);
+                i += 1;
+            }
+            return acc;
+        }
+        let first = half::<I, P, U>(&[codes[0], codes[1], codes[2], codes[3]], zero, x, 0);
+        let last = half::<I, P, U>(&[codes[4], codes[5], codes[6], codes[7]], zero, x, 1);
+        while i < U {
+            let scale = I::splat(&raw const (*x[i]).scale);
+            let both = I::fma(I::to_floats(last[i]), s.scale[1], I::mul(I::to_floats(first[i]), s.scale[0]));
+            acc[i] = I::fma(both, scale, acc[i]);
+            i += 1;
+        }
+        acc
+    }
+}
+
+/// The products of 16 columns, the first or the last of a block, with the codes of a block of each of `U` tokens.
+///
+/// # Safety
+/// As [`Isa`]; each of `x` is a block, and `which` is 0 or 1.
+#[inline(always)]
+unsafe fn half<I: Isa, P: Format, const U: usize>(
+    codes: &[I::Line; 4],
+    zero: Option<u32>,
+    x: [*const Q8Block; U],
+    which: usize,
+) -> [I::Sums; U] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let (mut i, mut q, mut dot) = (0, [std::ptr::null(); U], [I::zero_sums(); U]);
+        while i < U {
+            q[i] = (&raw const (*x[i]).codes[16 * which]);
+            dot[i] = sums::<I>(zero, &raw const (*x[i]).neg_half[which]);
+            i += 1;
+        }
+        I::dots(P::BITS, dot, codes, q)
     }
 }
 

@@ -34,7 +34,9 @@ pub(super) unsafe fn run<I: Isa>(n: usize) -> f32 {
         for _ in 0..n {
             let mut i = 0;
             while i < n_sums::<I>() {
-                sums[i] = I::dot(4, sums[i], &lines, x.as_ptr());
+                // Otherwise what does not multiply and add in one instruction could multiply once for all sums.
+                let x = if I::MANY_REGISTERS { x.as_ptr() } else { black_box(x.as_ptr()) };
+                sums[i] = I::dot(4, sums[i], &lines, x);
                 i += 1;
             }
         }

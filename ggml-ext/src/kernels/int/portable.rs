@@ -60,6 +60,7 @@ impl Isa for Portable {
     type Floats8 = f32x8;
 
     const TOKENS: usize = 4;
+    const IN_PAIRS: bool = false;
     const MANY_REGISTERS: bool = false;
     const UNSIGNED: bool = true;
 
