@@ -207,6 +207,8 @@ pub struct MatmulScratch {
     floats: Vec<f32>,
     /// One per block: which of up to 64 tokens have second digits there.
     fine: Vec<u64>,
+    /// The second digits of some tokens.
+    second: Vec<Q8Block>,
     #[cfg(target_arch = "x86_64")]
     tiles: amx::Tiles,
 }
@@ -231,9 +233,12 @@ impl MatmulScratch {
         RowCodes { codes: &mut self.codes[..k], scale, offset, lanes }
     }
 
-    fn fine(&mut self, n_blocks: usize) -> &mut [u64] {
-        self.fine.resize(self.fine.len().max(n_blocks), 0);
-        &mut self.fine[..n_blocks]
+    /// No bits yet for `n_blocks` blocks, and no second digits.
+    fn second_digits(&mut self, n_blocks: usize) -> (&mut [u64], &mut Vec<Q8Block>) {
+        self.fine.clear();
+        self.fine.resize(n_blocks, 0);
+        self.second.clear();
+        (&mut self.fine, &mut self.second)
     }
 
     fn floats(&mut self, n: usize) -> &mut [f32] {

@@ -92,24 +92,38 @@ pub(super) unsafe fn matmul<I: Isa, P: Format>(p: &Product, scratch: &mut Matmul
     for first in (0..n_tokens).step_by(pass) {
         let last = n_tokens.min(first + pass);
         let n_spans = (last - first).div_ceil(SPAN);
-        let fine = scratch.fine(n_spans * n_blocks);
-        fine.fill(0);
+        let (fine, second) = scratch.second_digits(n_spans * n_blocks);
         for t in first..last {
             let (span, bit) = ((t - first) / SPAN, (t - first) % SPAN);
             for &b in p.x.fine(t) {
                 fine[span * n_blocks + b as usize] |= 1 << bit;
             }
         }
+        gather(&p.x, first, n_blocks, fine, second);
         for group in groups::<P>(p) {
+            let mut second = second.as_slice();
             for (span, fine) in fine.chunks_exact(n_blocks).enumerate() {
                 let start = first + span * SPAN;
                 let tokens = start..last.min(start + SPAN);
                 // SAFETY: the tokens exist, and only theirs of the bits are set; the rest is passed on.
                 unsafe {
-                    second_digits::<I, P>(p, &group, tokens.clone(), fine, span == 0, &mut sums);
+                    second = second_digits::<I, P>(&group, tokens.len(), fine, second, span == 0, &mut sums);
                     tiles::<I, P>(p, &group, tokens.clone(), &mut sums);
                     write_last(p, &group, tokens, &mut sums);
                 }
+            }
+        }
+    }
+}
+
+/// Copies the second digits of a pass, from token `first` on, next to each other in the order in which row groups meet them: by span,
+/// block and token. Where they lie among those that are not needed, caches have no room for them and fetch them too late.
+fn gather(x: &Q8View, first: usize, n_blocks: usize, fine: &[u64], second: &mut Vec<Q8Block>) {
+    for (span, fine) in fine.chunks_exact(n_blocks).enumerate() {
+        for (b, &which) in fine.iter().enumerate() {
+            let mut which = which;
+            while which != 0 {
+                second.push(*x.second_block(first + span * SPAN + take_lowest(&mut which), b));
             }
         }
     }
@@ -226,30 +240,30 @@ unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
     }
 }
 
-/// Begins the sums of a span of tokens with the products of a group and their second digits. Bit `i` of `fine[b]` tells
-/// whether block `b` of the `i`th token has any. (Minima meet the second digits in the sums of the first.) With `ahead`, asks for the weights
-/// of the next group meanwhile.
+/// Begins the sums of a span of `n_tokens` tokens with the products of a group and their second digits: bit `i` of `fine[b]` tells
+/// whether block `b` of the `i`th token has any, and `second` begins with those of the span, in this order. What is left of it is
+/// returned. (Minima meet the second digits in the sums of the first.) With `ahead`, asks for the weights of the next group meanwhile.
 ///
 /// # Safety
-/// As [`matmul`]; the group and the tokens exist, and only their bits are set.
+/// As [`matmul`]; the group exists, only bits of the tokens are set, and there are as many second digits as bits.
 #[inline(always)]
-unsafe fn second_digits<I: Isa, P: Format>(
-    p: &Product,
+unsafe fn second_digits<'s, I: Isa, P: Format>(
     group: &Group,
-    tokens: Range<usize>,
+    n_tokens: usize,
     fine: &[u64],
+    second: &'s [Q8Block],
     ahead: bool,
     sums: &mut Sums,
-) {
+) -> &'s [Q8Block] {
     let zero = zero::<I, P>();
     let per_field = P::LEN / COLS;
+    let mut x = second.as_ptr();
     // SAFETY: a group has a set of lines for each block of activations and a set of fields for each of the type's; the sums
-    // of a token are written before they are read.
+    // of a token are written before they are read; `x` moves on once for each bit.
     unsafe {
-        for sum in &mut sums.0[..tokens.len()] {
+        for sum in &mut sums.0[..n_tokens] {
             I::store(I::zero(), sum.as_mut_ptr().cast());
         }
-        let second = p.x.second(tokens.start);
         for (b, &which) in fine.iter().enumerate() {
             let lines = group.lines.add(b * P::LINES_BYTES);
             let fields = group.fields.add(b / per_field * P::FIELDS_BYTES);
@@ -264,21 +278,23 @@ unsafe fn second_digits<I: Isa, P: Format>(
             }
             let codes = P::codes::<I>(lines, &group.book);
             let s = P::scales::<I>(P::head::<I>(fields, &group.book), fields.add(2 * P::WORDS * ROWS), b % per_field);
-            let (x, stride, mut which) = (second.add(b), p.x.stride(), which);
+            let mut which = which;
             while I::IN_PAIRS && which.count_ones() > 1 {
-                let t = [take_lowest(&mut which), take_lowest(&mut which)];
-                let (x, at) = (t.map(|t| x.add(t * stride)), t.map(|t| sums.of(t)));
-                let acc = add_products::<I, P, 2>(&codes, &s, zero, x, [I::load(at[0]), I::load(at[1])]);
+                let at = [sums.of(take_lowest(&mut which)), sums.of(take_lowest(&mut which))];
+                let acc = [I::load(at[0]), I::load(at[1])];
+                let acc = add_products::<I, P, 2>(&codes, &s, zero, [x, x.add(1)], acc);
                 I::store(acc[0], at[0]);
                 I::store(acc[1], at[1]);
+                x = x.add(2);
             }
             while which != 0 {
-                let t = take_lowest(&mut which);
-                let (x, sum) = (x.add(t * stride), sums.of(t));
+                let sum = sums.of(take_lowest(&mut which));
                 let [acc] = add_products::<I, P, 1>(&codes, &s, zero, [x], [I::load(sum)]);
                 I::store(acc, sum);
+                x = x.add(1);
             }
         }
+        &second[x.offset_from_unsigned(second.as_ptr())..]
     }
 }
 

@@ -184,6 +184,11 @@ impl<'a> Q8View<'a> {
         self.second[row * self.stride..].as_ptr()
     }
 
+    /// The second digits of block `b` of a row.
+    pub(super) fn second_block(&self, row: usize, b: usize) -> &'a Q8Block {
+        &self.second[row * self.stride + b]
+    }
+
     /// Which blocks of a row have second digits, in ascending order.
     #[inline(always)]
     pub(super) fn fine(&self, row: usize) -> &'a [u32] {
