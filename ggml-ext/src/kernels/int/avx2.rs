@@ -24,9 +24,13 @@ pub(super) trait Dot: Copy + 'static {
     /// As [`Isa::IN_PAIRS`].
     const IN_PAIRS: bool;
 
-    /// As [`Isa::dots`].
+    /// As [`Isa::UNSIGNED_SECOND`].
+    const UNSIGNED_SECOND: bool;
+
+    /// As [`Isa::second_dots`] if these are `second` digits, else as [`Isa::dots`].
     unsafe fn dots<const N: usize, const T: usize>(
         bits: u32,
+        second: bool,
         sums: [Sums; T],
         lines: &[Sums; N],
         x: [*const i8; T],
@@ -41,13 +45,18 @@ pub(super) type Sums = [__m256i; 2];
 
 /// `vpmaddubsw` multiplies unsigned by signed bytes and adds pairs in 16 bits, saturating. Codes of few bits leave room there for
 /// several such sums before they are widened; signed codes are split into magnitude and sign, and the sign is moved to the
-/// activations.
+/// activations; with second digits, which are unsigned, they are multiplied as they are.
 #[derive(Clone, Copy)]
 pub(super) struct Pairs;
 
-/// How many sums of two products of codes of `bits` bits with -127..=127 fit in 16 bits: at most all 8 of a set of lines.
-const fn sums_in_16_bits(bits: u32) -> usize {
-    let largest = ((1_usize << bits) - 1) * 127 * 2;
+/// How many sums of two products of codes of `bits` bits with activations fit in 16 bits: at most all 8 of a set of lines.
+const fn sums_in_16_bits(bits: u32, second: bool) -> usize {
+    let largest = match bits {
+        8 if second => 128 * 63 * 2,
+        // It just fits.
+        8 => 128 * 127 * 2,
+        _ => ((1_usize << bits) - 1) * 127 * 2,
+    };
     let n = i16::MAX as usize / largest;
     if n < 8 { n } else { 8 }
 }
@@ -56,17 +65,19 @@ impl Dot for Pairs {
     const UNSIGNED: bool = false;
     // There are no registers to keep the lines in.
     const IN_PAIRS: bool = true;
+    const UNSIGNED_SECOND: bool = true;
 
     #[inline(always)]
     unsafe fn dots<const N: usize, const T: usize>(
         bits: u32,
+        second: bool,
         mut sums: [Sums; T],
         lines: &[Sums; N],
         x: [*const i8; T],
     ) -> [Sums; T] {
         let mut pairs = [[_mm256_setzero_si256(); 2]; T];
         // A loop would not always be unrolled.
-        let mut line = |g| add_line(bits, g, g + 1 == N, lines[g], x, &mut pairs, &mut sums);
+        let mut line = |g| add_line(bits, second, g, g + 1 == N, lines[g], x, &mut pairs, &mut sums);
         const { assert!(N == 4 || N == 8) };
         line(0);
         line(1);
@@ -89,8 +100,10 @@ impl Dot for Pairs {
 /// Adds the products of one line, the `g`th, to sums of `pairs` of products, and these to `sums` when there is no more room in 16 bits or
 /// the line is the `last`.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the body of a loop")]
 unsafe fn add_line<const T: usize>(
     bits: u32,
+    second: bool,
     g: usize,
     last: bool,
     line: Sums,
@@ -98,21 +111,22 @@ unsafe fn add_line<const T: usize>(
     pairs: &mut [Sums; T],
     sums: &mut [Sums; T],
 ) {
+    let at_once = sums_in_16_bits(bits, second);
     let mut t = 0;
     while t < T {
         let x = columns(x[t], g);
         let mut h = 0;
         while h < 2 {
-            if bits == 8 {
-                // 128 * 127 * 2 just fits in 16 bits.
-                let fours = Pairs::fours(_mm256_abs_epi8(line[h]), _mm256_sign_epi8(x, line[h]));
-                sums[t][h] = _mm256_add_epi32(sums[t][h], fours);
-            } else {
-                pairs[t][h] = in_order(_mm256_add_epi16(pairs[t][h], _mm256_maddubs_epi16(line[h], x)));
-                if last || (g + 1).is_multiple_of(sums_in_16_bits(bits)) {
-                    sums[t][h] = _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs[t][h], _mm256_set1_epi16(1)));
-                    pairs[t][h] = _mm256_setzero_si256();
-                }
+            let q = line[h];
+            let products = match bits {
+                8 if second => _mm256_maddubs_epi16(x, q),
+                8 => _mm256_maddubs_epi16(_mm256_abs_epi8(q), _mm256_sign_epi8(x, q)),
+                _ => _mm256_maddubs_epi16(q, x),
+            };
+            pairs[t][h] = if at_once == 1 { products } else { in_order(_mm256_add_epi16(pairs[t][h], products)) };
+            if last || (g + 1).is_multiple_of(at_once) {
+                sums[t][h] = _mm256_add_epi32(sums[t][h], _mm256_madd_epi16(pairs[t][h], _mm256_set1_epi16(1)));
+                pairs[t][h] = _mm256_setzero_si256();
             }
             h += 1;
         }
@@ -138,6 +152,7 @@ impl<D: Dot> Isa for Avx2<D> {
     // Four have their sums in registers, and are a tenth slower in Q4_0 (Zen 4).
     const TOKENS: usize = 8;
     const IN_PAIRS: bool = D::IN_PAIRS;
+    const UNSIGNED_SECOND: bool = D::UNSIGNED_SECOND;
     const MANY_REGISTERS: bool = false;
     const UNSIGNED: bool = D::UNSIGNED;
 
@@ -191,7 +206,7 @@ impl<D: Dot> Isa for Avx2<D> {
     }
     #[inline(always)]
     unsafe fn dot<const N: usize>(bits: u32, sums: Sums, lines: &[Sums; N], x: *const i8) -> Sums {
-        D::dots(bits, [sums], lines, [x])[0]
+        D::dots(bits, false, [sums], lines, [x])[0]
     }
     #[inline(always)]
     unsafe fn dots<const N: usize, const T: usize>(
@@ -200,7 +215,16 @@ impl<D: Dot> Isa for Avx2<D> {
         lines: &[Sums; N],
         x: [*const i8; T],
     ) -> [Sums; T] {
-        D::dots(bits, sums, lines, x)
+        D::dots(bits, false, sums, lines, x)
+    }
+    #[inline(always)]
+    unsafe fn second_dots<const N: usize, const T: usize>(
+        bits: u32,
+        sums: [Sums; T],
+        lines: &[Sums; N],
+        x: [*const i8; T],
+    ) -> [Sums; T] {
+        D::dots(bits, true, sums, lines, x)
     }
     #[inline(always)]
     unsafe fn to_floats(sums: [__m256i; 2]) -> [__m256; 2] {

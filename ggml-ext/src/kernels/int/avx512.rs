@@ -22,6 +22,7 @@ impl Isa for Avx512 {
 
     const TOKENS: usize = 8;
     const IN_PAIRS: bool = false;
+    const UNSIGNED_SECOND: bool = false;
     const MANY_REGISTERS: bool = true;
     const UNSIGNED: bool = true;
 

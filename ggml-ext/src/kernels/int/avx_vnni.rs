@@ -22,10 +22,12 @@ macro_rules! dot {
         impl Dot for $encoding {
             const UNSIGNED: bool = true;
             const IN_PAIRS: bool = false;
+            const UNSIGNED_SECOND: bool = false;
 
             #[inline(always)]
             unsafe fn dots<const N: usize, const T: usize>(
                 _bits: u32,
+                _second: bool,
                 mut sums: [Sums; T],
                 lines: &[Sums; N],
                 x: [*const i8; T],

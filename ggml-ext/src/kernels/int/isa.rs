@@ -30,6 +30,8 @@ pub(super) trait Isa: Copy + 'static {
     const TOKENS: usize;
     /// Whether tokens meet a block in pairs, by [`Isa::dots`], as each line is then read half as often.
     const IN_PAIRS: bool;
+    /// Whether second digits of activations are in `0..=63`, for the sake of [`Isa::second_dots`], and not in `-127..=127`.
+    const UNSIGNED_SECOND: bool;
     /// True if there are registers for 16 accumulators and their operands.
     const MANY_REGISTERS: bool;
     /// True if [`Isa::dot`] multiplies unsigned weight codes only: signed ones are then stored plus 128.
@@ -69,6 +71,17 @@ pub(super) trait Isa: Copy + 'static {
             i += 1;
         }
         sums
+    }
+    /// [`Isa::dots`] with second digits.
+    #[inline(always)]
+    unsafe fn second_dots<const N: usize, const T: usize>(
+        bits: u32,
+        sums: [Self::Sums; T],
+        lines: &[Self::Line; N],
+        x: [*const i8; T],
+    ) -> [Self::Sums; T] {
+        // SAFETY: as the caller promises.
+        unsafe { Self::dots(bits, sums, lines, x) }
     }
     unsafe fn to_floats(sums: Self::Sums) -> Self::Floats;
 

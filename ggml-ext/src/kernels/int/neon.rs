@@ -54,6 +54,7 @@ impl Isa for Neon {
 
     const TOKENS: usize = 4;
     const IN_PAIRS: bool = false;
+    const UNSIGNED_SECOND: bool = false;
     const MANY_REGISTERS: bool = false;
     const UNSIGNED: bool = false;
 

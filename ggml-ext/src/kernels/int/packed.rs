@@ -216,7 +216,7 @@ unsafe fn tile<I: Isa, P: Format, const T: usize, const BOTH: bool>(
                         add_block::<I, P, 1>(&codes, &s, zero, [x], &mut acc, j);
                         if BOTH && (*x).fine != 0 {
                             let x = second.add(j * stride);
-                            [acc_second[j]] = add_products::<I, P, 1>(&codes, &s, zero, [x], [acc_second[j]]);
+                            [acc_second[j]] = add_products::<I, P, 1, true>(&codes, &s, zero, [x], [acc_second[j]]);
                         }
                         j += 1;
                     }
@@ -282,14 +282,14 @@ unsafe fn second_digits<'s, I: Isa, P: Format>(
             while I::IN_PAIRS && which.count_ones() > 1 {
                 let at = [sums.of(take_lowest(&mut which)), sums.of(take_lowest(&mut which))];
                 let acc = [I::load(at[0]), I::load(at[1])];
-                let acc = add_products::<I, P, 2>(&codes, &s, zero, [x, x.add(1)], acc);
+                let acc = add_products::<I, P, 2, true>(&codes, &s, zero, [x, x.add(1)], acc);
                 I::store(acc[0], at[0]);
                 I::store(acc[1], at[1]);
                 x = x.add(2);
             }
             while which != 0 {
                 let sum = sums.of(take_lowest(&mut which));
-                let [acc] = add_products::<I, P, 1>(&codes, &s, zero, [x], [I::load(sum)]);
+                let [acc] = add_products::<I, P, 1, true>(&codes, &s, zero, [x], [I::load(sum)]);
                 I::store(acc, sum);
                 x = x.add(1);
             }
@@ -346,7 +346,7 @@ unsafe fn add_block<I: Isa, P: Format, const U: usize>(
     // SAFETY: as the caller promises.
     unsafe {
         let acc = &mut *acc.as_mut_ptr().add(j).cast::<[I::Floats; U]>();
-        *acc = add_products::<I, P, U>(codes, s, zero, x, *acc);
+        *acc = add_products::<I, P, U, false>(codes, s, zero, x, *acc);
         let mut i = 0;
         while i < U {
             if P::HAS_MIN && P::HALVES {
@@ -360,12 +360,12 @@ unsafe fn add_block<I: Isa, P: Format, const U: usize>(
     }
 }
 
-/// Adds the products of 32 columns with the codes of a block of each of `U` tokens.
+/// Adds the products of 32 columns with the codes of a block of each of `U` tokens, of their second digits if `SECOND`.
 ///
 /// # Safety
 /// As [`Isa`]; each of `x` is a block.
 #[inline(always)]
-unsafe fn add_products<I: Isa, P: Format, const U: usize>(
+unsafe fn add_products<I: Isa, P: Format, const U: usize, const SECOND: bool>(
     codes: &[I::Line; 8],
     s: &Scales<I>,
     zero: Option<u32>,
@@ -382,7 +382,7 @@ unsafe fn add_products<I: Isa, P: Format, const U: usize>(
                 dot[i] = sums::<I>(zero, &raw const (*x[i]).neg_sum);
                 i += 1;
             }
-            dot = I::dots(P::BITS, dot, codes, q);
+            dot = dots::<I, P, 8, U, SECOND>(dot, codes, q);
             i = 0;
             while i < U {
                 let scale = I::splat(&raw const (*x[i]).scale);
@@ -391,8 +391,8 @@ unsafe fn add_products<I: Isa, P: Format, const U: usize>(
             }
             return acc;
         }
-        let first = half::<I, P, U>(&[codes[0], codes[1], codes[2], codes[3]], zero, x, 0);
-        let last = half::<I, P, U>(&[codes[4], codes[5], codes[6], codes[7]], zero, x, 1);
+        let first = half::<I, P, U, SECOND>(&[codes[0], codes[1], codes[2], codes[3]], zero, x, 0);
+        let last = half::<I, P, U, SECOND>(&[codes[4], codes[5], codes[6], codes[7]], zero, x, 1);
         while i < U {
             let scale = I::splat(&raw const (*x[i]).scale);
             let both = I::fma(I::to_floats(last[i]), s.scale[1], I::mul(I::to_floats(first[i]), s.scale[0]));
@@ -408,7 +408,7 @@ unsafe fn add_products<I: Isa, P: Format, const U: usize>(
 /// # Safety
 /// As [`Isa`]; each of `x` is a block, and `which` is 0 or 1.
 #[inline(always)]
-unsafe fn half<I: Isa, P: Format, const U: usize>(
+unsafe fn half<I: Isa, P: Format, const U: usize, const SECOND: bool>(
     codes: &[I::Line; 4],
     zero: Option<u32>,
     x: [*const Q8Block; U],
@@ -422,8 +422,22 @@ unsafe fn half<I: Isa, P: Format, const U: usize>(
             dot[i] = sums::<I>(zero, &raw const (*x[i]).neg_half[which]);
             i += 1;
         }
-        I::dots(P::BITS, dot, codes, q)
+        dots::<I, P, 4, U, SECOND>(dot, codes, q)
     }
+}
+
+/// [`Isa::dots`] or, if `SECOND`, [`Isa::second_dots`].
+///
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn dots<I: Isa, P: Format, const N: usize, const U: usize, const SECOND: bool>(
+    sums: [I::Sums; U],
+    codes: &[I::Line; N],
+    x: [*const i8; U],
+) -> [I::Sums; U] {
+    // SAFETY: as the caller promises.
+    unsafe { if SECOND { I::second_dots(P::BITS, sums, codes, x) } else { I::dots(P::BITS, sums, codes, x) } }
 }
 
 /// Asks for `n` bytes at `p`.

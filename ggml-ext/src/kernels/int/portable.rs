@@ -61,6 +61,7 @@ impl Isa for Portable {
 
     const TOKENS: usize = 4;
     const IN_PAIRS: bool = false;
+    const UNSIGNED_SECOND: bool = false;
     const MANY_REGISTERS: bool = false;
     const UNSIGNED: bool = true;
 

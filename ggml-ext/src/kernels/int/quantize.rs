@@ -33,6 +33,12 @@ pub(super) unsafe fn row<I: Isa>(x: &[f32], fine_step: f32, [first, second]: [&m
             n_fine += usize::from(first.scale > largest_step);
         }
         fine[0] = n_fine as u32;
+        if I::UNSIGNED_SECOND {
+            for &b in &fine[1..=n_fine] {
+                unsigned_second::<I>(x, first, second, b as usize);
+            }
+            return;
+        }
         let (fours, rest) = fine[1..=n_fine].as_chunks::<4>();
         for which in fours {
             let (mut left, mut four) = ([0.0; 4 * BLOCK], [Q8Block::ZERO; 4]);
@@ -50,6 +56,28 @@ pub(super) unsafe fn row<I: Isa>(x: &[f32], fine_step: f32, [first, second]: [&m
             block::<I>([I::load(left.as_ptr()), I::load(left[16..].as_ptr())], &mut one);
             add_second(&mut first[b as usize], &mut second[b as usize], one);
         }
+    }
+}
+
+/// Gives block `b` second digits in `0..=63`, in steps 1/63 of the first's, which become the next below.
+///
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn unsigned_second<I: Isa>(x: &[f32], first: &mut [Q8Block], second: &mut [Q8Block], b: usize) {
+    let scale = first[b].scale;
+    // A little less than 1/2: -127 is to stay what it is, though it is rounded to even.
+    let shift = -0.498 * scale;
+    // SAFETY: both have 32 elements.
+    unsafe {
+        let x_block = x[b * BLOCK..][..BLOCK].as_ptr();
+        let below = |i| I::add(I::load(x_block.add(i)), I::splat(&raw const shift));
+        digits::<I>([below(0), below(16)], scale, 1.0 / scale, &mut first[b]);
+        let (mut left, mut block) = ([0.0; BLOCK], Q8Block::ZERO);
+        rest_of::<I>(x, first, b, &mut left);
+        let left = [I::load(left.as_ptr()), I::load(left[16..].as_ptr())];
+        digits::<I>(left, scale / 63.0, 63.0 / scale, &mut block);
+        add_second(&mut first[b], &mut second[b], block);
     }
 }
 
@@ -90,9 +118,20 @@ pub(super) unsafe fn block<I: Isa>([first, last]: [I::Floats; 2], block: &mut Q8
     // SAFETY: 32 codes are written, 16 at a time.
     unsafe {
         let max = I::max_abs(first, last);
-        let inverse = 127.0 / max;
+        digits::<I>([first, last], max / 127.0, 127.0 / max, block);
+    }
+}
+
+/// Rounds 32 elements to multiples of `scale`, the inverse of `inverse`.
+///
+/// # Safety
+/// As [`Isa`].
+#[inline(always)]
+unsafe fn digits<I: Isa>([first, last]: [I::Floats; 2], scale: f32, inverse: f32, block: &mut Q8Block) {
+    // SAFETY: 32 codes are written, 16 at a time.
+    unsafe {
         // All zeros, or so small that the inverse overflows.
-        let (scale, inverse) = if inverse < f32::INFINITY { (max / 127.0, inverse) } else { (0.0, 0.0) };
+        let (scale, inverse) = if inverse < f32::INFINITY { (scale, inverse) } else { (0.0, 0.0) };
         let codes = block.codes.as_mut_ptr();
         let sums = [I::quantize(first, inverse, codes), I::quantize(last, inverse, codes.add(16))];
         block.scale = scale;

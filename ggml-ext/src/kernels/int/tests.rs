@@ -300,7 +300,9 @@ fn activations_are_rounded_to_the_nearest_of_127_steps() {
             assert_eq!(block.scale, max / 127.0);
             for (&x, &code) in x.iter().zip(&block.codes) {
                 let want = if max == 0.0 { 0.0 } else { (x * (127.0 / max)).round_ties_even() };
-                assert_eq!(f32::from(code), want, "{}: {x} of {max}", kernels.tier);
+                // First digits may be the next below where there are second ones.
+                let below = want - f32::from(code);
+                assert!(below == 0.0 || below == block.fine as f32, "{}: {code} for {x} of {max}", kernels.tier);
             }
             for block in [block, second] {
                 let halves = [0, 16].map(|at| block.codes[at..][..16].iter().map(|&c| i32::from(c)).sum::<i32>());
@@ -330,7 +332,8 @@ fn a_block_with_an_outlier_gets_second_digits() {
         let [first, second] = unsafe { q8.view(0..1) }.blocks(0);
         for (b, x) in x.chunks_exact(32).enumerate() {
             assert_eq!(first[b].fine, u32::from(b == 2), "block {b}");
-            let step = if b == 2 { first[b].scale / 254.0 } else { first[b].scale };
+            let steps = if kernels.tier == Tier::Avx2 { 63.0 } else { 254.0 };
+            let step = if b == 2 { first[b].scale / steps } else { first[b].scale };
             for (i, &x) in x.iter().enumerate() {
                 let digit = |block: &Q8Block| block.scale * f32::from(block.codes[i]);
                 let error = (digit(&first[b]) + digit(&second[b]) - x).abs();
