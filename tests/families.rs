@@ -60,17 +60,17 @@ families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
     deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense
-    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe
-    internlm2 ernie4_5 exaone exaone4 exaone4_windows seed_oss glm4 hunyuan hunyuan_alpha smollm3 smollm3_tied
-    olmo2 olmo2_windows mistral3 mistral3_plain
+    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe minimax_m2 dbrx
+    internlm2 ernie4_5 exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha smollm3 smollm3_tied
+    olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
-    qwen2 qwen2_tied_yarn qwen3 qwen3_tied
+    qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
-    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu
+    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen3next qwen3next_fused
     gemma4 gemma4_plain gemma4_experts
-    gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel orion command_r cohere2 arcee
+    gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key phimoe apertus
 }
@@ -116,6 +116,8 @@ fn windows_are_all_that_is_seen() {
     for name in [
         "olmo2_windows",
         "exaone4_windows",
+        "exaone_moe",
+        "exaone_moe_pattern",
         "gpt_oss",
         "gpt_oss_pattern",
         "gemma2",

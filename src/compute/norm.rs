@@ -34,6 +34,18 @@ impl Norm {
         }
     }
 
+    /// `x = norm(x)`.
+    pub fn apply_in_place(&self, k: &FloatKernels, x: &mut [f32], eps: f32) {
+        if self.centred {
+            let mean = mean(x);
+            x.iter_mut().for_each(|x| *x -= mean);
+        }
+        k.rms_norm_in_place(x, &self.weight, eps);
+        if let Some(bias) = &self.bias {
+            k.add_assign(x, bias);
+        }
+    }
+
     /// Factors on the result.
     pub fn scale(&mut self, factor: f32) {
         self.weight.iter_mut().chain(self.bias.iter_mut().flat_map(|b| b.iter_mut())).for_each(|w| *w *= factor);
@@ -67,6 +79,9 @@ mod tests {
         for factor in [1.0, 3.0] {
             let mut out = vec![0.0; 37];
             norm.apply(&Kernels::detect().float, &x, 0.01, &mut out);
+            let mut in_place = x.clone();
+            norm.apply_in_place(&Kernels::detect().float, &mut in_place, 0.01);
+            assert_eq!(in_place, out);
             for i in 0..37 {
                 let want = (wide[i] - mean) / (variance + 0.01).sqrt() * f64::from(weight[i]) + f64::from(bias[i]);
                 assert!((f64::from(out[i]) - factor * want).abs() < 2e-5, "{i}: {} for {}", out[i], factor * want);

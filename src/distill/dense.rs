@@ -7,7 +7,7 @@ use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
 use crate::compute::{Norm, mean};
-use crate::model::{Decoder, Experts, Model, QueryKey, Scores};
+use crate::model::{Decoder, Experts, HeadNorm, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
 /// `y = a b^T`, rows of both of length `len`.
@@ -180,7 +180,10 @@ impl<'m> DenseModel<'m> {
     pub fn new(model: &'m Model, n_ctx: usize, precision: Precision) -> Result<Self> {
         let d: &Decoder = model.decoder();
         let frozen = |linear| Frozen::new(linear, model.kernels(), precision);
-        let heads = |qk: &'m QueryKey| HeadProjection { dense: frozen(&qk.linear), norm: qk.norm.clone() };
+        let heads = |qk: &'m QueryKey| HeadProjection {
+            dense: frozen(&qk.linear),
+            norm: qk.norm.as_ref().and_then(HeadNorm::rms).map(Box::from),
+        };
         let layers = d.layers.iter().enumerate().map(|(i, layer)| {
             let unsupported = match &layer.attn.scores {
                 Scores::Fixed(_) => Some("is a convolution"),
@@ -199,6 +202,11 @@ impl<'m> DenseModel<'m> {
                     "layer {i} shares attention already: give the model without a plan"
                 )));
             };
+            let is_other = |qk: &QueryKey| qk.norm.as_ref().is_some_and(|norm| norm.rms().is_none());
+            if is_other(q) || is_other(k) || layer.attn.clip.is_some() {
+                let what = format!("layer {i} clips queries and keys or has LayerNorm on them, which is not supported here");
+                return Err(Error::Impossible(what));
+            }
             if let Some(t) = layer.attn.temperature.filter(|t| n_ctx > t.n_ctx) {
                 return Err(Error::Impossible(format!(
                     "windows of {n_ctx} tokens: layer {i} gives queries beyond {} a temperature, which is not supported here",

@@ -5,8 +5,8 @@ use ggml_ext::pack::ROWS;
 
 use super::config::{Config, Keys, MAX_WIDTH};
 use super::decoder::{
-    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SharedExpert, SideInputs,
-    SideNetwork,
+    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, HeadNorm, Layer, QueryKey, Scores, SharedExpert,
+    SideInputs, SideNetwork,
 };
 use super::weights::Loader;
 use crate::Result;
@@ -56,15 +56,19 @@ enum Projection {
     V,
 }
 
-/// RMSNorm of queries and keys.
+/// Norms of queries and keys, of the family's kind.
 #[derive(Clone, Copy)]
 pub enum QkNorm {
     /// None.
     None,
     /// On every head.
     Heads,
-    /// On every head, where the file has them.
+    /// The same, where the file has them.
     HeadsIfAny,
+    /// On every head, with weights of its own.
+    Own,
+    /// The same, where the file has them.
+    OwnIfAny,
     /// On all heads together.
     Rows,
 }
@@ -96,7 +100,7 @@ impl Projection {
 
 /// Tensors of layer `i` that a layer of this kind does not need, whether the file has them or not.
 fn unused_tensors(kind: Kind, i: usize) -> impl Iterator<Item = String> {
-    let suffixes = [".weight", ".bias", "_norm.weight"];
+    let suffixes = [".weight", ".bias", "_norm.weight", "_norm.bias"];
     kind.idle_projections().iter().flat_map(move |p| suffixes.map(|s| format!("blk.{i}.attn_{p}{s}")))
 }
 
@@ -261,6 +265,15 @@ impl Builder<'_, '_, '_, '_> {
         Ok(Attention::bare(shape, 0, Scores::Fixed(Convolution { input, output, filter }), Some(v), out))
     }
 
+    /// Where queries, keys and values are clipped, if they are.
+    pub fn clip(&self) -> Result<Option<f32>> {
+        const KEY: &str = "attention.clamp_kqv";
+        match self.keys.float(KEY)?.filter(|&clip| clip != 0.0) {
+            Some(clip) if clip < 0.0 => Err(self.keys.error(KEY, format_args!("{clip} is negative"))),
+            clip => Ok(clip),
+        }
+    }
+
     /// The sinks of layer `i`'s heads.
     ///
     /// # Errors
@@ -306,14 +319,21 @@ impl Builder<'_, '_, '_, '_> {
 
     fn query_key(&mut self, i: usize, which: Projection, shape: &AttentionShape, norm: QkNorm) -> Result<QueryKey> {
         let linear = self.projection(i, which, shape)?;
-        let name = format!("blk.{i}.attn_{}_norm.weight", which.name());
-        let len = match norm {
+        let name = format!("blk.{i}.attn_{}_norm", which.name());
+        let (dim, n_row, is_there) =
+            (shape.head_dim_k, linear.weight.rows(), self.loader.has(&format!("{name}.weight")));
+        let norm = match norm {
             QkNorm::None => None,
-            QkNorm::HeadsIfAny if !self.loader.has(&name) => None,
-            QkNorm::Heads | QkNorm::HeadsIfAny => Some(shape.head_dim_k),
-            QkNorm::Rows => Some(linear.weight.rows()),
+            QkNorm::HeadsIfAny | QkNorm::OwnIfAny if !is_there => None,
+            QkNorm::Heads | QkNorm::HeadsIfAny => Some(HeadNorm::Each([self.norm_of(&name, dim)?].into())),
+            QkNorm::Own | QkNorm::OwnIfAny => {
+                let weights = self.loader.values(&format!("{name}.weight"), &[dim, n_row / dim])?;
+                let of_head = |w: &[f32]| Norm { weight: w.into(), bias: None, centred: self.layer_norm };
+                Some(HeadNorm::Each(weights.chunks_exact(dim).map(of_head).collect()))
+            }
+            QkNorm::Rows => Some(HeadNorm::Together(self.norm_of(&name, n_row)?)),
         };
-        Ok(QueryKey { linear, norm: len.map(|n| self.loader.vector(&name, n)).transpose()? })
+        Ok(QueryKey { linear, norm })
     }
 
     /// The modules of a `lisa` layer.
@@ -510,7 +530,12 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The norm `name` on rows of the residual stream, of the family's kind.
     pub fn norm(&mut self, name: &str) -> Result<Norm> {
-        let (n, centred) = (self.config.n_embd, self.layer_norm);
+        self.norm_of(name, self.config.n_embd)
+    }
+
+    /// The norm `name` on `n` values.
+    pub fn norm_of(&mut self, name: &str, n: usize) -> Result<Norm> {
+        let centred = self.layer_norm;
         let weight = self.loader.vector(&format!("{name}.weight"), n)?;
         let bias =
             if centred || self.rms_biases { self.loader.optional_vector(&format!("{name}.bias"), n)? } else { None };
@@ -546,6 +571,16 @@ impl Builder<'_, '_, '_, '_> {
     /// The same where the last norm is called `output_norm`.
     pub fn decoder_with(&mut self, layers: Vec<Layer>, ropes: Vec<ContextRope>, output_norm: &str) -> Result<Decoder> {
         let output_norm = self.norm(output_norm)?;
+        self.decoder_around(layers, ropes, output_norm)
+    }
+
+    /// The same where the last norm is none of the file's.
+    pub fn decoder_around(
+        &mut self,
+        layers: Vec<Layer>,
+        ropes: Vec<ContextRope>,
+        output_norm: Norm,
+    ) -> Result<Decoder> {
         let (n_embd, n_vocab, l) = (self.config.n_embd, self.n_vocab, &mut *self.loader);
         let plan = self.sharing.plan;
         plan.check_sources(|i| (layers[i].attn.shape, layers[i].attn.rope)).map_err(|e| l.error(e))?;

@@ -13,6 +13,8 @@ pub struct Attention {
     pub shape: AttentionShape,
     /// Which of the decoder's rotary embeddings turns queries and keys.
     pub rope: usize,
+    /// Queries, keys and values are kept between this and its negative, where the family does so.
+    pub clip: Option<f32>,
     /// What queries are multiplied with, by position.
     pub temperature: Option<Temperature>,
     /// Norms on heads come after their rotation instead of before.
@@ -89,19 +91,45 @@ impl Scores {
 pub struct QueryKey {
     /// The projection.
     pub linear: Linear,
-    /// RMSNorm weights, where the family has them: on every head, or on all heads together.
-    pub norm: Option<Box<[f32]>>,
+    /// The norm on what it makes, where the family has one.
+    pub norm: Option<HeadNorm>,
+}
+
+/// A norm on queries or keys.
+pub enum HeadNorm {
+    /// On every head: the same for all, or one for each.
+    Each(Box<[Norm]>),
+    /// On all heads together.
+    Together(Norm),
 }
 
 impl QueryKey {
-    /// The norm's weights, where it is on every head of `shape`.
-    pub fn head_norm(&self, shape: &AttentionShape) -> Option<&[f32]> {
-        self.norm.as_deref().filter(|w| w.len() == shape.head_dim_k)
+    /// The norm of head `h`, where each is normalised by itself.
+    pub fn head_norm(&self, h: usize) -> Option<&Norm> {
+        match self.norm.as_ref()? {
+            HeadNorm::Each(norms) => norms.get(h % norms.len()),
+            HeadNorm::Together(_) => None,
+        }
     }
 
-    /// The norm's weights, where it is on several heads together.
-    pub fn row_norm(&self, shape: &AttentionShape) -> Option<&[f32]> {
-        self.norm.as_deref().filter(|w| w.len() > shape.head_dim_k)
+    /// The norm of all heads together, where there is one.
+    pub fn row_norm(&self) -> Option<&Norm> {
+        match self.norm.as_ref()? {
+            HeadNorm::Each(_) => None,
+            HeadNorm::Together(norm) => Some(norm),
+        }
+    }
+}
+
+impl HeadNorm {
+    /// The weights, where it is RMSNorm, and the same for all that are normalised by themselves.
+    pub fn rms(&self) -> Option<&[f32]> {
+        let norm = match self {
+            Self::Each(norms) if norms.len() == 1 => &norms[0],
+            Self::Each(_) => return None,
+            Self::Together(norm) => norm,
+        };
+        (!norm.centred && norm.bias.is_none()).then_some(&norm.weight)
     }
 }
 
@@ -111,6 +139,7 @@ impl Attention {
         Self {
             shape,
             rope,
+            clip: None,
             temperature: None,
             norm_after_turn: false,
             sinks: None,

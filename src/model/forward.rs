@@ -153,7 +153,7 @@ impl<'a> Pass<'a> {
         let (attn, buf, (_, x)) = (&self.model.layers[i].attn, self.buf, self.input(i));
         project(&mut self.ops, attn, buf, x, fed, asked);
         latent::heads(&mut self.ops, attn, buf, fed.len(), asked.len(), self.form, self.eps);
-        norm_rows(&self.ops, attn, buf, fed, asked, self.eps);
+        clip_and_norm_rows(&self.ops, attn, buf, fed, asked, self.eps);
         self.laps.end(Phase::Project);
     }
 
@@ -350,12 +350,12 @@ impl<'a> Pass<'a> {
         let Through { fed, asked } = through;
         let (s, kernels, buf, pos, eps) = (&attn.shape, self.ops.kernels, self.buf, self.pos, self.eps);
         let rope = &buf.ropes[attn.rope];
-        let norm_and_turn = |head: &mut [f32], proj: &QueryKey, t: usize| {
+        let norm_and_turn = |head: &mut [f32], h: usize, proj: &QueryKey, t: usize| {
             if attn.norm_after_turn {
                 rope.rotate(kernels, t, head);
             }
-            if let Some(weight) = proj.head_norm(s) {
-                kernels.float.rms_norm_in_place(head, weight, eps);
+            if let Some(norm) = proj.head_norm(h) {
+                norm.apply_in_place(&kernels.float, head, eps);
             }
             if !attn.norm_after_turn {
                 rope.rotate(kernels, t, head);
@@ -394,7 +394,7 @@ impl<'a> Pass<'a> {
                         let Some(query) = query else { continue };
                         let start = (query * s.n_head + h) * dk;
                         let query = buf.q.get_mut(start..start + dk);
-                        norm_and_turn(query, q, t);
+                        norm_and_turn(query, h, q, t);
                         if let Some(temperature) = attn.temperature {
                             kernels.float.scale(query, temperature.at(pos + t));
                         }
@@ -403,7 +403,7 @@ impl<'a> Pass<'a> {
                         let g = h - n_q;
                         let start = (row * s.n_head_kv + g) * dk;
                         let key = buf.k.get_mut(start..start + dk);
-                        norm_and_turn(key, k, t);
+                        norm_and_turn(key, g, k, t);
                         cache.keys().store(kernels, g, pos + t, key);
                     }
                     Scores::Lisa(lisa) => {
@@ -498,24 +498,34 @@ fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, x: Operand, fed: &Ran
     }
 }
 
-/// Normalises the queries of tokens `asked` and the keys of tokens `fed` where the family does so with all heads together. One phase, where
-/// it does.
-fn norm_rows(ops: &Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, asked: &Range<usize>, eps: f32) {
+/// Clips the queries of tokens `asked`, and the keys and values of tokens `fed`, where the family does so, and normalises queries and keys
+/// where it does that with all heads together. One phase, where there is anything to do.
+fn clip_and_norm_rows(ops: &Ops, attn: &Attention, buf: &Buffers, fed: &Range<usize>, asked: &Range<usize>, eps: f32) {
     let (q, k) = match &attn.scores {
-        Scores::Own { q, k } => (q.row_norm(&attn.shape), k.row_norm(&attn.shape)),
-        Scores::Queries { q, .. } => (q.row_norm(&attn.shape), None),
+        Scores::Own { q, k } => (Some(q), Some(k)),
+        Scores::Queries { q, .. } => (Some(q), None),
         Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) | Scores::Lisa(_) => (None, None),
     };
-    let norms = [(q, &buf.q, asked.len()), (k, &buf.k, fed.len())];
-    if norms.iter().all(|(weight, ..)| weight.is_none()) {
+    let [of_q, of_k] = [q, k].map(|proj| proj.and_then(QueryKey::row_norm));
+    if attn.clip.is_none() && of_q.is_none() && of_k.is_none() {
         return;
     }
-    for (weight, x, n) in norms {
-        let Some(weight) = weight else { continue };
+    let projections = [
+        (q.map(|q| &q.linear), of_q, &buf.q, asked.len()),
+        (k.map(|k| &k.linear), of_k, &buf.k, fed.len()),
+        (attn.v.as_ref(), None, &buf.v, fed.len()),
+    ];
+    for (linear, norm, x, n) in projections {
+        let Some(width) = linear.map(|l| l.weight.rows()) else { continue };
         for i in ops.worker.share(n) {
             // SAFETY: rows are shared out disjointly.
-            let row = unsafe { x.get_mut(i * weight.len()..(i + 1) * weight.len()) };
-            ops.kernels.float.rms_norm_in_place(row, weight, eps);
+            let row = unsafe { x.get_mut(i * width..(i + 1) * width) };
+            if let Some(clip) = attn.clip {
+                row.iter_mut().for_each(|x| *x = x.clamp(-clip, clip));
+            }
+            if let Some(norm) = norm {
+                norm.apply_in_place(&ops.kernels.float, row, eps);
+            }
         }
     }
     ops.worker.barrier();

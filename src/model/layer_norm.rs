@@ -25,14 +25,20 @@ pub const PHI2: Family = family("phi2", |b| build(b, &Traits { halves: Halves::P
 pub const STARCODER2: Family = family("starcoder2", |b| build(b, &UNGATED));
 /// The registry row of Nemotron.
 pub const NEMOTRON: Family = family("nemotron", |b| build(b, &Traits { act: Act::ReluSquared, ..UNGATED }));
-/// The registry row of StableLM, whose largest model has one norm for both halves.
-pub const STABLELM: Family = family("stablelm", |b| build(b, &Traits { halves: Halves::AsNormed, ..GATED }));
+/// The registry row of StableLM, whose largest model has one norm for both halves, and norms on queries and keys.
+pub const STABLELM: Family =
+    family("stablelm", |b| build(b, &Traits { halves: Halves::AsNormed, norm: QkNorm::OwnIfAny, ..GATED }));
 /// The registry row of Orion.
 pub const ORION: Family = family("orion", |b| build(b, &GATED));
-/// The registry row of Command R.
-pub const COMMAND_R: Family = family("command-r", |b| build(b, &COHERE));
+/// The registry row of Command R and R+; the latter, told by its depth, has norms on queries and keys.
+pub const COMMAND_R: Family = family("command-r", |b| {
+    let norm = if b.config.n_layer >= N_LAYER_R_PLUS { QkNorm::Own } else { QkNorm::None };
+    build(b, &Traits { norm, ..COHERE })
+});
 /// The registry row of Command R7B and A.
 pub const COHERE2: Family = family("cohere2", |b| build(b, &COHERE)).with_windows(windows);
+
+const N_LAYER_R_PLUS: usize = 64;
 
 const fn family(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Family {
     Family::new(arch, build).with_layer_norm()
@@ -51,12 +57,14 @@ enum Halves {
 /// What sets the families apart.
 struct Traits {
     style: RopeStyle,
+    norm: QkNorm,
     gated: bool,
     act: Act,
     halves: Halves,
 }
 
-const UNGATED: Traits = Traits { style: RopeStyle::Neox, gated: false, act: Act::Gelu, halves: Halves::InTurn };
+const UNGATED: Traits =
+    Traits { style: RopeStyle::Neox, norm: QkNorm::None, gated: false, act: Act::Gelu, halves: Halves::InTurn };
 const GATED: Traits = Traits { gated: true, act: Act::Silu, ..UNGATED };
 const COHERE: Traits = Traits { style: RopeStyle::Norm, halves: Halves::Parallel, ..GATED };
 
@@ -80,7 +88,7 @@ fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
     for (i, window) in windows.into_iter().enumerate() {
         // Where layers alternate, those that see everything have no positions.
         let rope = if alternate && window.is_none() { UNTURNED } else { TURNED };
-        let attn = b.attention(i, AttentionShape { window, ..b.shape() }, rope, QkNorm::None)?;
+        let attn = b.attention(i, AttentionShape { window, ..b.shape() }, rope, t.norm)?;
         let ffn = if t.gated { b.feed_forward(i, t.act)? } else { b.ungated_feed_forward(i, t.act)? };
         // Falcon's larger models call the norm of the feed-forward half what others call that of attention.
         let [first, second] = ["attn_norm", "attn_norm_2"].map(|name| format!("blk.{i}.{name}"));

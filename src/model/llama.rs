@@ -1,6 +1,6 @@
 //! Llama 1 to 3, Mistral, Mixtral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
 //! grouped-query attention. InternLM2, ERNIE 4.5 (its dense models) and EXAONE 3 are the same under names of their own, the last
-//! with the other order of rotary pairs. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations;
+//! with the other order of rotary pairs; so is Baichuan's 7B. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations;
 //! Arcee's AFM has no gates.
 
 use super::Family;
@@ -20,6 +20,8 @@ pub const ERNIE4_5: Family = Family { arch: "ernie4_5", ..LLAMA };
 pub const EXAONE: Family = Family::new("exaone", |b| build(b, RopeStyle::Neox));
 /// The registry row of XVERSE.
 pub const XVERSE: Family = Family { arch: "xverse", ..LLAMA };
+/// The registry row of Baichuan.
+pub const BAICHUAN: Family = Family::new("baichuan", baichuan);
 /// The registry row of Pangu Embedded.
 pub const PANGU: Family = Family { arch: "pangu-embedded", ..EXAONE };
 /// The registry row of Arcee's AFM.
@@ -27,9 +29,25 @@ pub const ARCEE: Family = Family::new("arcee", |b| build(b, RopeStyle::Norm));
 /// The registry row of Mistral 3.
 pub const MISTRAL3: Family = Family::new("mistral3", mistral3);
 
+/// Layers of Baichuan's 7B, which rotates.
+const N_LAYER_7B: usize = 32;
+
 fn build(b: &mut Builder, style: RopeStyle) -> Result<Decoder> {
     let rope = b.rope_with_factors(style)?;
     stack(b, rope, None)
+}
+
+/// Baichuan's models, whose files leave their positions unsaid: they are told by their depth.
+fn baichuan(b: &mut Builder) -> Result<Decoder> {
+    match b.config.n_layer {
+        N_LAYER_7B => build(b, RopeStyle::Norm),
+        n => Err(b.keys.error(
+            "block_count",
+            format_args!(
+                "{n}, expected {N_LAYER_7B}: of other models of this family it is not known what positions they have"
+            ),
+        )),
+    }
 }
 
 fn mistral3(b: &mut Builder) -> Result<Decoder> {

@@ -1,6 +1,6 @@
 //! Families of mixtures of experts in the manner of DeepSeek's first (arXiv 2401.06066): many small experts, a network beside them that all
-//! tokens meet, and a few layers without experts at the start. Ling (BailingMoE), ERNIE 4.5, dots.llm1, GLM-4.5 and Hunyuan differ in
-//! their attention, in how they choose experts, and in what their files leave unsaid.
+//! tokens meet, and a few layers without experts at the start. Ling (BailingMoE), ERNIE 4.5, dots.llm1, GLM-4.5, Hunyuan and MiniMax M2 (which
+//! has neither) differ in their attention, in how they choose experts, and in what their files leave unsaid.
 
 use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
@@ -23,6 +23,8 @@ pub const GLM4MOE: Family = Family::new("glm4moe", |b| build(b, &GLM4));
 pub const ERNIE4_5_MOE: Family = Family::new("ernie4_5-moe", |b| build(b, &Traits { normalised: true, ..PLAIN }));
 /// The registry row of Hunyuan's mixtures.
 pub const HUNYUAN_MOE: Family = Family::new("hunyuan-moe", |b| build(b, &HUNYUAN));
+/// The registry row of MiniMax M2.
+pub const MINIMAX_M2: Family = Family::new("minimax-m2", |b| build(b, &MINIMAX));
 
 /// What sets the families apart.
 struct Traits {
@@ -53,6 +55,8 @@ const GLM4: Traits =
     Traits { norm: QkNorm::HeadsIfAny, ffn_norm: "post_attention_norm", gating: Gating::Sigmoid, ..NORMED };
 
 const HUNYUAN: Traits = Traits { norm_after_turn: true, normalised: true, ..NORMED };
+
+const MINIMAX: Traits = Traits { norm: QkNorm::Rows, gating: Gating::Sigmoid, normalised: true, ..NORMED };
 
 fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
     b.ignore_window()?;

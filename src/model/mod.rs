@@ -8,6 +8,7 @@ mod apertus;
 mod buffers;
 mod builder;
 mod config;
+mod dbrx;
 mod decoder;
 mod deepseek2;
 mod describe;
@@ -26,6 +27,7 @@ mod layer_norm;
 mod lfm2;
 mod llama;
 mod mixtures;
+mod olmo;
 mod olmo2;
 mod olmoe;
 mod overrides;
@@ -51,7 +53,7 @@ pub use overrides::{Override, OverrideValue};
 pub use sharing::SharingSource;
 
 pub(crate) use buffers::Buffers;
-pub(crate) use decoder::{Experts, FeedForward, Ffn, QueryKey, Scores};
+pub(crate) use decoder::{Experts, FeedForward, Ffn, HeadNorm, QueryKey, Scores};
 pub(crate) use forward::{Mode, Tokens, forward, head};
 
 use builder::Builder;
@@ -150,12 +152,16 @@ pub const FAMILIES: &[Family] = &[
     llama::MISTRAL3,
     llama::ARCEE,
     llama::XVERSE,
+    llama::BAICHUAN,
     llama::PANGU,
-    exaone4::FAMILY,
+    exaone4::EXAONE4,
+    exaone4::EXAONE_MOE,
     hunyuan::FAMILY,
     seed_oss::FAMILY,
-    glm4::FAMILY,
+    glm4::CHATGLM,
+    glm4::GLM4,
     smollm3::FAMILY,
+    olmo::FAMILY,
     olmo2::FAMILY,
     olmoe::FAMILY,
     mixtures::DEEPSEEK,
@@ -165,10 +171,13 @@ pub const FAMILIES: &[Family] = &[
     mixtures::GLM4MOE,
     mixtures::ERNIE4_5_MOE,
     mixtures::HUNYUAN_MOE,
+    mixtures::MINIMAX_M2,
     deepseek2::FAMILY,
+    dbrx::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,
     granite::MINICPM,
+    qwen::QWEN,
     qwen::QWEN2,
     qwen::QWEN2MOE,
     qwen::QWEN3,

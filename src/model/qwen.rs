@@ -1,13 +1,15 @@
-//! Qwen2 and Qwen2.5 (biases on Q, K and V) and Qwen3 (norms on every query and key head instead), each of which there is as mixtures of
-//! experts too: those of Qwen 1.5 and 2 have a network besides that all tokens meet and weigh.
+//! Qwen 1, 2 and 2.5 (biases on Q, K and V) and Qwen3 (norms on every query and key head instead), the later ones of which there are as
+//! mixtures of experts too: those of Qwen 1.5 and 2 have a network besides that all tokens meet and weigh.
 
 use super::Family;
 use super::builder::{Builder, QkNorm};
-use super::decoder::{ContextRope, Decoder};
+use super::decoder::{ContextRope, Decoder, Ffn};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::Act;
 
+/// The registry row of Qwen 1.
+pub const QWEN: Family = Family::new("qwen", |b| build(b, QkNorm::None));
 /// The registry row of Qwen2.
 pub const QWEN2: Family = Family::new("qwen2", |b| build(b, QkNorm::None));
 /// The registry row of Qwen2-VL and Qwen2.5-VL, for text.
@@ -42,11 +44,14 @@ fn build(b: &mut Builder, norm: QkNorm) -> Result<Decoder> {
         }
         _ => None,
     };
+    // Qwen 1 counts gates among a network's hidden units.
+    let halved = c.arch == QWEN.arch;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = b.attention(i, shape, 0, norm)?;
         let ffn = match &mixture {
             Some(mixture) => b.experts(i, mixture)?,
+            None if halved => Ffn::One(Box::new(b.network(i, "", c.n_ff / 2, Act::Silu)?)),
             None => b.feed_forward(i, Act::Silu)?,
         };
         layers.push(b.layer(i, attn, ffn)?);

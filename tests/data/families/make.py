@@ -27,8 +27,9 @@ class Tiny:
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
-                 keys=None, tensors=None, runs=None):
+                 ff_key=None, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
+        self.ff_key = ff_key  # what the file says in the place of n_ff
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
         self.explicit_head_dim = head_dim is not None
@@ -39,7 +40,7 @@ class Tiny:
         self.emb = emb
         self.post_norm = post_norm
         self.ffn_norm, self.gate = ffn_norm, gate
-        # "bias" or "plain": LayerNorm with biases or without; "rms": RMSNorm with biases; the norm before the feed-forward half may be missing.
+        # "bias" or "plain": LayerNorm with biases or without, "bare": without weights too; "rms": RMSNorm with biases; the norm before the feed-forward half may be missing.
         self.layer_norm, self.ungated = layer_norm, ungated
         self.experts = experts  # how many, and how many of them are chosen
         self.gate_up = gate_up  # gates and what they gate are one tensor
@@ -68,11 +69,11 @@ class Tiny:
         w.add_uint32(f"{a}.embedding_length", N_EMBD)
         w.add_uint32(f"{a}.block_count", self.n_layer)
         if self.n_ff is not None:
-            w.add_uint32(f"{a}.feed_forward_length", self.n_ff)
+            w.add_uint32(f"{a}.feed_forward_length", self.ff_key or self.n_ff)
         w.add_uint32(f"{a}.attention.head_count", self.n_head)
         if self.n_head_kv is not None:
             w.add_uint32(f"{a}.attention.head_count_kv", self.n_head_kv)
-        w.add_float32(f"{a}.attention.layer_norm_{'epsilon' if self.layer_norm in ('bias', 'plain') else 'rms_epsilon'}", self.eps)
+        w.add_float32(f"{a}.attention.layer_norm_{'epsilon' if self.layer_norm in ('bias', 'plain', 'bare') else 'rms_epsilon'}", self.eps)
         if self.freq_base is not None:
             w.add_float32(f"{a}.rope.freq_base", self.freq_base)
         if self.explicit_head_dim:
@@ -137,12 +138,12 @@ class Tiny:
                 if self.layer_norm in ("bias", "rms"):
                     add(f"{name}.bias", self.vector(N_EMBD, 0.0, 0.3))
 
-            if not self.post_norm:
+            if not self.post_norm and self.layer_norm != "bare":
                 norm("attn_norm")
             self.attention(add)
             if self.sandwich or self.post_norm:
                 add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
-            if self.ffn_norm and not self.post_norm:
+            if self.ffn_norm and not self.post_norm and self.layer_norm != "bare":
                 norm(self.ffn_norm)
             n_dense, step = (self.keys.get(k, d) for k, d in (("leading_dense_block_count", 0), ("interleave_moe_layer_step", 1)))
             if self.experts and i >= n_dense and (i + 1) % step == 0:
@@ -184,7 +185,8 @@ class Tiny:
                 add("ffn_down.bias", self.vector(N_EMBD, 0.0, 0.3))
             if self.sandwich or self.post_norm:
                 add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
-        w.add_tensor("output_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+        if self.layer_norm != "bare":
+            w.add_tensor("output_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
         if self.layer_norm in ("bias", "rms"):
             w.add_tensor("output_norm.bias", self.vector(N_EMBD, 0.0, 0.3))
         if not self.tied:
@@ -209,9 +211,11 @@ class Tiny:
             if what in self.bias:
                 add(f"attn_{what}.bias", self.vector(n, 0.0, 0.5))
         if self.qk_norm:
-            n = (d_q, d_kv) if self.qk_norm == "rows" else (self.head_dim, self.head_dim)
-            add("attn_q_norm.weight", self.vector(n[0], 1.4, 0.3))
-            add("attn_k_norm.weight", self.vector(n[1], 1.4, 0.3))
+            # On all heads together, on each with weights of its own, or on each with the same.
+            n = (self.head_dim, self.head_dim) if self.qk_norm is True else (d_q, d_kv)
+            for what, n in zip(("q", "k"), n):
+                weights = self.vector(n, 1.4, 0.3)
+                add(f"attn_{what}_norm.weight", weights.reshape(-1, self.head_dim) if self.qk_norm == "own" else weights)
         add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
         if "o" in self.bias:
             add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
@@ -466,6 +470,7 @@ def models():
         Tiny("llama_head_dim", "llama", head_dim=20, n_rot=20),
         Tiny("llama_bias", "llama", bias=("q", "k", "v", "o", "ffn")),
         Tiny("llama_window_key", "llama", keys={"attention.sliding_window": 8}),
+        Tiny("qwen", "qwen", n_head_kv=None, fused="qkv", bias=("qkv",), n_ff=80, ff_key=160, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("qwen2", "qwen2", bias=("q", "k", "v"), freq_base=1000000.0, eps=1e-6, runs=[(512, 48, 1), SHIFTED]),
         Tiny("qwen2_tied_yarn", "qwen2", bias=("q", "k", "v"), tied=True, keys=yarn, eps=1e-2),
         Tiny("qwen3", "qwen3", head_dim=32, qk_norm=True, freq_base=1000000.0, eps=1e-6),
@@ -477,6 +482,8 @@ def models():
             "expert_feed_forward_length": 32, "rope.dimension_sections": [6, 5, 5, 0]}),
         Tiny("glm4_sections", "glm4", sandwich=True, fused="ffn", n_rot=8, keys={"rope.dimension_sections": [2, 1, 1, 0]}),
         Tiny("xverse", "xverse", eps=1e-2),
+        # As deep as the model that rotates, which is told by that.
+        Tiny("baichuan", "baichuan", n_layer=32, emb=2.0, n_head_kv=None, n_ff=8, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("pangu", "pangu-embedded", bias=("q", "k", "v", "o"), eps=1e-2),
         Tiny("gemma3", "gemma3", n_layer=7, n_head_kv=1, head_dim=32, n_ff=48, keys={"attention.sliding_window": 8},
              runs=[(512, 48, 1), (512, 300, 6), SHIFTED], **gemma),
@@ -560,6 +567,18 @@ def models():
                    "leading_dense_block_count": 1, "interleave_moe_layer_step": 1}),
         Tiny("hunyuan_moe", "hunyuan-moe", n_ff=48, qk_norm=True, experts=(8, 1), shared=64, eps=1e-2,
              keys={"expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 64}),
+        Tiny("minimax_m2", "minimax-m2", head_dim=32, n_rot=16, n_ff=32, qk_norm="rows", experts=(8, 3), expert_bias=True, eps=1e-2,
+             keys={"expert_feed_forward_length": 32, "expert_gating_func": 2}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("exaone_moe", "exaone-moe", n_layer=5, qk_norm=True, experts=(16, 4), shared=48, expert_bias=True, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48, "expert_shared_count": 1,
+            "leading_dense_block_count": 1, "expert_gating_func": 2, "expert_weights_scale": 2.5, "expert_weights_norm": True,
+            "attention.sliding_window": 8}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("exaone_moe_pattern", "exaone-moe", n_layer=4, qk_norm=True, experts=(8, 3), shared=32, keys={
+            "expert_feed_forward_length": 32, "expert_gating_func": 2, "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [True, False, False, True]},
+            tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
+        Tiny("dbrx", "dbrx", fused="qkv", layer_norm="plain", ffn_norm="attn_output_norm", n_ff=48, experts=(8, 3), eps=1e-2,
+             keys={"attention.clamp_kqv": 1.5}, runs=[(512, 48, 1), SHIFTED]),
         # Gates far enough from 0 for their clamps to matter.
         Tiny("gpt_oss", "gpt-oss", n_layer=3, head_dim=24, n_rot=24, bias=("q", "k", "v", "o", "experts"), sinks=True,
              ffn_norm="post_attention_norm", n_ff=48, experts=(8, 3), gate=2.5, eps=1e-2, freq_base=150000.0, keys={
@@ -583,9 +602,13 @@ def models():
         Tiny("nemotron", "nemotron", n_rot=8, layer_norm="bias", ungated=True, eps=1e-2),
         Tiny("stablelm", "stablelm", n_rot=4, layer_norm="bias", bias=("q", "k", "v"), eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("stablelm_parallel", "stablelm", n_rot=8, layer_norm="bias", ffn_norm=None),
+        Tiny("stablelm_normed", "stablelm", n_rot=8, layer_norm="bias", ffn_norm=None, qk_norm="own", eps=1e-2),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("command_r", "command-r", layer_norm="plain", ffn_norm=None, tied=True, eps=1e-2, freq_base=500000.0,
              keys={"logit_scale": 0.5}, runs=[(512, 48, 1), SHIFTED]),
+        # As deep as the model that has norms on queries and keys, which is told by that.
+        Tiny("command_r_normed", "command-r", n_layer=64, emb=4.0, n_head_kv=1, n_ff=8, layer_norm="plain", ffn_norm=None, tied=True,
+             qk_norm="own", eps=1e-2, keys={"logit_scale": 0.1}, runs=[(512, 48, 2), SHIFTED]),
         Tiny("cohere2", "cohere2", n_layer=5, layer_norm="plain", ffn_norm=None, tied=True, eps=1e-2,
              keys={"logit_scale": 2.0, "attention.sliding_window": 8}, runs=[(512, 48, 1), (512, 300, 6)]),
         Tiny("arcee", "arcee", ungated=True, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
@@ -607,6 +630,8 @@ def models():
                   "rope.scaling.original_context_length": 256}, runs=[(256, 48, 1), (512, 48, 1)]),
         Tiny("smollm3", "smollm3", n_layer=5, freq_base=500000.0, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("smollm3_tied", "smollm3", n_layer=4, tied=True, eps=1e-2),
+        Tiny("olmo", "olmo", n_head_kv=4, layer_norm="bare", eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("olmo_clipped", "olmo", layer_norm="bare", tied=True, keys={"attention.clamp_kqv": 1.5}),
         Tiny("olmo2", "olmo2", qk_norm="rows", post_norm=True, freq_base=500000.0, eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
         Tiny("olmo2_windows", "olmo2", n_layer=5, n_head_kv=4, qk_norm="rows", post_norm=True, eps=1e-6, keys={
@@ -625,6 +650,8 @@ def models():
         # As deep as the model whose layers alternate, which is told by that.
         Tiny("exaone4_windows", "exaone4", n_layer=64, emb=6.0, n_head_kv=1, n_ff=8, qk_norm=True, post_norm=True,
              keys={"attention.sliding_window": 8}, runs=[(512, 48, 2), (512, 300, 12)]),
+        Tiny("chatglm", "chatglm", fused=True, n_rot=8, bias=("qkv",), freq_base=5000000.0, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("chatglm_tied", "chatglm", fused="ffn", n_rot=8, bias=("q", "k", "v"), tied=True),
         Tiny("glm4", "glm4", sandwich=True, fused="ffn", n_rot=8, bias=("q", "k", "v"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
         Tiny("hunyuan", "hunyuan-dense", head_dim=32, qk_norm=True, tied=True, eps=1e-2,
