@@ -116,6 +116,7 @@ fn end_to_end_gradients_of_every_family() {
         "glm4",
         "exaone4",
         "apertus",
+        "olmo",
     ] {
         end_to_end_gradient(name, CHAIN, 0, Activation::Relu, Domain::Log);
     }
@@ -186,6 +187,11 @@ fn what_cannot_be_trained_is_named() {
         ("gpt_oss", "sinks"),
         ("hunyuan", "after their rotation"),
         ("lfm2", "convolution"),
+        ("olmo_clipped", "clips queries"),
+        ("stablelm_normed", "LayerNorm on them"),
+        ("bitnet", "factors on their results"),
+        ("bitnet_plain", "norms inside"),
+        ("smallthinker", "chosen by the layer's input"),
     ] {
         let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();
         assert!(refused.contains(what), "{name}: {refused}");

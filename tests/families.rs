@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use ggml_ext::gguf::Gguf;
 use ggml_ext::lisa::{Activation, Domain, Kind, LayerMeta, LisaMeta, Provenance, identify, merge};
 use lisa_cpp::attention::{CacheType, SharePlan};
-use lisa_cpp::{Model, ModelFile, ModelParams, Session, SessionParams};
+use lisa_cpp::model::{Override, OverrideValue};
+use lisa_cpp::{ActivationType, Model, ModelFile, ModelParams, Session, SessionParams};
 use reference::{Subject, folder, gunzip, names};
 
 fn load(name: &'static str) -> Subject {
@@ -59,29 +60,30 @@ macro_rules! families {
 families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
-    deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense
-    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe minimax_m2 dbrx
+    deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense minicpm3
+    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe minimax_m2 afmoe dbrx smallthinker smallthinker_windows llama4
     internlm2 ernie4_5 exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha smollm3 smollm3_tied
     olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
-    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan
+    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen3next qwen3next_fused
     gemma4 gemma4_plain gemma4_experts
-    gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
+    gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key phimoe apertus
 }
 
-/// Experts and heads of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding.
+/// Experts and heads of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding; and so do
+/// matrices whose operands are normalised and whose results have factors.
 #[test]
 fn quantised_experts_and_heads_stay_close() {
     let program = env!("CARGO_BIN_EXE_lisa-cpp");
     let folder = tempfile::tempdir().unwrap();
     let [base, out] = ["base.gguf", "q8_0.gguf"].map(|name| folder.path().join(name));
-    for name in ["llama_experts", "olmoe", "qwen2moe", "deepseek", "deepseek2_dense", "deepseek2_old_dense"] {
+    for name in ["llama_experts", "olmoe", "qwen2moe", "deepseek", "deepseek2_dense", "deepseek2_old_dense", "bitnet"] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
@@ -116,6 +118,7 @@ fn windows_are_all_that_is_seen() {
     for name in [
         "olmo2_windows",
         "exaone4_windows",
+        "afmoe",
         "exaone_moe",
         "exaone_moe_pattern",
         "gpt_oss",
@@ -287,4 +290,39 @@ fn layers_that_share_have_latents_of_their_own() {
     });
     let (_, most) = differences(&alone, &shared, 3.0);
     assert!(most <= reference::TOLERANCE, "{most}");
+}
+
+/// A query sees nothing of the chunks before its own, however it gets there.
+#[test]
+fn chunks_begin_anew() {
+    let subject = load("llama4");
+    let long = gunzip(&folder("families").join("llama4_long.json.gz"));
+    let subject = Subject { reference: serde_json::from_slice(&long).unwrap(), ..subject };
+    reference::matches_the_reference(&subject);
+    let run = &subject.reference.runs[0];
+    let (chunk, (n_ctx, n_threads)) = (8192, (run.n_ctx, 2));
+    assert!(run.ids.len() > chunk + 100);
+    let params = SessionParams { n_ctx, n_threads, activations: ActivationType::F32, ..Default::default() };
+    let mut session = Session::new(subject.model.clone(), params).unwrap();
+    session.prefill(&run.ids[..chunk - 2], &mut |_| ()).unwrap();
+    let (next, rest) = run.ids[chunk - 2..].split_at(5);
+    next.iter().for_each(|&id| drop(session.decode(id).unwrap().to_vec()));
+    let last = session.prefill(rest, &mut |_| ()).unwrap().to_vec();
+    let together = subject.logits(run, CacheType::F16, 512, 2).pop();
+    let (_, most) = differences(&[last], &[together.unwrap()], run.spread());
+    assert!(most < 1e-3, "one by one over the end of a chunk: {most} of the spread away");
+}
+
+/// What would be a guess, and what no model has, is an error that names the key.
+#[test]
+fn what_files_leave_unsaid_is_not_guessed() {
+    for (name, key, value, what) in [
+        ("baichuan", "block_count", OverrideValue::Int(31), "31, expected 32"),
+        ("llama4", "attention.sliding_window", OverrideValue::Int(0), "without chunks"),
+    ] {
+        let mut file = ModelFile::from_bytes(name, gunzip(&folder("families").join(format!("{name}.gguf.gz"))));
+        file.set_overrides(vec![Override::new(format!("{name}.{key}"), value)]).unwrap();
+        let refused = Model::load(&file, ModelParams::default()).err().expect(name).to_string();
+        assert!(refused.contains(key) && refused.contains(what), "{refused}");
+    }
 }

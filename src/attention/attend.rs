@@ -88,6 +88,8 @@ pub struct Attend<'a> {
     pub queries: Queries,
     /// Where scores come from.
     pub scores: ScoreSource<'a>,
+    /// Whether the window is a chunk of positions, of which a query sees those in its own, and not one that slides.
+    pub chunked: bool,
     /// What each head's softmax counts besides its keys: the score of a key without a value (gpt-oss, arXiv 2508.10925; StreamingLLM, arXiv
     /// 2309.17453, calls it a sink).
     pub sinks: Option<&'a [f32]>,
@@ -194,7 +196,12 @@ impl Attend<'_> {
 
     /// First key that token `t` sees.
     pub(super) fn first_key(&self, t: usize) -> usize {
-        self.shape.window.map_or(0, |w| (self.queries.pos + t + 1).saturating_sub(w))
+        let pos = self.queries.pos + t;
+        match self.shape.window {
+            None => 0,
+            Some(n) if self.chunked => pos / n * n,
+            Some(n) => (pos + 1).saturating_sub(n),
+        }
     }
 
     /// Token `t`'s row of [`AttnWeights`], which have one for every token of the step.

@@ -151,19 +151,21 @@ impl Rope {
 }
 
 /// A factor on queries that grows with their position, so that attention over many more keys stays as sharp (as in Llama 4 and Ministral 3):
-/// `1 + scale ln(1 + floor(position / n_ctx))`.
+/// `1 + scale ln(1 + floor((position + offset) / n_ctx))`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Temperature {
     /// How fast it grows.
     pub scale: f32,
-    /// Positions before the first step.
+    /// Positions from one step to the next.
     pub n_ctx: usize,
+    /// By how many positions all steps come earlier.
+    pub offset: usize,
 }
 
 impl Temperature {
     /// The factor at position `pos`.
     pub fn at(&self, pos: usize) -> f32 {
-        1.0 + self.scale * ((pos / self.n_ctx + 1) as f32).ln()
+        1.0 + self.scale * (((pos + self.offset) / self.n_ctx + 1) as f32).ln()
     }
 }
 

@@ -107,6 +107,8 @@ pub struct Networks {
     pub act: Act,
     /// Factors on the experts' results, where the family has them.
     pub scales: Option<Box<[f32]>>,
+    /// Whether a token's weight for an expert multiplies what the expert is given, and not what it makes of that.
+    pub weighs_input: bool,
 }
 
 /// Sizes of the largest mixture.
@@ -257,7 +259,11 @@ impl Ops<'_> {
             unsafe {
                 let place = b.places.get(i..i + 1)[0] as usize;
                 let token = i / n_used;
-                input.row_mut(place).copy_from_slice(x.f32(token..token + 1));
+                let row = input.row_mut(place);
+                row.copy_from_slice(x.f32(token..token + 1));
+                if net.weighs_input {
+                    self.kernels.float.scale(row, b.weights.get(i..i + 1)[0]);
+                }
                 input.finish_row(self.kernels, place);
             }
         }
@@ -285,7 +291,7 @@ impl Ops<'_> {
                 let row = out.get_mut(t * n_embd..(t + 1) * n_embd);
                 row.fill(0.0);
                 for (&weight, &place) in b.weights.get(chosen.clone()).iter().zip(b.places.get(chosen)) {
-                    let place = place as usize;
+                    let (place, weight) = (place as usize, if net.weighs_input { 1.0 } else { weight });
                     self.kernels.float.axpy(weight, b.output.get(place * n_embd..(place + 1) * n_embd), row);
                 }
             }

@@ -186,12 +186,25 @@ impl Matrix {
     }
 }
 
-/// A matrix and the bias some families add to its result.
+/// A matrix, and what some families make of its result: `scale * W x + bias`.
 pub struct Linear {
     /// The tensor in the file that the weights are, or are rows of.
     pub name: Box<str>,
     /// The weights.
     pub weight: Matrix,
+    /// The factor, where there is one.
+    pub scale: Option<f32>,
     /// One value per row, or nothing.
     pub bias: Option<Box<[f32]>>,
+}
+
+impl Linear {
+    /// Multiplies the results of products with `factor`.
+    ///
+    /// # Panics
+    /// With a bias, which is none of these.
+    pub fn scale_by(&mut self, factor: f32) {
+        assert!(self.bias.is_none(), "a factor on results, and not on a bias");
+        self.scale = Some(self.scale.unwrap_or(1.0) * factor);
+    }
 }

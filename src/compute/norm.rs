@@ -20,6 +20,11 @@ impl Norm {
         Self { weight, bias: None, centred: false }
     }
 
+    /// Either without weights, of `n` values.
+    pub fn plain(n: usize, centred: bool) -> Self {
+        Self { weight: vec![1.0; n].into(), bias: None, centred }
+    }
+
     /// `out = norm(x)`.
     pub fn apply(&self, k: &FloatKernels, x: &[f32], eps: f32, out: &mut [f32]) {
         if self.centred {

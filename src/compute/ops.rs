@@ -45,6 +45,8 @@ pub enum Act {
     Gelu,
     /// [`FloatKernels::clamped_swiglu`].
     ClampedSwiglu,
+    /// What is above 0: ReGLU (arXiv 2002.05202).
+    Relu,
     /// The square of what is above 0 (arXiv 2109.08668).
     ReluSquared,
     /// A square above 0, an exponential below.
@@ -71,7 +73,7 @@ impl Act {
             Self::Silu => kernels.silu_mul(gate, up, out),
             Self::Gelu => kernels.gelu_mul(gate, up, out),
             Self::ClampedSwiglu => kernels.clamped_swiglu(gate, up, out),
-            Self::ReluSquared | Self::Xielu(_) => {
+            Self::Relu | Self::ReluSquared | Self::Xielu(_) => {
                 self.alone(kernels, gate, out);
                 kernels.mul_assign(out, up);
             }
@@ -88,6 +90,7 @@ impl Act {
             Self::Silu => kernels.silu(out),
             Self::Gelu => kernels.gelu(out),
             Self::ClampedSwiglu => panic!("a gate alone"),
+            Self::Relu => kernels.relu(out),
             Self::ReluSquared => {
                 kernels.relu(out);
                 out.iter_mut().for_each(|x| *x *= *x);
@@ -173,6 +176,18 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
+    /// `x = norm(x)` for the first `n` rows, which no product has met yet.
+    pub fn norm_operand(&mut self, x: Operand, n: usize, norm: &Norm, eps: f32) {
+        for i in self.worker.share(n) {
+            // SAFETY: rows are shared out disjointly.
+            unsafe {
+                norm.apply_in_place(&self.kernels.float, x.row_mut(i), eps);
+                x.finish_row(self.kernels, i);
+            }
+        }
+        self.worker.barrier();
+    }
+
     /// The inner values of a gated feed-forward network, `out = act(W_gate x) * (W_up x)`, in one phase: what the two products give becomes
     /// the operand of `down` as it is made. False, with nothing done, where it does not: in other forms than bf16, with biases, or if
     /// somebody looks on.
@@ -188,7 +203,7 @@ impl Ops<'_> {
         let (Rounded::Bf16(x, digits), Rounded::Bf16(to, out_digits)) = (x.rounded(), out.rounded()) else {
             return false;
         };
-        let plain = self.observer.is_none() && gate.bias.is_none() && up.bias.is_none();
+        let plain = self.observer.is_none() && [gate, up].iter().all(|l| l.bias.is_none() && l.scale.is_none());
         if !plain || (w.ty, w.packed) != (v.ty, v.packed) || !takes_bf16(&w) || !takes_bf16(&d) {
             return false;
         }
@@ -356,10 +371,13 @@ impl Ops<'_> {
         // assertion keeps all of them inside `out`; nobody writes `x` in this phase.
         unsafe {
             self.multiply(x, rows.clone(), &w, part.clone(), out.as_ptr(), n);
-            if let Some(bias) = &linear.bias {
-                for i in 0..rows.len() {
-                    let row = out.get_mut(i * n + part.start..i * n + part.end);
-                    self.kernels.float.add_assign(row, &bias[part.clone()]);
+            for i in 0..rows.len() {
+                let row = i * n + part.start..i * n + part.end;
+                if let Some(scale) = linear.scale {
+                    self.kernels.float.scale(out.get_mut(row.clone()), scale);
+                }
+                if let Some(bias) = &linear.bias {
+                    self.kernels.float.add_assign(out.get_mut(row), &bias[part.clone()]);
                 }
             }
         }

@@ -179,6 +179,10 @@ impl<'m> DenseModel<'m> {
     /// A model some of whose layers share attention already.
     pub fn new(model: &'m Model, n_ctx: usize, precision: Precision) -> Result<Self> {
         let d: &Decoder = model.decoder();
+        if let Some(linear) = d.matrices().find(|l| l.scale.is_some()) {
+            let what = format!("{}: matrices with factors on their results are not supported here", linear.name);
+            return Err(Error::Impossible(what));
+        }
         let frozen = |linear| Frozen::new(linear, model.kernels(), precision);
         let heads = |qk: &'m QueryKey| HeadProjection {
             dense: frozen(&qk.linear),
@@ -221,10 +225,16 @@ impl<'m> DenseModel<'m> {
                 let what = "layers with norms on values or with inputs of their own are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
-            let is_odd = |e: &Experts| e.norms.is_some() || e.networks.scales.is_some() || e.networks.up.is_none();
+            let is_odd = |e: &Experts| {
+                let n = &e.networks;
+                e.norms.is_some() || e.by_input || n.scales.is_some() || n.up.is_none() || n.weighs_input
+            };
             if layer.ffn.experts().is_some_and(is_odd) {
-                let what = "experts with norms or factors of their own, or with fused gates, are not supported here";
+                let what = "experts with norms or factors of their own, with fused gates, or chosen by the layer's input, are not supported here";
                 return Err(Error::Impossible(what.into()));
+            }
+            if layer.attn.sub_norm.is_some() || layer.ffn.network().is_some_and(|n| n.norm.is_some()) {
+                return Err(Error::Impossible("layers with norms inside their halves are not supported here".into()));
             }
             if layer.attn.sinks.is_some() {
                 return Err(Error::Impossible("heads with attention sinks are not supported here".into()));

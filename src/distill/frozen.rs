@@ -287,7 +287,7 @@ mod tests {
         let (range, file) = (0..bytes.len(), Arc::new(FileBytes::Owned(bytes)));
         let (mut pool, mut slabs) = (Pool::new(1).unwrap(), Slabs::default());
         let weight = Matrix::load(ty, [n_out, n_in], &file, range, Hold::Packed, &mut pool, &mut slabs);
-        Linear { name: "w".into(), weight, bias: Some(noise(5, n_out, 1.0).into()) }
+        Linear { name: "w".into(), weight, scale: None, bias: Some(noise(5, n_out, 1.0).into()) }
     }
 
     /// Products in int8 are those in F32 but for rounding, for transposes whose rows are not whole blocks, too.

@@ -148,6 +148,7 @@ impl<'m> Network<'m> {
         match self.act {
             Act::Silu => activation_slope(f, Activation::Silu, gate, up),
             Act::Gelu => activation_slope(f, Activation::Gelu, gate, up),
+            Act::Relu => gate.iter_mut().for_each(|x| *x = f32::from(u8::from(*x > 0.0))),
             Act::ReluSquared => gate.iter_mut().for_each(|x| *x = 2.0 * x.max(0.0)),
             Act::Xielu(Xielu { alpha_n, alpha_p, beta, eps }) => gate.iter_mut().for_each(|x| {
                 let bent = if *x < eps { x.exp() - 1.0 } else { -1.0 };

@@ -71,6 +71,8 @@ pub enum QkNorm {
     OwnIfAny,
     /// On all heads together.
     Rows,
+    /// On every head, without weights.
+    Plain,
 }
 
 /// What the mixtures of experts of a model are like.
@@ -100,7 +102,7 @@ impl Projection {
 
 /// Tensors of layer `i` that a layer of this kind does not need, whether the file has them or not.
 fn unused_tensors(kind: Kind, i: usize) -> impl Iterator<Item = String> {
-    let suffixes = [".weight", ".bias", "_norm.weight", "_norm.bias"];
+    let suffixes = [".weight", ".scale", ".bias", "_norm.weight", "_norm.bias"];
     kind.idle_projections().iter().flat_map(move |p| suffixes.map(|s| format!("blk.{i}.attn_{p}{s}")))
 }
 
@@ -324,6 +326,7 @@ impl Builder<'_, '_, '_, '_> {
             (shape.head_dim_k, linear.weight.rows(), self.loader.has(&format!("{name}.weight")));
         let norm = match norm {
             QkNorm::None => None,
+            QkNorm::Plain => Some(HeadNorm::Each([Norm::plain(dim, self.layer_norm)].into())),
             QkNorm::HeadsIfAny | QkNorm::OwnIfAny if !is_there => None,
             QkNorm::Heads | QkNorm::HeadsIfAny => Some(HeadNorm::Each([self.norm_of(&name, dim)?].into())),
             QkNorm::Own | QkNorm::OwnIfAny => {
@@ -391,7 +394,7 @@ impl Builder<'_, '_, '_, '_> {
             |part: &str, rows, cols| self.loader.linear(&format!("blk.{i}.ffn_{part}{suffix}"), rows, cols);
         let (gate, up, down) =
             (linear("gate", n_ff, n_embd)?, linear("up", n_ff, n_embd)?, linear("down", n_embd, n_ff)?);
-        Ok(FeedForward { gate, up: Some(up), down, act })
+        Ok(FeedForward { gate, up: Some(up), norm: None, down, act })
     }
 
     /// The feed-forward half of layer `i` without gates.
@@ -400,7 +403,7 @@ impl Builder<'_, '_, '_, '_> {
         let (n_embd, n_ff) = (self.config.n_embd, self.config.n_ff);
         let gate = self.loader.linear(&format!("blk.{i}.ffn_up"), n_ff, n_embd)?;
         let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
-        Ok(Ffn::One(Box::new(FeedForward { gate, up: None, down, act })))
+        Ok(Ffn::One(Box::new(FeedForward { gate, up: None, norm: None, down, act })))
     }
 
     /// The feed-forward half of layer `i` with separate projections, in a family without mixtures of experts.
@@ -475,7 +478,7 @@ impl Builder<'_, '_, '_, '_> {
         };
         let down = stack("down", n_embd, n_ff)?;
         let scales = l.optional_vector(&format!("blk.{i}.ffn_down_exps.scale"), n_expert)?;
-        let networks = Networks { choice, selection_bias, gate, up, down, act, scales };
+        let networks = Networks { choice, selection_bias, gate, up, down, act, scales, weighs_input: false };
         let shared = match n_ff_shared {
             0 => None,
             n => Some(SharedExpert {
@@ -485,7 +488,7 @@ impl Builder<'_, '_, '_, '_> {
                     .transpose()?,
             }),
         };
-        Ok(Experts { router, networks, shared, norms: None })
+        Ok(Experts { router, by_input: false, networks, shared, norms: None })
     }
 
     /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.
@@ -495,7 +498,7 @@ impl Builder<'_, '_, '_, '_> {
         let gate = self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?;
         let up = self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?;
         let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
-        Ok(Ffn::One(Box::new(FeedForward { gate, up: Some(up), down, act })))
+        Ok(Ffn::One(Box::new(FeedForward { gate, up: Some(up), norm: None, down, act })))
     }
 
     /// A pre-norm layer from its halves.
@@ -587,7 +590,7 @@ impl Builder<'_, '_, '_, '_> {
         let domain = self.sharing.meta.map_or(Domain::Log, |m| m.domain);
         Ok(Decoder {
             routes: Routes::new(plan, layers.len(), domain),
-            embed: l.linear("token_embd", n_vocab, n_embd)?,
+            embed: l.embeddings("token_embd", n_vocab, n_embd)?,
             embed_scale: 1.0,
             side: None,
             layers,

@@ -19,6 +19,8 @@ pub struct Attention {
     pub temperature: Option<Temperature>,
     /// Norms on heads come after their rotation instead of before.
     pub norm_after_turn: bool,
+    /// Whether the window is a chunk of positions, of which a query sees those in its own, and not one that slides.
+    pub chunked: bool,
     /// What each head's softmax counts besides the keys, where the family has it (see [`Attend::sinks`](crate::attention::Attend)).
     pub sinks: Option<Box<[f32]>>,
     /// What the heads' results are multiplied with, after a logistic function, where the family has it.
@@ -31,6 +33,8 @@ pub struct Attention {
     pub v_norm: Option<Box<[f32]>>,
     /// What makes heads' keys and values of a vector that they share, where the family has that.
     pub latent: Option<Latent>,
+    /// Norm on the heads' results, all together, where the family has it.
+    pub sub_norm: Option<Norm>,
     /// Output projection.
     pub out: Linear,
     /// Linear compensation (UniAttn, arXiv 2502.00439): what it makes of the layer's normalised input is added to `out`'s result.
@@ -142,12 +146,14 @@ impl Attention {
             clip: None,
             temperature: None,
             norm_after_turn: false,
+            chunked: false,
             sinks: None,
             gate: None,
             scores,
             v,
             v_norm: None,
             latent: None,
+            sub_norm: None,
             out,
             comp: None,
         }
@@ -217,6 +223,8 @@ pub struct FeedForward {
     pub gate: Linear,
     /// Up projection, where there are gates.
     pub up: Option<Linear>,
+    /// Norm on the hidden units, where the family has it.
+    pub norm: Option<Norm>,
     /// Down projection.
     pub down: Linear,
     /// The activation.
@@ -239,6 +247,8 @@ impl FeedForward {
 pub struct Experts {
     /// Makes the scores that experts are chosen by.
     pub router: Linear,
+    /// Whether it is given the layer's input, and not what the feed-forward half is given.
+    pub by_input: bool,
     /// Who is chosen, and the networks.
     pub networks: Networks,
     /// A network that all tokens meet besides.
@@ -402,6 +412,12 @@ impl ContextRope {
     /// One embedding whatever the context.
     pub fn always(rope: Rope) -> Self {
         Self { short: rope, long: None }
+    }
+
+    /// The same for dimensions of a head from `first` on.
+    pub fn turning_from(self, first: usize) -> Self {
+        let long = self.long.map(|(limit, rope)| (limit, rope.turning_from(first)));
+        Self { short: self.short.turning_from(first), long }
     }
 
     /// The embedding for a context of `n_ctx`.

@@ -17,7 +17,7 @@ use crate::compute::{Act, Gating, Linear, Norm};
 pub const FAMILY: Family = Family::new("deepseek2", build);
 
 /// Sizes of attention, all of them of one head.
-struct Sizes {
+pub struct Sizes {
     /// Values of a latent.
     rank: usize,
     /// Values of a query that do not rotate, and of those that do.
@@ -41,7 +41,10 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let rope = Rope::new(RopeStyle::Norm, c.n_rot, c.rope_base, &c.rope_scaling, None, c.rope_magnitude * magnitude);
     let rope = rope.turning_from(shape.head_dim_k - sizes.n_rot);
     let temperature = match keys.float("attention.temperature_scale")?.filter(|&s| s != 0.0) {
-        Some(scale) => Some(Temperature { scale, n_ctx: keys.required("attention.temperature_length", MAX_WIDTH)? }),
+        Some(scale) => {
+            let n_ctx = keys.required("attention.temperature_length", MAX_WIDTH)?;
+            Some(Temperature { scale, n_ctx, offset: 0 })
+        }
         None => None,
     };
     let n_dense = keys.count("leading_dense_block_count")?.unwrap_or(0);
@@ -61,7 +64,8 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     b.decoder(layers, vec![ContextRope::always(rope)])
 }
 
-fn sizes(b: &Builder) -> Result<Sizes> {
+/// The sizes that a file's keys give.
+pub fn sizes(b: &Builder) -> Result<Sizes> {
     let (c, keys) = (b.config, b.keys);
     let expect = |key: &str, found: usize, expected: usize| match found == expected {
         true => Ok(()),
@@ -106,7 +110,8 @@ fn yarn(b: &Builder, n_key: usize) -> Result<(f32, f32)> {
     Ok((sharpening * sharpening / (n_key as f32).sqrt(), magnitude))
 }
 
-fn attention(b: &mut Builder, i: usize, sizes: &Sizes, shape: AttentionShape) -> Result<Attention> {
+/// The attention half of layer `i`.
+pub fn attention(b: &mut Builder, i: usize, sizes: &Sizes, shape: AttentionShape) -> Result<Attention> {
     let kind = b.sharing.plan.get(i).map_or(Kind::Full, |s| s.kind);
     if kind != Kind::Full && !sizes.absorbed {
         let what = "the older form of these files, with attn_kv_b, cannot share attention";

@@ -197,6 +197,7 @@ impl<'a> Pass<'a> {
                     shape: &attn.shape,
                     queries,
                     scores,
+                    chunked: attn.chunked,
                     sinks: attn.sinks.as_deref(),
                     gates: attn.gate.as_ref().map(|_| &buf.gates),
                     values,
@@ -211,6 +212,9 @@ impl<'a> Pass<'a> {
         }
         self.laps.end(Phase::Attention);
         latent::results(&mut self.ops, attn, buf, n, results);
+        if let Some(norm) = &attn.sub_norm {
+            self.ops.norm_operand(results, n, norm, self.eps);
+        }
         self.ops.linear(results, 0..n, &[(&attn.out, &buf.delta)]);
         if attn.comp.is_some() {
             self.ops.add(&buf.delta, &buf.comp, n * attn.out.weight.rows());
@@ -222,6 +226,11 @@ impl<'a> Pass<'a> {
     fn feed_forward(&mut self, i: usize, Through { fed, asked }: &Through) {
         let (layer, buf, eps, n) = (&self.model.layers[i], self.buf, self.eps, asked.len());
         let normed = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
+        if let Some(experts) = layer.ffn.experts().filter(|e| e.by_input) {
+            // The residual stream still is the layer's input.
+            self.ops.norm(&buf.x, asked.clone(), None, eps, normed);
+            self.route(experts, normed, n);
+        }
         // Which rows of the operand the half is given, and where its result goes.
         let (mut x, mut given, mut made) = (normed, 0..n, &buf.delta);
         match (layer.parallel, layer.ffn_norm.as_ref()) {
@@ -274,10 +283,12 @@ impl<'a> Pass<'a> {
         hidden: Operand,
         out: &SharedBuf<f32>,
     ) {
-        let (FeedForward { gate, up, down, act }, n) = (network, rows.len());
-        let (buf, ops, laps) = (self.buf, &mut self.ops, &mut self.laps);
+        let (FeedForward { gate, up, norm, down, act }, n) = (network, rows.len());
+        let (buf, ops, laps, eps) = (self.buf, &mut self.ops, &mut self.laps, self.eps);
         match up {
-            Some(up) if ops.gated_products(x, rows.clone(), [gate, up, down], *act, hidden) => laps.end(Phase::GateUp),
+            Some(up) if norm.is_none() && ops.gated_products(x, rows.clone(), [gate, up, down], *act, hidden) => {
+                laps.end(Phase::GateUp)
+            }
             Some(up) => {
                 ops.linear(x, rows, &[(gate, &buf.gate), (up, &buf.up)]);
                 laps.end(Phase::GateUp);
@@ -291,8 +302,19 @@ impl<'a> Pass<'a> {
                 laps.end(Phase::Gated);
             }
         }
+        if let Some(norm) = norm {
+            ops.norm_operand(hidden, n, norm, eps);
+            laps.end(Phase::Gated);
+        }
         ops.linear(hidden, 0..n, &[(down, out)]);
         laps.end(Phase::Down);
+    }
+
+    /// The scores that experts are chosen by, of the first `n` rows of `x`.
+    fn route(&mut self, experts: &Experts, x: Operand, n: usize) {
+        let b = self.buf.experts.as_ref().expect("work space for experts");
+        self.ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
+        self.laps.end(Phase::Experts);
     }
 
     /// What the `experts` of layer `i` make of the first rows of `x`, those of tokens `asked`, into `out`.
@@ -305,13 +327,15 @@ impl<'a> Pass<'a> {
             // What the norms make of the residual stream lies in one place after the other.
             self.network(&beside.network, x, 0..n, self.hidden(i, beside.network.n_hidden()), &b.shared);
             self.ops.norm(&buf.x, asked.clone(), Some(&norms.router), eps, x);
-            self.ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
+            self.route(experts, x, n);
             self.ops.norm(&buf.x, asked.clone(), Some(&norms.experts), eps, x);
             self.ops.experts(x, n, &experts.networks, b, steps, out);
             self.ops.add_normed(out, &b.shared, n, [&norms.result, &norms.shared], eps);
             return self.laps.end(Phase::Experts);
         }
-        self.ops.linear(x, 0..n, &[(&experts.router, &b.scores)]);
+        if !experts.by_input {
+            self.route(experts, x, n);
+        }
         self.ops.experts(x, n, &experts.networks, b, steps, out);
         self.laps.end(Phase::Experts);
         if let Some(beside) = beside {

@@ -1,5 +1,5 @@
 //! Families with LayerNorm in place of RMSNorm: those from before it, and those that stayed with it. Many have biases, feed-forward
-//! networks without gates, or halves of a layer that start from the same input: GPT-NeoX and Pythia, Falcon, Phi-1 and 2, StarCoder 2,
+//! networks without gates, or halves of a layer that start from the same input: GPT-NeoX and Pythia, Falcon, Phi-1 and 2, StarCoder 2, CodeShell, Jais 2,
 //! StableLM, Orion, Nemotron, Command R and R7B.
 
 use super::Family;
@@ -23,8 +23,12 @@ pub const FALCON: Family = family("falcon", |b| build(b, &Traits { halves: Halve
 pub const PHI2: Family = family("phi2", |b| build(b, &Traits { halves: Halves::Parallel, ..UNGATED }));
 /// The registry row of StarCoder 2.
 pub const STARCODER2: Family = family("starcoder2", |b| build(b, &UNGATED));
+/// The registry row of CodeShell.
+pub const CODESHELL: Family = family("codeshell", |b| build(b, &UNGATED));
 /// The registry row of Nemotron.
 pub const NEMOTRON: Family = family("nemotron", |b| build(b, &Traits { act: Act::ReluSquared, ..UNGATED }));
+/// The registry row of Jais 2.
+pub const JAIS2: Family = Family { arch: "jais2", ..NEMOTRON };
 /// The registry row of StableLM, whose largest model has one norm for both halves, and norms on queries and keys.
 pub const STABLELM: Family =
     family("stablelm", |b| build(b, &Traits { halves: Halves::AsNormed, norm: QkNorm::OwnIfAny, ..GATED }));

@@ -53,7 +53,7 @@ fn baichuan(b: &mut Builder) -> Result<Decoder> {
 fn mistral3(b: &mut Builder) -> Result<Decoder> {
     let (c, keys) = (b.config, b.keys);
     let scale = keys.float("attention.temperature_scale")?.filter(|&s| s != 0.0);
-    let temperature = scale.map(|scale| Temperature { scale, n_ctx: c.n_ctx_orig });
+    let temperature = scale.map(|scale| Temperature { scale, n_ctx: c.n_ctx_orig, offset: 0 });
     let log_multiplier = keys.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
     let magnitude = match c.rope_scaling {
         RopeScaling::Yarn { factor, ext_factor, .. } if ext_factor != 0.0 && factor > 1.0 => {

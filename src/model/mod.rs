@@ -4,7 +4,9 @@
 //! `forward` runs any of them. To add a family: a file with a `build`, a row in `FAMILIES`, and a row with golden logits in
 //! `tests/families.rs`.
 
+mod afmoe;
 mod apertus;
+mod bitnet;
 mod buffers;
 mod builder;
 mod config;
@@ -26,6 +28,8 @@ mod latent;
 mod layer_norm;
 mod lfm2;
 mod llama;
+mod llama4;
+mod minicpm3;
 mod mixtures;
 mod olmo;
 mod olmo2;
@@ -36,6 +40,7 @@ mod qwen;
 mod qwen35;
 mod seed_oss;
 mod sharing;
+mod smallthinker;
 mod smollm3;
 mod weights;
 
@@ -153,6 +158,7 @@ pub const FAMILIES: &[Family] = &[
     llama::ARCEE,
     llama::XVERSE,
     llama::BAICHUAN,
+    llama4::FAMILY,
     llama::PANGU,
     exaone4::EXAONE4,
     exaone4::EXAONE_MOE,
@@ -172,7 +178,9 @@ pub const FAMILIES: &[Family] = &[
     mixtures::ERNIE4_5_MOE,
     mixtures::HUNYUAN_MOE,
     mixtures::MINIMAX_M2,
+    afmoe::FAMILY,
     deepseek2::FAMILY,
+    minicpm3::FAMILY,
     dbrx::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,
@@ -195,11 +203,15 @@ pub const FAMILIES: &[Family] = &[
     phi3::PHI3,
     phi3::PHIMOE,
     apertus::FAMILY,
+    bitnet::FAMILY,
+    smallthinker::FAMILY,
     layer_norm::GPTNEOX,
     layer_norm::FALCON,
     layer_norm::PHI2,
     layer_norm::STARCODER2,
+    layer_norm::CODESHELL,
     layer_norm::NEMOTRON,
+    layer_norm::JAIS2,
     layer_norm::STABLELM,
     layer_norm::ORION,
     layer_norm::COMMAND_R,

@@ -13,7 +13,7 @@ pub const FAMILY: Family = Family::new("olmo", build).with_layer_norm();
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;
     let (shape, clip) = (b.shape(), b.clip()?);
-    let norm = Norm { weight: vec![1.0; b.config.n_embd].into(), bias: None, centred: true };
+    let norm = Norm::plain(b.config.n_embd, true);
     let rope = b.rope(RopeStyle::Norm, None);
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {

@@ -143,6 +143,16 @@ impl<'p> Loader<'p> {
         matrix
     }
 
+    /// The embeddings of tokens, which may be the output head too.
+    pub fn embeddings(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
+        // A factor on products alone would make two things of one tensor.
+        let scale = format!("{name}.scale");
+        match self.has(&scale) {
+            true => Err(self.error(format_args!("tensor {scale}: embeddings have no factor"))),
+            false => self.linear(name, rows, cols),
+        }
+    }
+
     /// A matrix of which single rows are read, and never all: it stays in the file's mapping.
     pub fn table(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let (file, info) = self.take(name, &[cols, rows])?;
@@ -176,7 +186,7 @@ impl<'p> Loader<'p> {
         self.has(name).then(|| self.vector(name, n)).transpose()
     }
 
-    /// `<name>.weight` with `<name>.bias` where the file has it.
+    /// `<name>.weight` with `<name>.scale`, one factor on its results, and `<name>.bias` where the file has them.
     pub fn linear(&mut self, name: &str, rows: usize, cols: usize) -> Result<Linear> {
         self.linear_rows(name, rows, cols, 0..rows)
     }
@@ -185,8 +195,14 @@ impl<'p> Loader<'p> {
     pub fn linear_rows(&mut self, name: &str, rows: usize, cols: usize, part: Range<usize>) -> Result<Linear> {
         let tensor = format!("{name}.weight");
         let weight = self.matrix_rows(&tensor, rows, cols, part.clone())?;
+        let scale = format!("{name}.scale");
+        // Several factors would be something else.
+        let scale = match self.first_dim(&scale) {
+            Some(1) => Some(self.vector(&scale, 1)?[0]),
+            _ => None,
+        };
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?.map(|b| b[part].into());
-        Ok(Linear { name: tensor.into(), weight, bias })
+        Ok(Linear { name: tensor.into(), weight, scale, bias })
     }
 
     /// Those rows of [`Loader::linear`] that lie in `parts`, one after another: of families that store the rows of several matrices by turns.
@@ -208,7 +224,7 @@ impl<'p> Loader<'p> {
         };
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
         let bias = bias.map(|b| parts.iter().flat_map(|r| &b[r.clone()]).copied().collect());
-        Ok(Linear { name: tensor.into(), weight, bias })
+        Ok(Linear { name: tensor.into(), weight, scale: None, bias })
     }
 
     /// The matrix `which`, 0 or 1, of two whose rows the tensor has by turns: `len` of one, `len` of the other, and so on, `n` times.

@@ -27,9 +27,11 @@ class Tiny:
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
-                 ff_key=None, keys=None, tensors=None, runs=None):
+                 ff_key=None, attn_gate=False, sub_norm=False, scales=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
+        self.attn_gate = attn_gate  # gates on what attention gives
+        self.sub_norm, self.scales = sub_norm, scales  # norms inside the halves of a layer; factors on the results of its matrices
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
         self.explicit_head_dim = head_dim is not None
@@ -169,6 +171,12 @@ class Tiny:
                 if self.sandwich or self.post_norm:
                     add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
                 continue
+            if self.sub_norm:
+                add("attn_sub_norm.weight", self.vector(self.n_head * self.head_dim, 1.0, 0.2))
+                add("ffn_sub_norm.weight", self.vector(self.n_ff, 1.0, 0.2))
+            if self.scales:
+                for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
+                    add(f"{name}.scale", self.vector(1, 1.0, 0.4))
             gate, up = self.matrix(self.n_ff, N_EMBD, 1.3), self.matrix(self.n_ff, N_EMBD, 1.3)
             if self.ungated:
                 add("ffn_up.weight", up)
@@ -216,6 +224,8 @@ class Tiny:
             for what, n in zip(("q", "k"), n):
                 weights = self.vector(n, 1.4, 0.3)
                 add(f"attn_{what}_norm.weight", weights.reshape(-1, self.head_dim) if self.qk_norm == "own" else weights)
+        if self.attn_gate:
+            add("attn_gate.weight", self.matrix(d_q, N_EMBD, 1.4))
         add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
         if "o" in self.bias:
             add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
@@ -230,7 +240,7 @@ class DeepSeek2(Tiny):
     """Multi-head latent attention: latents of `rank` values, heads of `plain` values, of `rot` that rotate, and of `value` that they make. With
     `q_rank` queries are made in two steps; with `old` what makes keys and values of latents is one matrix, as in older files."""
 
-    def __init__(self, name, *, rank=32, plain=16, rot=32, value=16, q_rank=0, old=False, n_head=4, **rest):
+    def __init__(self, name, arch="deepseek2", *, rank=32, plain=16, rot=32, value=16, q_rank=0, old=False, n_head=4, **rest):
         self.sizes, self.q_rank, self.old = (rank, plain, rot, value), q_rank, old
         keys = {"attention.kv_lora_rank": rank, "attention.q_lora_rank": q_rank, "expert_shared_count": 0,
                 "expert_feed_forward_length": 32}
@@ -239,7 +249,7 @@ class DeepSeek2(Tiny):
         else:
             keys |= {"attention.key_length": rank + rot, "attention.value_length": rank,
                      "attention.key_length_mla": plain + rot, "attention.value_length_mla": value}
-        super().__init__(name, "deepseek2", n_head=n_head, n_head_kv=n_head if old else 1, n_rot=rot,
+        super().__init__(name, arch, n_head=n_head, n_head_kv=n_head if old else 1, n_rot=rot,
                          keys={**keys, **rest.pop("keys", {})}, **rest)
 
     def attention(self, add):
@@ -453,6 +463,9 @@ def ramp(n, first, last):
 
 SHIFTED = (512, 32, 1, 24, 3, 7)
 
+# Runs of more tokens lie in NAME_long.json.gz, for a test of their own.
+LONG = 1000
+
 
 def models():
     linear = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
@@ -545,6 +558,9 @@ def models():
             "expert_shared_count": 1, **yarn}),
         DeepSeek2("deepseek2_old_dense", old=True, q_rank=48, n_layer=2, rot=16, value=32, tied=True, keys={
             "leading_dense_block_count": 2}, runs=[(512, 48, 1), SHIFTED]),
+        DeepSeek2("minicpm3", "minicpm3", old=True, q_rank=48, rot=16, value=32, emb=1 / 12, tied=True, n_ctx=1024, eps=1e-2,
+                  tensors={"rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
+                  keys={"rope.scaling.original_context_length": 256}, runs=[(256, 48, 1), (512, 48, 1)]),
         Tiny("bailingmoe", "bailingmoe", experts=(8, 3), shared=32, eps=1e-2, keys={
             "expert_feed_forward_length": 32, "expert_shared_count": 1, "expert_weights_norm": True}),
         Tiny("bailingmoe2", "bailingmoe2", fused="qkv", qk_norm=True, n_rot=8, experts=(16, 4), shared=48, expert_bias=True,
@@ -579,6 +595,19 @@ def models():
             tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
         Tiny("dbrx", "dbrx", fused="qkv", layer_norm="plain", ffn_norm="attn_output_norm", n_ff=48, experts=(8, 3), eps=1e-2,
              keys={"attention.clamp_kqv": 1.5}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("afmoe", "afmoe", n_layer=5, emb=0.04, qk_norm=True, sandwich=True, attn_gate=True, experts=(16, 4), shared=32,
+             expert_bias=True, eps=1e-2, keys={
+                 "expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1,
+                 "expert_weights_scale": 1.5, "expert_weights_norm": True, "attention.sliding_window": 8,
+                 "rope.freq_base_swa": 3000.0}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("smallthinker", "smallthinker", n_ff=32, experts=(8, 3), eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_gating_func": 2}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("smallthinker_windows", "smallthinker", n_layer=5, gate=1.0, n_ff=32, experts=(8, 3), keys={
+            "expert_feed_forward_length": 32, "expert_gating_func": 1, "attention.sliding_window": 8, "rope.freq_base_swa": 3000.0}),
+        # Positions in more than one chunk, whose length is the family's.
+        Tiny("llama4", "llama4", n_layer=5, n_ctx=8448, n_ff=64, experts=(8, 2), shared=32, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "interleave_moe_layer_step": 2},
+            tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}, runs=[(512, 48, 1), (8448, 8320, 128)]),
         # Gates far enough from 0 for their clamps to matter.
         Tiny("gpt_oss", "gpt-oss", n_layer=3, head_dim=24, n_rot=24, bias=("q", "k", "v", "o", "experts"), sinks=True,
              ffn_norm="post_attention_norm", n_ff=48, experts=(8, 3), gate=2.5, eps=1e-2, freq_base=150000.0, keys={
@@ -599,11 +628,14 @@ def models():
              bias=("q", "k", "v", "o", "ffn", "output"), eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("starcoder2", "starcoder2", layer_norm="bias", ungated=True, bias=("q", "k", "v", "o", "ffn"), eps=1e-2,
              tied=True, freq_base=100000.0),
+        Tiny("jais2", "jais2", layer_norm="bias", ungated=True, bias=("q", "k", "v", "o", "ffn"), eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("nemotron", "nemotron", n_rot=8, layer_norm="bias", ungated=True, eps=1e-2),
         Tiny("stablelm", "stablelm", n_rot=4, layer_norm="bias", bias=("q", "k", "v"), eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("stablelm_parallel", "stablelm", n_rot=8, layer_norm="bias", ffn_norm=None),
         Tiny("stablelm_normed", "stablelm", n_rot=8, layer_norm="bias", ffn_norm=None, qk_norm="own", eps=1e-2),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
+        Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
+             runs=[(512, 48, 1), SHIFTED]),
         Tiny("command_r", "command-r", layer_norm="plain", ffn_norm=None, tied=True, eps=1e-2, freq_base=500000.0,
              keys={"logit_scale": 0.5}, runs=[(512, 48, 1), SHIFTED]),
         # As deep as the model that has norms on queries and keys, which is told by that.
@@ -650,6 +682,9 @@ def models():
         # As deep as the model whose layers alternate, which is told by that.
         Tiny("exaone4_windows", "exaone4", n_layer=64, emb=6.0, n_head_kv=1, n_ff=8, qk_norm=True, post_norm=True,
              keys={"attention.sliding_window": 8}, runs=[(512, 48, 2), (512, 300, 12)]),
+        Tiny("bitnet", "bitnet", tied=True, sub_norm=True, scales=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("bitnet_plain", "bitnet", n_head_kv=4, tied=True, sub_norm=True, keys={
+            "rope.scaling.type": "linear", "rope.scaling.factor": 1.0}),
         Tiny("chatglm", "chatglm", fused=True, n_rot=8, bias=("qkv",), freq_base=5000000.0, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("chatglm_tied", "chatglm", fused="ffn", n_rot=8, bias=("q", "k", "v"), tied=True),
         Tiny("glm4", "glm4", sandwich=True, fused="ffn", n_rot=8, bias=("q", "k", "v"), eps=1e-2,
@@ -697,8 +732,12 @@ def pack(out, logits, dest):
             })
             kept = table[positions]
             print(f"{model.name:24} run {r}: logits std {kept.std():.2f}, range {kept.min():.1f}..{kept.max():.1f}")
-        text = json.dumps({"model": model.name, "runs": runs}, separators=(",", ":"))
-        (dest / f"{model.name}.json.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+        is_long = [len(run["ids"]) > LONG for run in runs]
+        for suffix, long in (("", False), ("_long", True)):
+            kept = [run for run, l in zip(runs, is_long) if l == long]
+            text = json.dumps({"model": model.name, "runs": kept}, separators=(",", ":"))
+            if kept:
+                (dest / f"{model.name}{suffix}.json.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def main():
