@@ -116,7 +116,11 @@ fn end_to_end_gradients_of_every_family() {
         "glm4",
         "exaone4",
         "apertus",
+        // Norms without weights, learned positions, linear biases.
         "olmo",
+        "gpt2",
+        "bloom",
+        "jais",
     ] {
         end_to_end_gradient(name, CHAIN, 0, Activation::Relu, Domain::Log);
     }
@@ -239,8 +243,18 @@ fn engine_nll(model: Model, ids: &[u32]) -> f64 {
 #[test]
 fn trainer_and_engine_compute_the_same() {
     let same = |name: &str, a: f64, b: f64| assert!((a - b).abs() < 1e-4 * b, "{name}: {a} and {b}");
-    for name in ["llama", "llama_yarn", "qwen2", "qwen3", "gemma3_softcap_untied", "phi3_longrope", "phi3_partial_tied"]
-    {
+    for name in [
+        "llama",
+        "llama_yarn",
+        "qwen2",
+        "qwen3",
+        "gemma3_softcap_untied",
+        "phi3_longrope",
+        "phi3_partial_tied",
+        "gpt2",
+        "bloom",
+        "refact",
+    ] {
         let model = family(name);
         let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
         let ids = ids(&model);

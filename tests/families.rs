@@ -67,11 +67,12 @@ families! {
     granite granite_unturned minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
-    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan bitnet bitnet_plain
+    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen3next qwen3next_fused
     gemma4 gemma4_plain gemma4_experts
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
+    gpt2 starcoder bloom mpt mpt_learned jais
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key phimoe apertus
 }
@@ -292,6 +293,44 @@ fn layers_that_share_have_latents_of_their_own() {
     assert!(most <= reference::TOLERANCE, "{most}");
 }
 
+/// Linear biases are part of the weights that layers share. Where queries are 0 they are all of them, the same in all layers: taking another
+/// layer's weights, or its keys, then changes nothing.
+#[test]
+fn linear_biases_are_shared_with_the_weights() {
+    let [mut bytes, reference] = ["gguf", "json"].map(|e| gunzip(&folder("families").join(format!("bloom.{e}.gz"))));
+    let original = ModelFile::from_bytes("original", bytes.clone());
+    let parts = original.parse().unwrap();
+    for (layer, part) in (0..3).flat_map(|layer| ["weight", "bias"].map(|part| (layer, part))) {
+        let t = parts[0].tensor(&format!("blk.{layer}.attn_qkv.{part}")).unwrap();
+        // The first third of the rows.
+        bytes[t.offset as usize..(t.offset + t.n_bytes / 3) as usize].fill(0);
+    }
+    let file = ModelFile::from_bytes("even", bytes);
+    let subject = |name, file: &ModelFile, plan: Option<&str>| {
+        let share = plan.map(|plan| plan.parse::<SharePlan>().unwrap());
+        let model = Model::load(file, ModelParams { share: share.as_ref(), ..Default::default() }).unwrap();
+        Subject::new(name, model, serde_json::from_slice(&reference).unwrap())
+    };
+    let alone = subject("alone", &file, None);
+    for plan in ["1, 2", "1, kv:2:0"] {
+        let (shared, original) = (subject("shared", &file, Some(plan)), subject("original", &original, Some(plan)));
+        for run in alone.reference.runs.iter().filter(|run| run.shift.is_none()) {
+            let logits = alone.logits(run, CacheType::F32, 512, 2);
+            let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 512, 2), run.spread());
+            assert!(plan.contains("kv") || most <= reference::TOLERANCE, "{plan:?}: {most} of the spread away");
+            assert!(
+                run.error(&original.logits(run, CacheType::F32, 512, 2)) > 0.5,
+                "{plan:?} changes something where queries are not 0"
+            );
+            for n_ubatch in [1, 7] {
+                let logits = shared.logits(run, CacheType::F32, 512, 2);
+                let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, n_ubatch, 1), run.spread());
+                assert!(most <= reference::TOLERANCE, "{plan:?}: ubatches of {n_ubatch} are {most} of the spread away");
+            }
+        }
+    }
+}
+
 /// A query sees nothing of the chunks before its own, however it gets there.
 #[test]
 fn chunks_begin_anew() {
@@ -317,12 +356,24 @@ fn chunks_begin_anew() {
 #[test]
 fn what_files_leave_unsaid_is_not_guessed() {
     for (name, key, value, what) in [
-        ("baichuan", "block_count", OverrideValue::Int(31), "31, expected 32"),
+        ("baichuan", "block_count", OverrideValue::Int(31), "31, expected 32 or 40"),
         ("llama4", "attention.sliding_window", OverrideValue::Int(0), "without chunks"),
+        ("mpt", "attention.clamp_kqv", OverrideValue::Float(-1.0), "-1 is negative"),
+        ("jais", "attention.max_alibi_bias", OverrideValue::Float(-1.0), "-1 is negative"),
     ] {
         let mut file = ModelFile::from_bytes(name, gunzip(&folder("families").join(format!("{name}.gguf.gz"))));
         file.set_overrides(vec![Override::new(format!("{name}.{key}"), value)]).unwrap();
         let refused = Model::load(&file, ModelParams::default()).err().expect(name).to_string();
         assert!(refused.contains(key) && refused.contains(what), "{refused}");
     }
+}
+
+/// There are no positions after the last one that was learned.
+#[test]
+fn contexts_end_with_learned_positions() {
+    let model = load("gpt2").model;
+    let session = |n_ctx| Session::new(model.clone(), SessionParams { n_ctx, n_threads: 1, ..Default::default() });
+    assert_eq!(session(0).unwrap().n_ctx(), 128);
+    let refused = session(129).err().expect("one position too many").to_string();
+    assert!(refused.contains("learned positions for 128 tokens"), "{refused}");
 }

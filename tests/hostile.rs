@@ -144,10 +144,11 @@ fn multi_byte_mutations() {
     });
 }
 
-/// Families with parts that the embedded model has not: experts, states, latents, convolutions, inputs beside the residual stream.
+/// Families with parts that the embedded model has not: experts, states, latents, convolutions, inputs beside the residual stream, learned
+/// positions, linear biases, clips.
 #[test]
 fn other_families() {
-    for name in ["gemma4_experts", "qwen3next", "qwen35_guessing", "deepseek2", "lfm2moe"] {
+    for name in ["gemma4_experts", "qwen3next", "qwen35_guessing", "deepseek2", "lfm2moe", "gpt2", "mpt"] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
         let mut original = Vec::new();
         GzDecoder::new(&*std::fs::read(path).unwrap()).read_to_end(&mut original).unwrap();

@@ -90,6 +90,8 @@ pub struct Attend<'a> {
     pub scores: ScoreSource<'a>,
     /// Whether the window is a chunk of positions, of which a query sees those in its own, and not one that slides.
     pub chunked: bool,
+    /// What a score of each head with keys loses for every position between query and key (ALiBi, arXiv 2108.12409).
+    pub slopes: Option<&'a [f32]>,
     /// What each head's softmax counts besides its keys: the score of a key without a value (gpt-oss, arXiv 2508.10925; StreamingLLM, arXiv
     /// 2309.17453, calls it a sink).
     pub sinks: Option<&'a [f32]>,

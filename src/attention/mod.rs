@@ -1,6 +1,7 @@
 //! Attention: rotary positions, the cache of keys and values, softmax-weighted sums over it, and the ways layers share them.
 //! Nothing here knows a model family.
 
+mod alibi;
 mod attend;
 mod conv;
 mod delta;
@@ -19,6 +20,7 @@ pub use kv_cache::{CacheParams, CacheType, KvCache, state_bytes};
 pub use plan::{Share, SharePlan};
 
 // What members of a team do together.
+pub(crate) use alibi::{USUAL_MAX_BIAS, slopes, subtract_distances};
 pub(crate) use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
 pub(crate) use conv::Convolution;
 pub(crate) use delta::{DeltaBuffers, DeltaNet, DeltaShape, DeltaStep};

@@ -9,6 +9,7 @@ use std::ops::Range;
 use ggml_ext::kernels::float::{KEY_GROUP, Rows, RowsMut};
 use ggml_ext::kernels::{Bf16Factor, Bf16Rows, Digits};
 
+use super::alibi::subtract_distances;
 use super::attend::{Attend, BLOCK, LONGEST_BLOCK, ScoreSource, WIDEN_ROWS};
 use super::keys::Products;
 use super::kv_cache::{Block, LayerCache};
@@ -279,10 +280,16 @@ impl Attend<'_> {
                     let queries = Rows::new(q, part.n_rows, dk, dk);
                     let (keys, head) = (keys.keys(), tile.groups.start);
                     // SAFETY: passed on to the caller.
-                    unsafe { keys.scores(self.kernels, head, block, queries, scale, scores, stride, wide) };
+                    unsafe { keys.scores(self.kernels, head, block.clone(), queries, scale, scores, stride, wide) };
                 }
                 if let Some(cap) = self.shape.softcap {
                     float.soft_cap(scores, cap);
+                }
+                if let Some(slopes) = self.slopes {
+                    for (r, row) in scores.chunks_exact_mut(stride).enumerate() {
+                        let (h, t) = self.row_of(tile, part, r);
+                        subtract_distances(&mut row[..n], slopes[h], block.start, self.queries.pos + t);
+                    }
                 }
             }
             ScoreSource::Lisa { lisa, keys, .. } => {

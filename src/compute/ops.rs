@@ -108,13 +108,13 @@ impl Act {
 }
 
 impl Ops<'_> {
-    /// `out[i] = scale * table[ids[i]]`: token embeddings.
-    pub fn embed(&mut self, table: &Matrix, ids: &[u32], scale: f32, out: &SharedBuf<f32>) {
-        let n = table.cols();
-        for i in self.worker.share(ids.len()) {
+    /// `out[i] = scale * table[of(i)]` for the first `n` rows of `out`: embeddings of tokens, or of positions.
+    pub fn embed(&mut self, table: &Matrix, n: usize, of: impl Fn(usize) -> usize, scale: f32, out: &SharedBuf<f32>) {
+        let len = table.cols();
+        for i in self.worker.share(n) {
             // SAFETY: rows are shared out disjointly.
-            let row = unsafe { out.get_mut(i * n..(i + 1) * n) };
-            table.row(ids[i] as usize, row);
+            let row = unsafe { out.get_mut(i * len..(i + 1) * len) };
+            table.row(of(i), row);
             if scale != 1.0 {
                 self.kernels.float.scale(row, scale);
             }
@@ -184,6 +184,16 @@ impl Ops<'_> {
                 norm.apply_in_place(&self.kernels.float, x.row_mut(i), eps);
                 x.finish_row(self.kernels, i);
             }
+        }
+        self.worker.barrier();
+    }
+
+    /// `x = norm(x)` for the first `n` rows.
+    pub fn norm_in_place(&mut self, x: &SharedBuf<f32>, n: usize, norm: &Norm, eps: f32) {
+        let len = norm.weight.len();
+        for i in self.worker.share(n) {
+            // SAFETY: rows are shared out disjointly.
+            norm.apply_in_place(&self.kernels.float, unsafe { x.get_mut(i * len..(i + 1) * len) }, eps);
         }
         self.worker.barrier();
     }

@@ -6,7 +6,7 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
-use crate::compute::{Norm, mean};
+use crate::compute::{Matrix, Norm, mean};
 use crate::model::{Decoder, Experts, HeadNorm, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
@@ -118,6 +118,8 @@ pub struct DenseLayer<'m> {
     pub shape: AttentionShape,
     /// Which of the model's rotations turns queries and keys.
     pub rope: usize,
+    /// What a score of each head loses for every position between query and key, where the family has it.
+    pub slopes: Option<&'m [f32]>,
 }
 
 /// A rotary embedding at positions `0..n`, and its reverse.
@@ -158,6 +160,10 @@ pub struct DenseModel<'m> {
     pub embed: Frozen<'m>,
     /// Factor on the embeddings.
     pub embed_scale: f32,
+    /// Learned positions, where the family has them.
+    pub positions: Option<&'m Matrix>,
+    /// Norm on the embeddings, where the family has it.
+    pub embed_norm: Option<Norm>,
     /// Layers.
     pub layers: Vec<DenseLayer<'m>>,
     /// Rotations the layers refer to.
@@ -181,6 +187,10 @@ impl<'m> DenseModel<'m> {
         let d: &Decoder = model.decoder();
         if let Some(linear) = d.matrices().find(|l| l.scale.is_some()) {
             let what = format!("{}: matrices with factors on their results are not supported here", linear.name);
+            return Err(Error::Impossible(what));
+        }
+        if let Some(n) = d.positions.as_ref().map(Matrix::rows).filter(|&n| n < n_ctx) {
+            let what = format!("windows of {n_ctx} tokens: the model has learned positions for {n} and no more");
             return Err(Error::Impossible(what));
         }
         let frozen = |linear| Frozen::new(linear, model.kernels(), precision);
@@ -253,6 +263,7 @@ impl<'m> DenseModel<'m> {
                 parallel: layer.parallel,
                 shape: layer.attn.shape,
                 rope: layer.attn.rope,
+                slopes: layer.attn.slopes.as_deref(),
             })
         });
         Ok(Self {
@@ -262,6 +273,8 @@ impl<'m> DenseModel<'m> {
             n_vocab: d.n_vocab(),
             embed: frozen(&d.embed),
             embed_scale: d.embed_scale,
+            positions: d.positions.as_ref(),
+            embed_norm: d.embed_norm.clone(),
             layers: layers.collect::<Result<_>>()?,
             turns: d.ropes.iter().map(|r| Turns::new(r.for_context(n_ctx), n_ctx)).collect(),
             output_norm: d.output_norm.clone(),
@@ -278,10 +291,18 @@ impl<'m> DenseModel<'m> {
 
     /// The residual stream before the first layer, `[ids.len(), n_embd]`.
     pub fn embed(&self, ids: &[u32], x: &mut [f32]) {
-        for (&id, row) in ids.iter().zip(x.chunks_exact_mut(self.n_embd)) {
+        let mut position = vec![0.0; self.n_embd];
+        for (pos, (&id, row)) in ids.iter().zip(x.chunks_exact_mut(self.n_embd)).enumerate() {
             self.embed.row(id as usize, row);
             if self.embed_scale != 1.0 {
                 self.kernels.float.scale(row, self.embed_scale);
+            }
+            if let Some(positions) = self.positions {
+                positions.row(pos, &mut position);
+                self.kernels.float.add_assign(row, &position);
+            }
+            if let Some(norm) = &self.embed_norm {
+                norm.apply_in_place(&self.kernels.float, row, self.eps);
             }
         }
     }

@@ -12,7 +12,7 @@ use super::dense::{
 use super::modules::{Module, Modules};
 use super::network::FeedForwardTape;
 use super::scores::{
-    Causal, HeadShape, log_softmax, scores, scores_backward, soft_cap_backward, weighted_values,
+    Causal, HeadShape, linear_biases, log_softmax, scores, scores_backward, soft_cap_backward, weighted_values,
     weighted_values_backward,
 };
 use crate::attention::RopeTable;
@@ -152,6 +152,10 @@ impl<'a> LayerPass<'a> {
                 self.project(&self.layer.q, s.n_head, &tape.n, &mut tape.q_raw, &mut tape.q);
                 self.project(&self.layer.k, s.n_head_kv, &tape.n, &mut tape.k_raw, &mut tape.k);
                 scores(f, s, self.c, self.layer.shape.scale, &tape.q, &tape.k, log);
+                // No family has soft caps beside them, which would come first.
+                if let Some(slopes) = self.layer.slopes {
+                    linear_biases(self.c, slopes, log);
+                }
                 log_softmax(f, s.n_head, self.c, self.layer.shape.softcap, log, &mut tape.lse);
             }
             Some(m) if m.kind == Kind::Lisa => {

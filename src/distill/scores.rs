@@ -6,6 +6,7 @@ use std::ops::Range;
 use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 
 use super::dense::transpose;
+use crate::attention::subtract_distances;
 
 /// Queries that go through the products together.
 const BLOCK: usize = 64;
@@ -88,6 +89,15 @@ pub fn scores(f: &FloatKernels, s: HeadShape, c: Causal, scale: f32, q: &[f32], 
         for (i, j) in c.blocks() {
             let into = RowsMut::new(&mut out[(head * c.n + i.start) * c.n + j.start..], i.len(), j.len(), c.n);
             f.sgemm_nt(scale, s.q(q, head, &i), s.k(k, head, &j), into);
+        }
+    }
+}
+
+/// Takes off every score what its head's slope makes of the distance between query and key.
+pub fn linear_biases(c: Causal, slopes: &[f32], out: &mut [f32]) {
+    for (head, &slope) in slopes.iter().enumerate() {
+        for i in 0..c.n {
+            subtract_distances(&mut out[c.row(head, i)], slope, c.span(i).start, i);
         }
     }
 }

@@ -101,7 +101,10 @@ impl PlanCost {
         let untied = tensors.contains_key("output.weight");
         let others = tensors.values().filter(|t| layer_of(&t.name).is_none());
         // Of tables a token reads its row alone.
-        let is_table = |name: &str| name == "per_layer_token_embd.weight" || untied && name == "token_embd.weight";
+        let is_table = |name: &str| {
+            ["per_layer_token_embd.weight", "position_embd.weight"].contains(&name)
+                || untied && name == "token_embd.weight"
+        };
         let others = others.filter(|t| !is_table(&t.name)).map(|t| t.n_bytes).sum();
         cost.weights.add(BeforeAfter { before: others, after: others });
         Some(cost)

@@ -11,9 +11,9 @@ use super::decoder::{
 use super::weights::Loader;
 use crate::Result;
 use crate::attention::{
-    AttentionShape, Convolution, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan,
+    AttentionShape, Convolution, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan, slopes,
 };
-use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Networks, Norm};
+use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Matrix, Networks, Norm};
 
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
@@ -274,6 +274,16 @@ impl Builder<'_, '_, '_, '_> {
             Some(clip) if clip < 0.0 => Err(self.keys.error(KEY, format_args!("{clip} is negative"))),
             clip => Ok(clip),
         }
+    }
+
+    /// Learned positions, one for each of the context that the model was trained for.
+    pub fn positions(&mut self) -> Result<Matrix> {
+        self.loader.table("position_embd.weight", self.config.n_ctx_train, self.config.n_embd)
+    }
+
+    /// The slopes of heads in place of positions, where `max_bias` is not 0 (see [`slopes`]).
+    pub fn slopes(&self, max_bias: f32) -> Option<Box<[f32]>> {
+        (max_bias != 0.0).then(|| slopes(self.config.n_head, max_bias))
     }
 
     /// The sinks of layer `i`'s heads.
@@ -592,6 +602,8 @@ impl Builder<'_, '_, '_, '_> {
             routes: Routes::new(plan, layers.len(), domain),
             embed: l.embeddings("token_embd", n_vocab, n_embd)?,
             embed_scale: 1.0,
+            positions: None,
+            embed_norm: None,
             side: None,
             layers,
             ropes,

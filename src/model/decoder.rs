@@ -19,6 +19,8 @@ pub struct Attention {
     pub temperature: Option<Temperature>,
     /// Norms on heads come after their rotation instead of before.
     pub norm_after_turn: bool,
+    /// What a score of each head loses for every position between query and key, where the family has it (see [`slopes`](crate::attention)).
+    pub slopes: Option<Box<[f32]>>,
     /// Whether the window is a chunk of positions, of which a query sees those in its own, and not one that slides.
     pub chunked: bool,
     /// What each head's softmax counts besides the keys, where the family has it (see [`Attend::sinks`](crate::attention::Attend)).
@@ -146,6 +148,7 @@ impl Attention {
             clip: None,
             temperature: None,
             norm_after_turn: false,
+            slopes: None,
             chunked: false,
             sinks: None,
             gate: None,
@@ -435,6 +438,10 @@ pub struct Decoder {
     pub embed: Linear,
     /// Factor on the embeddings.
     pub embed_scale: f32,
+    /// Learned positions, `[n_ctx, n_embd]`, added to the embeddings, where the family has them; its contexts end with them.
+    pub positions: Option<Matrix>,
+    /// Norm on the embeddings, where the family has it.
+    pub embed_norm: Option<Norm>,
     /// Inputs of the layers beside the residual stream, where the family has them.
     pub side: Option<SideInputs>,
     /// Layers, first to last.

@@ -139,12 +139,20 @@ impl<'a> Pass<'a> {
             // SAFETY: rows are shared out disjointly.
             rows.for_each(|i| unsafe { table.fill(rope.for_context(buf.n_ctx), i, (pos + i) as f64) });
         }
-        self.ops.embed(&model.embed.weight, ids, model.embed_scale, &buf.x);
+        let n = ids.len();
+        self.ops.embed(&model.embed.weight, n, |i| ids[i] as usize, model.embed_scale, &buf.x);
+        if let Some(positions) = &model.positions {
+            self.ops.embed(positions, n, |i| pos + i, 1.0, &buf.delta);
+            self.ops.add(&buf.x, &buf.delta, n * positions.cols());
+        }
+        if let Some(norm) = &model.embed_norm {
+            self.ops.norm_in_place(&buf.x, n, norm, self.eps);
+        }
         let (norm, out) = self.input(0);
         if let (Some(inputs), Some(bufs)) = (&model.side, &buf.side) {
             side_inputs(&mut self.ops, inputs, buf, bufs, ids, out, self.eps);
         }
-        self.ops.norm(&buf.x, 0..ids.len(), norm, self.eps, out);
+        self.ops.norm(&buf.x, 0..n, norm, self.eps, out);
         self.laps.end(Phase::Embed);
     }
 
@@ -198,6 +206,7 @@ impl<'a> Pass<'a> {
                     queries,
                     scores,
                     chunked: attn.chunked,
+                    slopes: attn.slopes.as_deref(),
                     sinks: attn.sinks.as_deref(),
                     gates: attn.gate.as_ref().map(|_| &buf.gates),
                     values,
@@ -464,7 +473,7 @@ fn side_inputs(
     let (n, len) = (ids.len(), side.embed.cols());
     ops.norm(&buf.x, 0..n, None, eps, x);
     ops.linear(x, 0..n, &[(&side.projection, projections)]);
-    ops.embed(&side.embed, ids, (side.width as f32).sqrt(), sums);
+    ops.embed(&side.embed, n, |i| ids[i] as usize, (side.width as f32).sqrt(), sums);
     let float = &ops.kernels.float;
     for i in ops.worker.share(n) {
         // SAFETY: rows are shared out disjointly.

@@ -1,13 +1,13 @@
 //! Llama 1 to 3, Mistral, Mixtral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
 //! grouped-query attention. InternLM2, ERNIE 4.5 (its dense models) and EXAONE 3 are the same under names of their own, the last
-//! with the other order of rotary pairs; so is Baichuan's 7B. Mistral 3 and Ministral 3 add a temperature and another magnitude of YaRN's rotations;
-//! Arcee's AFM has no gates.
+//! with the other order of rotary pairs. Baichuan's 7B is too; its 13B and Refact have linear biases in place of rotations. Mistral 3 and
+//! Ministral 3 add a temperature and another magnitude of YaRN's rotations; Arcee's AFM has no gates.
 
 use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{Attention, ContextRope, Decoder};
 use crate::Result;
-use crate::attention::{RopeScaling, RopeStyle, Temperature};
+use crate::attention::{Rope, RopeScaling, RopeStyle, Temperature, USUAL_MAX_BIAS};
 use crate::compute::Act;
 
 /// The registry row.
@@ -22,6 +22,8 @@ pub const EXAONE: Family = Family::new("exaone", |b| build(b, RopeStyle::Neox));
 pub const XVERSE: Family = Family { arch: "xverse", ..LLAMA };
 /// The registry row of Baichuan.
 pub const BAICHUAN: Family = Family::new("baichuan", baichuan);
+/// The registry row of Refact.
+pub const REFACT: Family = Family::new("refact", sloped);
 /// The registry row of Pangu Embedded.
 pub const PANGU: Family = Family { arch: "pangu-embedded", ..EXAONE };
 /// The registry row of Arcee's AFM.
@@ -29,24 +31,28 @@ pub const ARCEE: Family = Family::new("arcee", |b| build(b, RopeStyle::Norm));
 /// The registry row of Mistral 3.
 pub const MISTRAL3: Family = Family::new("mistral3", mistral3);
 
-/// Layers of Baichuan's 7B, which rotates.
-const N_LAYER_7B: usize = 32;
-
 fn build(b: &mut Builder, style: RopeStyle) -> Result<Decoder> {
     let rope = b.rope_with_factors(style)?;
-    stack(b, rope, None)
+    stack(b, rope, Extras::default())
 }
 
-/// Baichuan's models, whose files leave their positions unsaid: they are told by their depth.
+/// The same with linear biases in place of rotations. How steep they are the files leave unsaid.
+fn sloped(b: &mut Builder) -> Result<Decoder> {
+    let slopes = b.slopes(USUAL_MAX_BIAS);
+    stack(b, ContextRope::always(Rope::none()), Extras { slopes, ..Extras::default() })
+}
+
+/// Baichuan's files leave unsaid what positions their model has: it is told by its depth.
 fn baichuan(b: &mut Builder) -> Result<Decoder> {
+    const N_LAYER: [usize; 2] = [32, 40];
     match b.config.n_layer {
-        N_LAYER_7B => build(b, RopeStyle::Norm),
-        n => Err(b.keys.error(
-            "block_count",
-            format_args!(
-                "{n}, expected {N_LAYER_7B}: of other models of this family it is not known what positions they have"
-            ),
-        )),
+        n if n == N_LAYER[0] => build(b, RopeStyle::Norm),
+        n if n == N_LAYER[1] => sloped(b),
+        n => {
+            let [small, large] = N_LAYER;
+            let what = format_args!("{n}, expected {small} or {large}: what positions other models have is not known");
+            Err(b.keys.error("block_count", what))
+        }
     }
 }
 
@@ -62,10 +68,17 @@ fn mistral3(b: &mut Builder) -> Result<Decoder> {
         _ => 1.0,
     };
     let rope = b.magnified_rope_with_factors(RopeStyle::Norm, magnitude)?;
-    stack(b, rope, temperature)
+    stack(b, rope, Extras { temperature, ..Extras::default() })
 }
 
-fn stack(b: &mut Builder, rope: ContextRope, temperature: Option<Temperature>) -> Result<Decoder> {
+/// What only some of the families have in their attention.
+#[derive(Default)]
+struct Extras {
+    temperature: Option<Temperature>,
+    slopes: Option<Box<[f32]>>,
+}
+
+fn stack(b: &mut Builder, rope: ContextRope, extras: Extras) -> Result<Decoder> {
     b.ignore_window()?;
     let shape = b.shape();
     // Mixtral has the name of Llama. Of the others none has a mixture under the same name.
@@ -74,7 +87,8 @@ fn stack(b: &mut Builder, rope: ContextRope, temperature: Option<Temperature>) -
     let mixture = is_mixture.then(|| b.mixture(b.config.n_ff)).transpose()?;
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
-        let attn = Attention { temperature, ..b.attention(i, shape, 0, QkNorm::None)? };
+        let (temperature, slopes) = (extras.temperature, extras.slopes.clone());
+        let attn = Attention { temperature, slopes, ..b.attention(i, shape, 0, QkNorm::None)? };
         let ffn = match &mixture {
             Some(mixture) => b.experts(i, mixture)?,
             None if is_ungated => b.ungated_feed_forward(i, Act::ReluSquared)?,

@@ -21,6 +21,7 @@ mod gemma;
 mod gemma3;
 mod gemma4;
 mod glm4;
+mod gpt2;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
@@ -158,6 +159,7 @@ pub const FAMILIES: &[Family] = &[
     llama::ARCEE,
     llama::XVERSE,
     llama::BAICHUAN,
+    llama::REFACT,
     llama4::FAMILY,
     llama::PANGU,
     exaone4::EXAONE4,
@@ -205,6 +207,11 @@ pub const FAMILIES: &[Family] = &[
     apertus::FAMILY,
     bitnet::FAMILY,
     smallthinker::FAMILY,
+    gpt2::GPT2,
+    gpt2::STARCODER,
+    gpt2::BLOOM,
+    gpt2::MPT,
+    gpt2::JAIS,
     layer_norm::GPTNEOX,
     layer_norm::FALCON,
     layer_norm::PHI2,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::attention::{CacheParams, CacheType, KvCache, LisaAttention, Turn};
-use crate::compute::{ActivationType, Observer, Pool, Profile, default_threads};
+use crate::compute::{ActivationType, Matrix, Observer, Pool, Profile, default_threads};
 use crate::model::{Buffers, Mode, Model, Scores, Tokens, forward, head, pass_tokens, thread_error};
 use crate::{Error, Result};
 
@@ -105,6 +105,10 @@ impl Session {
         let pool = Pool::new(n_threads).map_err(thread_error)?;
         let pool_batch = (n_batch_threads != n_threads).then(|| Pool::new(n_batch_threads)).transpose();
         let decoder = model.decoder();
+        if let Some(n) = decoder.positions.as_ref().map(Matrix::rows).filter(|&n| n < n_ctx) {
+            let what = format!("-c {n_ctx}: the model has learned positions for {n} tokens and no more");
+            return Err(Error::Impossible(what));
+        }
         Ok(Self {
             cache: KvCache::new(decoder.caches(), p.cache(&model))?,
             buffers: Buffers::new(

@@ -27,10 +27,11 @@ class Tiny:
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
-                 ff_key=None, attn_gate=False, sub_norm=False, scales=False, keys=None, tensors=None, runs=None):
+                 ff_key=None, attn_gate=False, positions=False, embed_norm=False, sub_norm=False, scales=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
         self.attn_gate = attn_gate  # gates on what attention gives
+        self.positions, self.embed_norm = positions, embed_norm  # learned positions; a norm on embeddings
         self.sub_norm, self.scales = sub_norm, scales  # norms inside the halves of a layer; factors on the results of its matrices
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
@@ -131,6 +132,11 @@ class Tiny:
         w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, N_EMBD, emb * np.sqrt(N_EMBD)))
         for name, tensor in self.tensors.items():
             w.add_tensor(name, np.asarray(tensor, dtype=np.float32))
+        if self.positions:
+            w.add_tensor("position_embd.weight", self.matrix(self.n_ctx, N_EMBD, emb * np.sqrt(N_EMBD)))
+        if self.embed_norm:
+            w.add_tensor("token_embd_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
+            w.add_tensor("token_embd_norm.bias", self.vector(N_EMBD, 0.0, 0.3))
         for i in range(self.n_layer):
             def add(name, tensor):
                 w.add_tensor(f"blk.{i}.{name}", tensor)
@@ -636,6 +642,19 @@ def models():
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
+        Tiny("gpt2", "gpt2", n_head_kv=None, n_ctx=128, freq_base=None, fused="qkv", layer_norm="bias", ungated=True, positions=True,
+             bias=("qkv", "o", "ffn"), tied=True, eps=1e-2, runs=[(128, 48, 1), (128, *SHIFTED[1:])]),
+        Tiny("starcoder", "starcoder", emb=0.5, n_head_kv=1, n_ctx=128, freq_base=None, fused="qkv", layer_norm="bias", ungated=True,
+             positions=True, bias=("qkv", "o", "ffn"), eps=1e-2),
+        # Contexts in which members share the keys of one query out.
+        Tiny("bloom", "bloom", n_ctx=1024, n_head_kv=None, freq_base=None, fused="qkv", layer_norm="bias", ungated=True, embed_norm=True,
+             bias=("qkv", "o", "ffn"), tied=True, eps=1e-2, runs=[(512, 48, 1), (1024, 640, 20), SHIFTED]),
+        Tiny("mpt", "mpt", n_ctx=1024, freq_base=None, fused="qkv", layer_norm="plain", ungated=True, tied=True, eps=1e-2, keys={
+            "attention.max_alibi_bias": 6.0, "attention.clamp_kqv": 1.5}, runs=[(512, 48, 1), (1024, 640, 20), SHIFTED]),
+        Tiny("mpt_learned", "mpt", n_head_kv=None, n_ctx=128, freq_base=None, fused="qkv", layer_norm="bias", ungated=True,
+             positions=True, bias=("qkv", "o", "ffn"), keys={"attention.max_alibi_bias": 0.0}),
+        Tiny("jais", "jais", n_head_kv=None, freq_base=None, fused="qkv", layer_norm="bias", bias=("qkv", "o", "ffn"), eps=1e-2, keys={
+            "attention.max_alibi_bias": 8.0}, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("command_r", "command-r", layer_norm="plain", ffn_norm=None, tied=True, eps=1e-2, freq_base=500000.0,
              keys={"logit_scale": 0.5}, runs=[(512, 48, 1), SHIFTED]),
         # As deep as the model that has norms on queries and keys, which is told by that.
@@ -682,6 +701,11 @@ def models():
         # As deep as the model whose layers alternate, which is told by that.
         Tiny("exaone4_windows", "exaone4", n_layer=64, emb=6.0, n_head_kv=1, n_ff=8, qk_norm=True, post_norm=True,
              keys={"attention.sliding_window": 8}, runs=[(512, 48, 2), (512, 300, 12)]),
+        # As deep as the model that has linear biases, which is told by that.
+        Tiny("baichuan_slopes", "baichuan", n_layer=40, emb=4.0, n_head_kv=None, n_ff=8, eps=1e-2),
+        # Heads of which there is no power of two.
+        Tiny("refact", "refact", n_head=6, head_dim=16, n_head_kv=1, freq_base=None, eps=1e-2,
+             runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("bitnet", "bitnet", tied=True, sub_norm=True, scales=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("bitnet_plain", "bitnet", n_head_kv=4, tied=True, sub_norm=True, keys={
             "rope.scaling.type": "linear", "rope.scaling.factor": 1.0}),
