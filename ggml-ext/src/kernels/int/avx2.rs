@@ -49,14 +49,9 @@ pub(super) type Sums = [__m256i; 2];
 #[derive(Clone, Copy)]
 pub(super) struct Pairs;
 
-/// How many sums of two products of codes of `bits` bits with activations fit in 16 bits: at most all 8 of a set of lines.
-const fn sums_in_16_bits(bits: u32, second: bool) -> usize {
-    let largest = match bits {
-        8 if second => 128 * 63 * 2,
-        // It just fits.
-        8 => 128 * 127 * 2,
-        _ => ((1_usize << bits) - 1) * 127 * 2,
-    };
+/// How many sums of two products of codes of `bits` bits with -127..=127 fit in 16 bits: at most all 8 of a set of lines.
+const fn sums_in_16_bits(bits: u32) -> usize {
+    let largest = if bits == 8 { 128 } else { (1_usize << bits) - 1 } * 127 * 2;
     let n = i16::MAX as usize / largest;
     if n < 8 { n } else { 8 }
 }
@@ -111,7 +106,7 @@ unsafe fn add_line<const T: usize>(
     pairs: &mut [Sums; T],
     sums: &mut [Sums; T],
 ) {
-    let at_once = sums_in_16_bits(bits, second);
+    let at_once = sums_in_16_bits(bits);
     let mut t = 0;
     while t < T {
         let x = columns(x[t], g);

@@ -30,7 +30,7 @@ pub(super) trait Isa: Copy + 'static {
     const TOKENS: usize;
     /// Whether tokens meet a block in pairs, by [`Isa::dots`], as each line is then read half as often.
     const IN_PAIRS: bool;
-    /// Whether second digits of activations are in `0..=63`, for the sake of [`Isa::second_dots`], and not in `-127..=127`.
+    /// Whether second digits of activations are in `0..=127`, for the sake of [`Isa::second_dots`], and not in `-127..=127`.
     const UNSIGNED_SECOND: bool;
     /// True if there are registers for 16 accumulators and their operands.
     const MANY_REGISTERS: bool;

@@ -3,7 +3,7 @@
 //! A few channels of a language model's activations are tens of times larger than the rest. In a block that holds one,
 //! 8 bits scaled to the largest leave the others next to nothing: SmolLM2 then chooses another token than the exact
 //! product does at 3.6 % of positions. Such *fine* blocks, whose step would exceed a given part of the row's root mean
-//! square, have a second block with what the first leaves over, in steps 1/254 of the first's (1/63 on tiers with
+//! square, have a second block with what the first leaves over, in steps 1/254 of the first's (1/127 on tiers with
 //! `Isa::UNSIGNED_SECOND`). A row lists its fine blocks, and products run over the second digits of just those, after the first digits
 //! of all.
 

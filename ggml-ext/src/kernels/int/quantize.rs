@@ -59,7 +59,7 @@ pub(super) unsafe fn row<I: Isa>(x: &[f32], fine_step: f32, [first, second]: [&m
     }
 }
 
-/// Gives block `b` second digits in `0..=63`, in steps 1/63 of the first's, which become the next below.
+/// Gives block `b` second digits in `0..=127`, in steps 1/127 of the first's, which become the next below.
 ///
 /// # Safety
 /// As [`Isa`].
@@ -76,7 +76,7 @@ unsafe fn unsigned_second<I: Isa>(x: &[f32], first: &mut [Q8Block], second: &mut
         let (mut left, mut block) = ([0.0; BLOCK], Q8Block::ZERO);
         rest_of::<I>(x, first, b, &mut left);
         let left = [I::load(left.as_ptr()), I::load(left[16..].as_ptr())];
-        digits::<I>(left, scale / 63.0, 63.0 / scale, &mut block);
+        digits::<I>(left, scale / 127.0, 127.0 / scale, &mut block);
         add_second(&mut first[b], &mut second[b], block);
     }
 }
