@@ -9,9 +9,11 @@ mod keys;
 mod kv_cache;
 mod lisa;
 mod plan;
+mod recurrence;
 mod ring;
 mod rope;
 mod route;
+mod scan;
 mod states;
 mod stream;
 mod weights;
@@ -23,11 +25,13 @@ pub use plan::{Share, SharePlan};
 pub(crate) use alibi::{USUAL_MAX_BIAS, slopes, subtract_distances};
 pub(crate) use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
 pub(crate) use conv::Convolution;
-pub(crate) use delta::{DeltaBuffers, DeltaNet, DeltaShape, DeltaStep};
+pub(crate) use delta::DeltaRule;
 pub(crate) use kv_cache::{LayerCache, Turn};
 pub(crate) use lisa::{Hidden, LisaAttention, LowRank};
+pub(crate) use recurrence::{RecurrentBuffers, RecurrentShape, RecurrentStep, Recurrence, Rule};
 pub(crate) use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
 pub(crate) use route::{Holds, Routes};
+pub(crate) use scan::{GroupNorm, SelectiveScan};
 pub(crate) use stream::AttentionScratch;
 pub(crate) use weights::AttnWeights;
 
@@ -75,6 +79,10 @@ pub struct LayerCacheSpec {
 }
 
 impl LayerCacheSpec {
+    /// Nothing.
+    pub(crate) const NONE: Self =
+        Self { n_head_kv: 0, key_dim: None, rank: None, value_dim: None, window: None, n_state: 0 };
+
     /// Bytes per position in a cache of these types; `None` where heads do not divide into the type's blocks.
     pub fn bytes_per_token(&self, ty_k: CacheType, ty_v: CacheType) -> Option<usize> {
         let rows = |ty: CacheType, dim: Option<usize>| match dim {

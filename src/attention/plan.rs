@@ -145,13 +145,14 @@ impl SharePlan {
     }
 
     /// Checks that sources have what their readers take: `layer(i)` gives the shape of layer `i`'s attention and which rotary
-    /// embedding turns its keys.
+    /// embedding turns its keys; `None` where it has no attention.
     ///
     /// # Errors
     /// Names the layer and what differs between it and its source.
-    pub fn check_sources(&self, layer: impl Fn(usize) -> (AttentionShape, usize)) -> Result<(), String> {
+    pub fn check_sources(&self, layer: impl Fn(usize) -> Option<(AttentionShape, usize)>) -> Result<(), String> {
         for (i, Share { kind, source }) in self.iter() {
-            let ((own, own_rope), (src, src_rope)) = (layer(i), layer(source));
+            let of = |of: usize| layer(of).ok_or_else(|| format!("layer {i} ({kind}): layer {of} has no attention"));
+            let ((own, own_rope), (src, src_rope)) = (of(i)?, of(source)?);
             let window = |s: AttentionShape| s.window.map_or("the whole context".into(), |w| format!("{w} positions"));
             if own.window != src.window {
                 return Err(format!(

@@ -8,7 +8,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 
-use ggml_ext::kernels::float::DeltaRates;
+use ggml_ext::kernels::float::StateRates;
 use ggml_ext::kernels::{Bf16Rows, Digits, Kernels, Q8Rows};
 
 /// Types for which a zeroed allocation is a valid value.
@@ -23,7 +23,7 @@ unsafe impl Zeroed for u32 {}
 // SAFETY: plain numbers.
 unsafe impl Zeroed for u8 {}
 // SAFETY: two plain numbers.
-unsafe impl Zeroed for DeltaRates {}
+unsafe impl Zeroed for StateRates {}
 
 /// A fixed-size buffer shared by a team, zeroed and aligned to a cache line; see the module documentation for the
 /// discipline. Pages the team never touches cost no memory.

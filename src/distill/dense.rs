@@ -199,39 +199,45 @@ impl<'m> DenseModel<'m> {
             norm: qk.norm.as_ref().and_then(HeadNorm::rms).map(Box::from),
         };
         let layers = d.layers.iter().enumerate().map(|(i, layer)| {
-            let unsupported = match &layer.attn.scores {
-                Scores::Fixed(_) => Some("is a convolution"),
-                Scores::Delta(_) => Some("follows the delta rule"),
-                _ => layer.attn.gate.as_ref().map(|_| "has gates on its attention's results"),
-            };
-            if let Some(what) = unsupported {
-                return Err(Error::Impossible(format!("layer {i} {what}: models with such layers are not supported here")));
+            let unsupported =
+                |what: &str| Error::Impossible(format!("layer {i} {what}: models with such layers are not supported here"));
+            if let Some(recurrence) = &layer.recurrence {
+                return Err(unsupported(&format!("has {}", recurrence.rule.name())));
             }
-            if layer.attn.latent.is_some() {
+            let (Some(attn), Some(ffn)) = (&layer.attn, &layer.ffn) else {
+                return Err(unsupported("has one half alone"));
+            };
+            if let Scores::Fixed(_) = attn.scores {
+                return Err(unsupported("is a convolution"));
+            }
+            if attn.gate.is_some() {
+                return Err(unsupported("has gates on its attention's results"));
+            }
+            if attn.latent.is_some() {
                 let what = format!("layer {i} has multi-head latent attention: models with this are not supported here");
                 return Err(Error::Impossible(what));
             }
-            let Scores::Own { q, k } = &layer.attn.scores else {
+            let Scores::Own { q, k } = &attn.scores else {
                 return Err(Error::Impossible(format!(
                     "layer {i} shares attention already: give the model without a plan"
                 )));
             };
             let is_other = |qk: &QueryKey| qk.norm.as_ref().is_some_and(|norm| norm.rms().is_none());
-            if is_other(q) || is_other(k) || layer.attn.clip.is_some() {
+            if is_other(q) || is_other(k) || attn.clip.is_some() {
                 let what = format!("layer {i} clips queries and keys or has LayerNorm on them, which is not supported here");
                 return Err(Error::Impossible(what));
             }
-            if let Some(t) = layer.attn.temperature.filter(|t| n_ctx > t.n_ctx) {
+            if let Some(t) = attn.temperature.filter(|t| n_ctx > t.n_ctx) {
                 return Err(Error::Impossible(format!(
                     "windows of {n_ctx} tokens: layer {i} gives queries beyond {} a temperature, which is not supported here",
                     t.n_ctx
                 )));
             }
-            if layer.attn.norm_after_turn {
+            if attn.norm_after_turn {
                 let what = "layers that normalise queries and keys after their rotation are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
-            if layer.attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
+            if attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
                 let what = "layers with norms on values or with inputs of their own are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
@@ -239,31 +245,31 @@ impl<'m> DenseModel<'m> {
                 let n = &e.networks;
                 e.norms.is_some() || e.by_input || n.scales.is_some() || n.up.is_none() || n.weighs_input
             };
-            if layer.ffn.experts().is_some_and(is_odd) {
+            if ffn.experts().is_some_and(is_odd) {
                 let what = "experts with norms or factors of their own, with fused gates, or chosen by the layer's input, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
-            if layer.attn.sub_norm.is_some() || layer.ffn.network().is_some_and(|n| n.norm.is_some()) {
+            if attn.sub_norm.is_some() || ffn.network().is_some_and(|n| n.norm.is_some()) {
                 return Err(Error::Impossible("layers with norms inside their halves are not supported here".into()));
             }
-            if layer.attn.sinks.is_some() {
+            if attn.sinks.is_some() {
                 return Err(Error::Impossible("heads with attention sinks are not supported here".into()));
             }
-            let v = layer.attn.v.as_ref().expect("a layer with its own attention has values");
+            let v = attn.v.as_ref().expect("a layer with its own attention has values");
             Ok(DenseLayer {
                 attn_norm: layer.attn_norm.clone(),
                 q: heads(q),
                 k: heads(k),
                 v: frozen(v),
-                out: frozen(&layer.attn.out),
+                out: frozen(&attn.out),
                 post_attn_norm: layer.post_attn_norm.clone(),
                 ffn_norm: layer.ffn_norm.clone(),
-                ffn: FeedForward::new(&layer.ffn, model.kernels(), precision),
+                ffn: FeedForward::new(ffn, model.kernels(), precision),
                 post_ffn_norm: layer.post_ffn_norm.clone(),
                 parallel: layer.parallel,
-                shape: layer.attn.shape,
-                rope: layer.attn.rope,
-                slopes: layer.attn.slopes.as_deref(),
+                shape: attn.shape,
+                rope: attn.rope,
+                slopes: attn.slopes.as_deref(),
             })
         });
         Ok(Self {

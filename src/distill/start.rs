@@ -243,7 +243,7 @@ pub fn check_plan(model: &DenseModel, plan: &[(usize, usize)]) -> Result<()> {
     let text: Vec<String> = plan.iter().map(|(l, s)| format!("{l}:{s}")).collect();
     let plan: SharePlan = text.join(",").parse().map_err(|e| Error::Params(format!("--layers: {e}")))?;
     plan.check_layers(model.layers.len()).map_err(|e| Error::Impossible(format!("--layers: {e}")))?;
-    let shape = |i: usize| (model.layers[i].shape, model.layers[i].rope);
+    let shape = |i: usize| Some((model.layers[i].shape, model.layers[i].rope));
     plan.check_sources(shape).map_err(|e| Error::Impossible(format!("--layers: {e}")))
 }
 

@@ -7,9 +7,9 @@ use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 use super::decoder::{Attention, Decoder};
 use super::latent::LatentBuffers;
 use crate::attention::{
-    AttentionScratch, AttentionShape, AttnWeights, DeltaBuffers, PartialSums, RopeTable, attention_scratch,
+    AttentionScratch, AttentionShape, AttnWeights, PartialSums, RecurrentBuffers, RopeTable, attention_scratch,
 };
-use crate::compute::{ActivationType, Activations, ExpertBuffers, Linear, SharedBuf, Worker};
+use crate::compute::{ActivationType, Activations, ExpertBuffers, Linear, Matrix, SharedBuf, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
 pub struct Buffers {
@@ -22,13 +22,15 @@ pub struct Buffers {
     pub(super) v: SharedBuf<f32>,
     /// What heads' results are multiplied with.
     pub(super) gates: SharedBuf<f32>,
-    /// What layers with the delta rule work in.
-    pub(super) delta_rule: Option<DeltaBuffers>,
+    /// What layers with states work in.
+    pub(super) recurrent: Option<RecurrentBuffers>,
+    /// What they read of these, what output projections meet.
+    pub(super) read: Widths,
     /// The heads' results, what output projections meet.
     pub(super) heads: Widths,
     /// What a sub-layer adds to the residual stream.
     pub(super) delta: SharedBuf<f32>,
-    /// What the feed-forward half of a layer adds whose halves are parallel.
+    /// The same of the feed-forward half of a layer whose halves are parallel, and of a state beside attention.
     pub(super) beside: SharedBuf<f32>,
     pub(super) gate: SharedBuf<f32>,
     pub(super) up: SharedBuf<f32>,
@@ -93,14 +95,18 @@ pub fn pass_tokens(kernels: &Kernels, n_ff: usize, n_threads: usize) -> usize {
     (HIDDEN_BYTES.saturating_mul(n_threads) / bytes / MIN_PASS * MIN_PASS).max(fewest)
 }
 
+/// The output projections of all attention.
+fn outputs(model: &Decoder) -> impl Iterator<Item = &Matrix> {
+    model.layers.iter().filter_map(|l| Some(&l.attn.as_ref()?.out.weight))
+}
+
 /// Digits of attention's products in bf16, of queries and keys and of weights and values, if there are any: where its results meet weights
 /// that are multiplied so.
 fn attention_digits(model: &Decoder, kernels: &Kernels, n_ubatch: usize, ty: ActivationType) -> Option<[Digits; 2]> {
     let scores = ty.bf16_digits(kernels, n_ubatch)?;
-    let outputs = || model.layers.iter().map(|l| &l.attn.out.weight);
-    let takes = outputs().all(|w| takes_bf16(&w.view())) && model.attentions().all(|s| s.takes_bf16());
+    let takes = outputs(model).all(|w| takes_bf16(&w.view())) && model.attentions().all(|s| s.takes_bf16());
     // Weights of 16 bits are multiplied in two digits.
-    let values = if outputs().all(|w| w.is_quantized()) { Digits::One } else { scores };
+    let values = if outputs(model).all(|w| w.is_quantized()) { Digits::One } else { scores };
     takes.then_some([scores, values])
 }
 
@@ -122,16 +128,16 @@ impl Buffers {
         let quantized = model.matrices().any(|l| l.weight.is_quantized());
         let n_embd = model.embed.weight.cols();
         let widest = |f: &dyn Fn(&Attention) -> Option<&Linear>| {
-            let rows = model.layers.iter().filter_map(|l| Some(f(&l.attn)?.weight.rows()));
+            let rows = model.layers.iter().filter_map(|l| Some(f(l.attn.as_ref()?)?.weight.rows()));
             n_ubatch * rows.max().unwrap_or(0)
         };
         // Rows that are made in several steps.
         let made = |len: fn(AttentionShape) -> usize| {
-            let layers = model.layers.iter().filter(|l| l.attn.latent.is_some());
-            n_ubatch * layers.map(|l| len(l.attn.shape)).max().unwrap_or(0)
+            let layers = model.layers.iter().filter_map(|l| l.attn.as_ref().filter(|a| a.latent.is_some()));
+            n_ubatch * layers.map(|a| len(a.shape)).max().unwrap_or(0)
         };
         let n_head = model.attentions().map(|s| s.n_head).max().unwrap_or(0);
-        let n_hidden = model.layers.iter().map(|l| l.attn.n_hidden()).max().unwrap_or(0);
+        let n_hidden = model.layers.iter().filter_map(|l| Some(l.attn.as_ref()?.n_hidden())).max().unwrap_or(0);
         let rank = model.caches().filter_map(|c| c.rank).max().unwrap_or(0);
         let n_ff = model.n_ff();
         let logit_bytes = if kernels.int.has_bf16() { BF16_LOGIT_BYTES } else { LOGIT_BYTES };
@@ -144,16 +150,13 @@ impl Buffers {
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
             n: activations(n_embd),
-            q: SharedBuf::new(
-                widest(&|a| a.scores.q().filter(|_| a.delta().is_none())).max(made(|s| s.n_head * s.head_dim_k)),
-            ),
-            k: SharedBuf::new(
-                widest(&|a| a.scores.k().filter(|_| a.delta().is_none())).max(made(|s| s.n_head_kv * s.head_dim_k)),
-            ),
+            q: SharedBuf::new(widest(&|a| a.scores.q()).max(made(|s| s.n_head * s.head_dim_k))),
+            k: SharedBuf::new(widest(&|a| a.scores.k()).max(made(|s| s.n_head_kv * s.head_dim_k))),
             v: SharedBuf::new(widest(&|a| a.v.as_ref()).max(made(|s| s.n_head_kv * s.head_dim_v))),
             gates: SharedBuf::new(widest(&|a| a.gate.as_ref())),
-            delta_rule: DeltaBuffers::new(model.deltas(), n_ubatch),
-            heads: Widths::new(model.layers.iter().map(|l| l.attn.out.weight.cols()), activations),
+            recurrent: RecurrentBuffers::new(model.recurrences(), n_ubatch),
+            read: Widths::new(model.recurrences().map(|s| s.n_values()), activations),
+            heads: Widths::new(outputs(model).map(|w| w.cols()), activations),
             delta: SharedBuf::new(n_ubatch * n_embd),
             beside: SharedBuf::new(n_ubatch * n_embd),
             gate: SharedBuf::new(n_ubatch * n_ff),

@@ -5,7 +5,7 @@ use ggml_ext::pack::ROWS;
 
 use super::config::{Config, Keys, MAX_WIDTH};
 use super::decoder::{
-    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, HeadNorm, Layer, QueryKey, Scores, SharedExpert,
+    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer, QueryKey, Scores, SharedExpert,
     SideInputs, SideNetwork,
 };
 use super::weights::Loader;
@@ -512,15 +512,21 @@ impl Builder<'_, '_, '_, '_> {
     }
 
     /// A pre-norm layer from its halves.
-    pub fn layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
-        self.pre_norm_layer(i, attn, ffn, "ffn_norm")
+    pub fn layer(&mut self, i: usize, mixer: impl Into<Mixer>, ffn: Ffn) -> Result<Layer> {
+        self.pre_norm_layer(i, mixer, ffn, "ffn_norm")
     }
 
     /// The same where the norm before the feed-forward network is called `ffn_norm`.
-    pub fn pre_norm_layer(&mut self, i: usize, attn: Attention, ffn: Ffn, ffn_norm: &str) -> Result<Layer> {
+    pub fn pre_norm_layer(
+        &mut self,
+        i: usize,
+        mixer: impl Into<Mixer>,
+        ffn: Ffn,
+        ffn_norm: &str,
+    ) -> Result<Layer> {
         let attn_norm = Some(self.norm(&format!("blk.{i}.attn_norm"))?);
         let ffn_norm = Some(self.norm(&format!("blk.{i}.{ffn_norm}"))?);
-        Ok(Layer { attn_norm, ffn_norm, ..Layer::bare(attn, ffn) })
+        Ok(Layer { attn_norm, ffn_norm, ..Layer::bare(mixer, Some(ffn)) })
     }
 
     /// A layer with norms before and after each half.
@@ -533,7 +539,7 @@ impl Builder<'_, '_, '_, '_> {
     /// A layer with norms after each half alone.
     pub fn post_norm_layer(&mut self, i: usize, attn: Attention, ffn: Ffn) -> Result<Layer> {
         let [post_attn_norm, post_ffn_norm] = self.post_norms(i)?.map(Some);
-        Ok(Layer { post_attn_norm, post_ffn_norm, ..Layer::bare(attn, ffn) })
+        Ok(Layer { post_attn_norm, post_ffn_norm, ..Layer::bare(attn, Some(ffn)) })
     }
 
     fn post_norms(&mut self, i: usize) -> Result<[Norm; 2]> {
@@ -596,7 +602,7 @@ impl Builder<'_, '_, '_, '_> {
     ) -> Result<Decoder> {
         let (n_embd, n_vocab, l) = (self.config.n_embd, self.n_vocab, &mut *self.loader);
         let plan = self.sharing.plan;
-        plan.check_sources(|i| (layers[i].attn.shape, layers[i].attn.rope)).map_err(|e| l.error(e))?;
+        plan.check_sources(|i| layers[i].attn.as_ref().filter(|a| a.has_weights()).map(|a| (a.shape, a.rope))).map_err(|e| l.error(e))?;
         let domain = self.sharing.meta.map_or(Domain::Log, |m| m.domain);
         Ok(Decoder {
             routes: Routes::new(plan, layers.len(), domain),

@@ -3,11 +3,11 @@
 
 use super::latent::Latent;
 use crate::attention::{
-    AttentionShape, Convolution, DeltaNet, DeltaShape, LayerCacheSpec, LisaAttention, Rope, Routes, Temperature,
+    AttentionShape, Convolution, LayerCacheSpec, LisaAttention, Recurrence, RecurrentShape, Rope, Routes, Temperature,
 };
 use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm, Stack};
 
-/// The attention half of a layer.
+/// The attention of a layer.
 pub struct Attention {
     /// Heads, scale, window.
     pub shape: AttentionShape,
@@ -63,8 +63,6 @@ pub enum Scores {
     Shared,
     /// None: values are summed with fixed weights.
     Fixed(Convolution),
-    /// None: the layer reads a state.
-    Delta(Box<DeltaNet>),
     /// The weights of an earlier layer, re-arranged and corrected (LISA, arXiv 2408.01890).
     Lisa(LisaAttention),
 }
@@ -76,7 +74,6 @@ impl Scores {
             Self::Own { q, .. } | Self::Queries { q, .. } => Some(&q.linear),
             Self::Shared => None,
             Self::Fixed(conv) => Some(&conv.output),
-            Self::Delta(net) => Some(&net.gate),
             Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.q),
         }
     }
@@ -87,7 +84,6 @@ impl Scores {
             Self::Own { k, .. } => Some(&k.linear),
             Self::Queries { .. } | Self::Shared => None,
             Self::Fixed(conv) => Some(&conv.input),
-            Self::Delta(net) => Some(&net.mixed),
             Self::Lisa(lisa) => lisa.low_rank.as_ref().map(|l| &l.k),
         }
     }
@@ -181,21 +177,12 @@ impl Attention {
 
     /// The matrices that make what later tokens need.
     fn cached(&self) -> impl Iterator<Item = &Linear> {
-        let rates = self.delta().into_iter().flat_map(|net| [&net.alpha, &net.beta]);
-        [self.v.as_ref(), self.scores.k()].into_iter().flatten().chain(rates)
+        [self.v.as_ref(), self.scores.k()].into_iter().flatten()
     }
 
     /// Whether the layer has attention, and not something else in its place.
     pub fn has_weights(&self) -> bool {
-        !matches!(self.scores, Scores::Fixed(_) | Scores::Delta(_))
-    }
-
-    /// The delta rule, where the layer has it in place of attention.
-    pub fn delta(&self) -> Option<&DeltaNet> {
-        match &self.scores {
-            Scores::Delta(net) => Some(net),
-            _ => None,
-        }
+        !matches!(self.scores, Scores::Fixed(_))
     }
 
     /// Hidden units of a `lisa` layer.
@@ -211,12 +198,11 @@ impl Attention {
         let s = &self.shape;
         let (key_dim, rank) = match &self.scores {
             Scores::Own { .. } => (Some(s.head_dim_k), None),
-            Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (None, None),
+            Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) => (None, None),
             Scores::Lisa(lisa) => (None, lisa.low_rank.as_ref().map(|l| l.rank)),
         };
         let value_dim = self.has_values().then_some(s.head_dim_v);
-        let n_state = self.delta().map_or(0, |net| net.shape.n_state());
-        LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim, window: s.window, n_state }
+        LayerCacheSpec { n_head_kv: s.n_head_kv, key_dim, rank, value_dim, window: s.window, n_state: 0 }
     }
 }
 
@@ -321,18 +307,41 @@ impl Ffn {
     }
 }
 
-/// A decoder layer.
-pub struct Layer {
-    /// Norm before attention, where the family has it.
-    pub attn_norm: Option<Norm>,
+/// What of a layer lets tokens know of those before.
+#[derive(Default)]
+pub struct Mixer {
     /// Attention.
-    pub attn: Attention,
+    pub attn: Option<Attention>,
+    /// A state, in place of attention or beside it.
+    pub recurrence: Option<Box<Recurrence>>,
+}
+
+impl From<Attention> for Mixer {
+    fn from(attn: Attention) -> Self {
+        Self { attn: Some(attn), recurrence: None }
+    }
+}
+
+impl From<Recurrence> for Mixer {
+    fn from(recurrence: Recurrence) -> Self {
+        Self { attn: None, recurrence: Some(recurrence.into()) }
+    }
+}
+
+/// A decoder layer. One of its halves may be missing.
+pub struct Layer {
+    /// Norm before the first half, where the family has it.
+    pub attn_norm: Option<Norm>,
+    /// Attention: a part of the first half.
+    pub attn: Option<Attention>,
+    /// A state in its place; or beside it, when both are given the same and what they make is added up.
+    pub recurrence: Option<Box<Recurrence>>,
     /// Norm on the attention's result, where the family has it.
     pub post_attn_norm: Option<Norm>,
     /// Norm before the feed-forward network, where the family has it.
     pub ffn_norm: Option<Norm>,
-    /// Feed-forward network.
-    pub ffn: Ffn,
+    /// Feed-forward network: the second half.
+    pub ffn: Option<Ffn>,
     /// Norm on the network's result, where the family has it.
     pub post_ffn_norm: Option<Norm>,
     /// Whether both halves start from the layer's input, and their results are added to it together. Without a norm of its own the
@@ -369,10 +378,12 @@ pub struct SideInputs {
 
 impl Layer {
     /// A layer without norms.
-    pub fn bare(attn: Attention, ffn: Ffn) -> Self {
+    pub fn bare(mixer: impl Into<Mixer>, ffn: Option<Ffn>) -> Self {
+        let Mixer { attn, recurrence } = mixer.into();
         Self {
             attn_norm: None,
             attn,
+            recurrence,
             post_attn_norm: None,
             ffn_norm: None,
             ffn,
@@ -383,23 +394,48 @@ impl Layer {
         }
     }
 
+    /// Whether it has a first half.
+    pub fn has_mixer(&self) -> bool {
+        self.attn.is_some() || self.recurrence.is_some()
+    }
+
+    /// The matrices that make what later tokens need.
+    fn cached(&self) -> impl Iterator<Item = &Linear> {
+        let states = self.recurrence.iter().flat_map(|r| r.cached());
+        self.attn.iter().flat_map(Attention::cached).chain(states)
+    }
+
     /// Every matrix but those of experts.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        let states = self.recurrence.iter().flat_map(|r| r.matrices());
+        let mixer = self.attn.iter().flat_map(Attention::matrices).chain(states);
         let side = self.side.iter().flat_map(|s| [&s.gate, &s.out]);
-        self.attn.matrices().chain(self.ffn.matrices()).chain(side)
+        mixer.chain(self.ffn.iter().flat_map(Ffn::matrices)).chain(side)
+    }
+
+    /// What it keeps in the cache.
+    fn cache(&self) -> LayerCacheSpec {
+        let n_state = self.recurrence.as_ref().map_or(0, |r| r.shape.n_state());
+        LayerCacheSpec { n_state, ..self.attn.as_ref().map_or(LayerCacheSpec::NONE, Attention::cache) }
+    }
+
+    /// The mixture of experts, if it has one.
+    pub fn experts(&self) -> Option<&Experts> {
+        self.ffn.as_ref()?.experts()
     }
 
     /// The matrices of experts and of heads, with how many of these there are.
     fn stacks(&self) -> impl Iterator<Item = (&Stack, usize)> {
-        let networks = self.ffn.experts().map(|e| &e.networks).into_iter();
+        let networks = self.experts().map(|e| &e.networks).into_iter();
         let of_experts = networks.flat_map(|n| n.stacks().map(|s| (s, n.choice.n_expert)));
-        of_experts.chain(self.attn.stacks().map(|s| (s, self.attn.shape.n_head)))
+        of_experts.chain(self.attn.iter().flat_map(|a| a.stacks().map(|s| (s, a.shape.n_head))))
     }
 
     /// A number for each of the matrices that a token meets.
     fn met(&self, number: impl Fn(&Matrix) -> usize) -> usize {
-        let matrices = self.matrices().map(|l| &l.weight).chain(self.attn.stacks().map(|s| &s.weight));
-        matrices.map(&number).sum::<usize>() + self.ffn.of_chosen(number)
+        let of_heads = self.attn.iter().flat_map(Attention::stacks).map(|s| &s.weight);
+        let matrices = self.matrices().map(|l| &l.weight).chain(of_heads);
+        matrices.map(&number).sum::<usize>() + self.ffn.as_ref().map_or(0, |ffn| ffn.of_chosen(number))
     }
 }
 
@@ -473,7 +509,7 @@ impl Decoder {
 
     /// Hidden units of the networks that every token meets.
     pub fn n_ffs(&self) -> impl Iterator<Item = usize> + '_ {
-        let networks = self.layers.iter().filter_map(|l| l.ffn.network());
+        let networks = self.layers.iter().filter_map(|l| l.ffn.as_ref()?.network());
         networks.map(FeedForward::n_hidden).chain(self.side.as_ref().map(|s| s.width))
     }
 
@@ -489,7 +525,7 @@ impl Decoder {
 
     /// Sizes of the largest mixture of experts, if there is one.
     pub fn experts(&self) -> Option<ExpertSizes> {
-        let all = self.layers.iter().filter_map(|l| Some(l.ffn.experts()?.networks.sizes()));
+        let all = self.layers.iter().filter_map(|l| Some(l.experts()?.networks.sizes()));
         all.reduce(|a, b| ExpertSizes {
             n_expert: a.n_expert.max(b.n_expert),
             n_used: a.n_used.max(b.n_used),
@@ -520,14 +556,15 @@ impl Decoder {
 
     /// The last layer that puts anything into the cache.
     pub fn last_caching(&self) -> usize {
-        self.layers.iter().rposition(|l| l.attn.has_values() || l.attn.cached().next().is_some()).unwrap_or(0)
+        let caches = |l: &Layer| l.attn.as_ref().is_some_and(Attention::has_values) || l.cached().next().is_some();
+        self.layers.iter().rposition(caches).unwrap_or(0)
     }
 
     /// Multiply-adds of the matrix products for a token of a prompt, which needs no logits: of the last layer that caches anything, those
     /// for what is cached, and of layers after it none.
     pub fn macs_per_token(&self) -> usize {
         let (before, rest) = self.layers.split_at(self.last_caching());
-        let cached = rest.first().into_iter().flat_map(|l| l.attn.cached());
+        let cached = rest.first().into_iter().flat_map(Layer::cached);
         let macs = |w: &Matrix| w.rows() * w.cols();
         let side = self.side.as_ref().map(|s| &s.projection);
         let all = cached.chain(side).map(|l| macs(&l.weight));
@@ -541,28 +578,28 @@ impl Decoder {
         others.map(|l| l.weight.n_bytes()).sum::<usize>() + layers.sum::<usize>()
     }
 
-    /// The shape of every layer's attention.
-    pub fn shapes(&self) -> impl Iterator<Item = AttentionShape> + Clone {
-        self.layers.iter().map(|l| l.attn.shape)
+    /// What layers have in the place of attention that sums up values, and attention itself.
+    fn attns(&self) -> impl Iterator<Item = &Attention> + Clone {
+        self.layers.iter().filter_map(|l| l.attn.as_ref())
     }
 
     /// The shapes of layers with attention.
     pub fn attentions(&self) -> impl Iterator<Item = AttentionShape> + Clone {
-        self.layers.iter().filter(|l| l.attn.has_weights()).map(|l| l.attn.shape)
+        self.attns().filter(|a| a.has_weights()).map(|a| a.shape)
     }
 
     /// The shapes of layers with convolutions in its place: one head, with a value for every channel.
     pub fn convolutions(&self) -> impl Iterator<Item = AttentionShape> + Clone {
-        self.layers.iter().filter(|l| matches!(l.attn.scores, Scores::Fixed(_))).map(|l| l.attn.shape)
+        self.attns().filter(|a| matches!(a.scores, Scores::Fixed(_))).map(|a| a.shape)
     }
 
-    /// The shapes of layers with the delta rule in its place.
-    pub fn deltas(&self) -> impl Iterator<Item = DeltaShape> + Clone {
-        self.layers.iter().filter_map(|l| Some(l.attn.delta()?.shape))
+    /// The shapes of layers with states.
+    pub fn recurrences(&self) -> impl Iterator<Item = RecurrentShape> + Clone {
+        self.layers.iter().filter_map(|l| Some(l.recurrence.as_ref()?.shape))
     }
 
     /// What every layer keeps in the cache.
     pub fn caches(&self) -> impl Iterator<Item = LayerCacheSpec> + '_ {
-        self.layers.iter().map(|l| l.attn.cache())
+        self.layers.iter().map(Layer::cache)
     }
 }

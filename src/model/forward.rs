@@ -6,10 +6,12 @@ use std::sync::Arc;
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
-use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, QueryKey, Scores, SideInputs, SideNetwork};
+use super::decoder::{
+    Attention, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SideInputs, SideNetwork,
+};
 use super::latent;
 use crate::attention::{
-    Attend, AttentionScratch, Convolution, DeltaBuffers, DeltaNet, DeltaStep, KvCache, LayerCache, Queries, ScoreSource,
+    Attend, AttentionScratch, Convolution, KvCache, LayerCache, Queries, Recurrence, RecurrentStep, ScoreSource,
 };
 use crate::compute::{Act, Form, Laps, Norm, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
@@ -81,7 +83,7 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         if through.asked.is_empty() {
             break;
         }
-        pass.attend(i, &through);
+        pass.mix(i, &through);
         pass.feed_forward(i, &through);
         pass.add_up(i, &through);
         fed = through.asked;
@@ -156,46 +158,65 @@ impl<'a> Pass<'a> {
         self.laps.end(Phase::Embed);
     }
 
-    /// The products of layer `i`'s input that its attention starts from.
+    /// The products of layer `i`'s input that its attention and its state start from.
     fn project(&mut self, i: usize, Through { fed, asked }: &Through) {
-        let (attn, buf, (_, x)) = (&self.model.layers[i].attn, self.buf, self.input(i));
-        project(&mut self.ops, attn, buf, x, fed, asked);
-        latent::heads(&mut self.ops, attn, buf, fed.len(), asked.len(), self.form, self.eps);
-        clip_and_norm_rows(&self.ops, attn, buf, fed, asked, self.eps);
+        let (layer, buf, (_, x)) = (&self.model.layers[i], self.buf, self.input(i));
+        project(&mut self.ops, layer, buf, x, fed, asked);
+        if let Some(attn) = &layer.attn {
+            latent::heads(&mut self.ops, attn, buf, fed.len(), asked.len(), self.form, self.eps);
+            clip_and_norm_rows(&self.ops, attn, buf, fed, asked, self.eps);
+        }
         self.laps.end(Phase::Project);
     }
 
-    /// Where the attention of layer `i` leaves what it sums up, and where the heads' results are made of that.
-    fn heads(&self, i: usize) -> [Operand<'a>; 2] {
-        let (attn, buf) = (&self.model.layers[i].attn, self.buf);
-        let results = buf.heads.of(attn.out.weight.cols()).with(self.form, fine_step::HEADS);
-        [latent::sums(attn, buf, results), results]
+    /// Where what a state gives is read to.
+    fn read(&self, recurrence: &Recurrence) -> Operand<'a> {
+        self.buf.read.of(recurrence.shape.n_values()).with(self.form, fine_step::HEADS)
     }
 
-    /// Puts into the cache what later tokens see of layer `i`. Where the layer has a state in place of attention, takes the tokens into it, and
-    /// reads what was asked for.
+    /// Puts into the cache what later tokens see of layer `i`. Where the layer has a state, takes the tokens into it, and reads what was asked
+    /// for.
     fn place(&mut self, i: usize, through: &Through) {
-        let (attn, cache) = (&self.model.layers[i].attn, self.cache.layer(i));
-        match (attn.delta(), &self.buf.delta_rule) {
-            (Some(net), Some(work)) => {
-                let (n, n_wanted) = (through.fed.len(), through.asked.len());
-                let step = DeltaStep { begins: self.pos == 0, n, n_wanted };
-                net.absorb(self.ops.worker, self.ops.kernels, work, cache, step, self.heads(i)[0]);
-            }
-            _ => self.place_heads(attn, cache, through),
+        let (layer, cache) = (&self.model.layers[i], self.cache.layer(i));
+        if let Some(attn) = &layer.attn {
+            self.place_heads(attn, cache, through);
+        }
+        if let (Some(recurrence), Some(work)) = (&layer.recurrence, &self.buf.recurrent) {
+            let (n, n_wanted) = (through.fed.len(), through.asked.len());
+            let step = RecurrentStep { begins: self.pos == 0, n, n_wanted };
+            recurrence.absorb(self.ops.worker, self.ops.kernels, work, cache, step, self.read(recurrence));
         }
         self.laps.end(Phase::Place);
     }
 
-    /// What attention, or what is in its place, makes of the tokens asked for, into `buf.delta`.
-    fn attend(&mut self, i: usize, Through { asked, .. }: &Through) {
-        let (attn, buf, n) = (&self.model.layers[i].attn, self.buf, asked.len());
+    /// What layer `i` makes of what the tokens asked for know of those before, into `buf.delta`.
+    fn mix(&mut self, i: usize, through: &Through) {
+        let (layer, buf, n) = (&self.model.layers[i], self.buf, through.asked.len());
+        if let Some(attn) = &layer.attn {
+            self.attend(i, attn, through);
+        }
+        if let (Some(recurrence), Some(work)) = (&layer.recurrence, &buf.recurrent) {
+            let (read, made) = (self.read(recurrence), if layer.attn.is_some() { &buf.beside } else { &buf.delta });
+            recurrence.finish(self.ops.worker, self.ops.kernels, work, n, read);
+            self.laps.end(Phase::Attention);
+            self.ops.linear(read, 0..n, &[(&recurrence.out, made)]);
+            if layer.attn.is_some() {
+                self.ops.add(&buf.delta, made, n * recurrence.out.weight.rows());
+            }
+            self.laps.end(Phase::AttnOut);
+        }
+    }
+
+    /// What the attention of layer `i`, or a convolution in its place, makes of the tokens asked for, into `buf.delta`.
+    fn attend(&mut self, i: usize, attn: &Attention, Through { asked, .. }: &Through) {
+        let (buf, n) = (self.buf, asked.len());
         let (worker, kernels) = (self.ops.worker, self.ops.kernels);
-        let ([out, results], cache) = (self.heads(i), self.cache.layer(i));
+        let results = buf.heads.of(attn.out.weight.cols()).with(self.form, fine_step::HEADS);
+        // Where sums go, and where the heads' results are made of them.
+        let (out, cache) = (latent::sums(attn, buf, results), self.cache.layer(i));
         let queries = Queries { pos: self.pos + asked.start, first: asked.start, n };
         match source_of(attn, buf, self.cache, i) {
             Source::Filter(conv, gates) => conv.run(worker, kernels, queries, cache, gates, out, self.scratch),
-            Source::State(net, work) => net.finish(worker, kernels, &work.gate, n, out),
             Source::Scores(scores, values) => {
                 let bf16 = buf.bf16_attention && self.form == Form::Bf16;
                 let route = self.model.routes.layer(i);
@@ -231,11 +252,13 @@ impl<'a> Pass<'a> {
         self.laps.end(Phase::AttnOut);
     }
 
-    /// The second half of layer `i`. The results of both halves are left in the residual stream and `buf.delta`, not yet added up.
+    /// The second half of layer `i`, if it has one. The results of both halves are left in the residual stream and `buf.delta`, not yet added
+    /// up.
     fn feed_forward(&mut self, i: usize, Through { fed, asked }: &Through) {
         let (layer, buf, eps, n) = (&self.model.layers[i], self.buf, self.eps, asked.len());
+        let Some(ffn) = &layer.ffn else { return };
         let normed = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
-        if let Some(experts) = layer.ffn.experts().filter(|e| e.by_input) {
+        if let Some(experts) = ffn.experts().filter(|e| e.by_input) {
             // The residual stream still is the layer's input.
             self.ops.norm(&buf.x, asked.clone(), None, eps, normed);
             self.route(experts, normed, n);
@@ -243,6 +266,7 @@ impl<'a> Pass<'a> {
         // Which rows of the operand the half is given, and where its result goes.
         let (mut x, mut given, mut made) = (normed, 0..n, &buf.delta);
         match (layer.parallel, layer.ffn_norm.as_ref()) {
+            _ if !layer.has_mixer() => (x, given) = (self.input(i).1, fed.len() - n..fed.len()),
             (false, norm) => {
                 let post = layer.post_attn_norm.as_ref();
                 self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, norm, eps, normed);
@@ -254,7 +278,7 @@ impl<'a> Pass<'a> {
             (true, None) => (x, given, made) = (self.input(i).1, fed.len() - n..fed.len(), &buf.beside),
         }
         self.laps.end(Phase::Norm);
-        match &layer.ffn {
+        match ffn {
             Ffn::One(f) => self.network(f, x, given, self.hidden(i, f.n_hidden()), made),
             Ffn::Experts(experts) => {
                 assert_eq!(given.start, 0, "experts are given the first rows");
@@ -397,7 +421,7 @@ impl<'a> Pass<'a> {
         let (n_q, n_k) = match &attn.scores {
             Scores::Own { .. } => (s.n_head, s.n_head_kv),
             Scores::Queries { .. } => (s.n_head, 0),
-            Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => (0, 0),
+            Scores::Shared | Scores::Fixed(_) => (0, 0),
             Scores::Lisa(lisa) => (0, if lisa.low_rank.is_some() { s.n_head_kv } else { 0 }),
         };
         let n_v = if attn.has_values() { s.n_head_kv } else { 0 };
@@ -450,7 +474,7 @@ impl<'a> Pass<'a> {
                         low_rank.rotate(kernels, h, pos + t, buf.q.get_mut(queries), key);
                         cache.low_rank().store(kernels, h, pos + t, key);
                     }
-                    Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) => {
+                    Scores::Queries { .. } | Scores::Shared | Scores::Fixed(_) => {
                         unreachable!("no more heads are counted")
                     }
                 }
@@ -504,23 +528,25 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usiz
     laps.end(Phase::Head);
 }
 
-/// The products of the layer's normalised input, of tokens `fed`, that its attention starts from: what is cached of all, what serves
-/// their own results of tokens `asked`, the last of them. In one phase where these are the same.
-fn project(ops: &mut Ops, attn: &Attention, buf: &Buffers, x: Operand, fed: &Range<usize>, asked: &Range<usize>) {
-    let job = |linear, out| Some((linear?, out));
-    let (cached, own) = match (attn.delta(), &buf.delta_rule) {
-        (Some(net), Some(b)) => {
-            let cached =
-                [job(Some(&net.mixed), &b.mixed), job(Some(&net.alpha), &b.alpha), job(Some(&net.beta), &b.beta)];
-            (cached, [job(Some(&net.gate), &b.gate), None, None])
-        }
-        _ => {
-            let [to_q, to_k] = latent::first_results(attn, buf);
-            let [comp, gate] = [job(attn.comp.as_ref(), &buf.comp), job(attn.gate.as_ref(), &buf.gates)];
-            let cached = [job(attn.scores.k(), to_k), job(attn.v.as_ref(), &buf.v), None];
-            (cached, [job(attn.scores.q(), to_q), comp, gate])
-        }
-    };
+/// The products of the layer's normalised input, of tokens `fed`, that its attention and its state start from: what is cached of all, what
+/// serves their own results of tokens `asked`, the last of them. In one phase where these are the same.
+fn project(ops: &mut Ops, layer: &Layer, buf: &Buffers, x: Operand, fed: &Range<usize>, asked: &Range<usize>) {
+    let (mut cached, mut own) = ([None; 5], [None; 5]);
+    if let Some(attn) = &layer.attn {
+        let [to_q, to_k] = latent::first_results(attn, buf);
+        let job = |linear, out| Some((linear?, out));
+        [cached[0], cached[1]] = [job(attn.scores.k(), to_k), job(attn.v.as_ref(), &buf.v)];
+        let [comp, gate] = [job(attn.comp.as_ref(), &buf.comp), job(attn.gate.as_ref(), &buf.gates)];
+        [own[0], own[1], own[2]] = [job(attn.scores.q(), to_q), comp, gate];
+    }
+    if let (Some(recurrence), Some(work)) = (&layer.recurrence, &buf.recurrent) {
+        let (of_state, gate) = recurrence.products(work);
+        cached[2..].copy_from_slice(&of_state);
+        own[3] = Some(gate);
+    }
+    if !layer.has_mixer() {
+        return;
+    }
     let rows = 0..fed.len();
     if fed == asked {
         return ops.linear_some(x, rows, &[own, cached].concat());
@@ -537,7 +563,7 @@ fn clip_and_norm_rows(ops: &Ops, attn: &Attention, buf: &Buffers, fed: &Range<us
     let (q, k) = match &attn.scores {
         Scores::Own { q, k } => (Some(q), Some(k)),
         Scores::Queries { q, .. } => (Some(q), None),
-        Scores::Shared | Scores::Fixed(_) | Scores::Delta(_) | Scores::Lisa(_) => (None, None),
+        Scores::Shared | Scores::Fixed(_) | Scores::Lisa(_) => (None, None),
     };
     let [of_q, of_k] = [q, k].map(|proj| proj.and_then(QueryKey::row_norm));
     if attn.clip.is_none() && of_q.is_none() && of_k.is_none() {
@@ -570,8 +596,6 @@ enum Source<'a> {
     Scores(ScoreSource<'a>, &'a LayerCache),
     /// Fixed weights, and the gates on what they make of its own values.
     Filter(&'a Convolution, &'a SharedBuf<f32>),
-    /// A state, which has been read already.
-    State(&'a DeltaNet, &'a DeltaBuffers),
 }
 
 fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: &'a KvCache, i: usize) -> Source<'a> {
@@ -585,6 +609,5 @@ fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: &'a KvCache, i: u
         Scores::Shared => Source::Scores(ScoreSource::Shared, own),
         Scores::Lisa(lisa) => Source::Scores(ScoreSource::Lisa { lisa, q, keys: own }, own),
         Scores::Fixed(conv) => Source::Filter(conv, q),
-        Scores::Delta(net) => Source::State(net, buf.delta_rule.as_ref().expect("work space for the delta rule")),
     }
 }

@@ -84,7 +84,7 @@ pub(super) struct LatentBuffers {
 impl LatentBuffers {
     /// Work space for passes of up to `n` tokens, if the model has such layers.
     pub fn new(model: &Decoder, kernels: &Kernels, n: usize, ty: ActivationType) -> Option<Self> {
-        let layers = || model.layers.iter().filter_map(|l| Some((&l.attn, l.attn.latent.as_ref()?)));
+        let layers = || model.layers.iter().filter_map(|l| l.attn.as_ref().and_then(|a| Some((a, a.latent.as_ref()?))));
         let most = |f: &dyn Fn(&Attention, &Latent) -> usize| layers().map(|(attn, latent)| f(attn, latent)).max();
         let rows = |linear: Option<&Linear>| linear.map_or(0, |l| l.weight.rows());
         let n_head = most(&|attn, _| attn.shape.n_head)?;

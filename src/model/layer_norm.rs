@@ -110,7 +110,7 @@ fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
         }
         let attn_norm = Some(b.norm(&of_attn)?);
         let ffn_norm = of_ffn.map(|name| b.norm(&name)).transpose()?;
-        layers.push(Layer { attn_norm, ffn_norm, parallel, ..Layer::bare(attn, ffn) });
+        layers.push(Layer { attn_norm, ffn_norm, parallel, ..Layer::bare(attn, Some(ffn)) });
     }
     let mut decoder = b.decoder(layers, vec![turned, ContextRope::always(Rope::none())])?;
     if let Some(scale) = b.keys.float("logit_scale")?.filter(|&s| s != 0.0) {

@@ -20,7 +20,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         let attn = Attention { clip, ..b.attention(i, shape, 0, QkNorm::None)? };
         let ffn = b.feed_forward(i, Act::Silu)?;
         let [attn_norm, ffn_norm] = [norm.clone(), norm.clone()].map(Some);
-        layers.push(Layer { attn_norm, ffn_norm, ..Layer::bare(attn, ffn) });
+        layers.push(Layer { attn_norm, ffn_norm, ..Layer::bare(attn, Some(ffn)) });
     }
     b.decoder_around(layers, vec![ContextRope::always(rope)], norm)
 }

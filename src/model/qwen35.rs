@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
 use super::config::{Keys, MAX_HEAD_DIM, MAX_WIDTH};
-use super::decoder::{Attention, ContextRope, Decoder, Scores};
+use super::decoder::{ContextRope, Decoder, Mixer};
 use crate::Result;
-use crate::attention::{AttentionShape, DeltaNet, DeltaShape, RopeStyle};
+use crate::attention::{DeltaRule, Recurrence, RecurrentShape, RopeStyle, Rule};
 use crate::compute::{Act, Linear};
 
 /// The registry row of Qwen3-Next.
@@ -31,12 +31,15 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let recurrent = b.keys.recurrent_layers(c.n_layer)?;
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, recurrent) in recurrent.into_iter().enumerate() {
-        let attn = if recurrent { delta_net(b, i, delta)? } else { b.attention(i, attention, 0, QkNorm::Heads)? };
+        let mixer: Mixer = match recurrent {
+            true => delta_net(b, i, delta)?.into(),
+            false => b.attention(i, attention, 0, QkNorm::Heads)?.into(),
+        };
         let ffn = match &mixture {
             Some(mixture) => b.experts(i, mixture)?,
             None => b.feed_forward(i, Act::Silu)?,
         };
-        layers.push(b.pre_norm_layer(i, attn, ffn, "post_attention_norm")?);
+        layers.push(b.pre_norm_layer(i, mixer, ffn, "post_attention_norm")?);
     }
     b.decoder(layers, vec![rope])
 }
@@ -57,7 +60,7 @@ fn mixture(b: &Builder) -> Result<Mixture> {
     Ok(mixture)
 }
 
-fn delta_shape(keys: &Keys, in_groups: bool) -> Result<DeltaShape> {
+fn delta_shape(keys: &Keys, in_groups: bool) -> Result<RecurrentShape> {
     let (n_head, n_head_k) =
         (keys.required("ssm.time_step_rank", MAX_WIDTH)?, keys.required("ssm.group_count", MAX_WIDTH)?);
     let (head_dim, n_inner) =
@@ -72,19 +75,20 @@ fn delta_shape(keys: &Keys, in_groups: bool) -> Result<DeltaShape> {
         return Err(keys.error("ssm.inner_size", what));
     }
     let n_filter = keys.required("ssm.conv_kernel", MAX_FILTER)?;
-    Ok(DeltaShape { n_head, n_head_k, head_dim_k: head_dim, head_dim_v: head_dim, n_filter, in_groups })
+    let (head_dim_k, head_dim_v) = (head_dim, head_dim);
+    Ok(RecurrentShape { n_head, n_head_k, head_dim_k, head_dim_v, n_filter, in_groups, values_first: false })
 }
 
 /// Layer `i` with the delta rule.
 ///
 /// # Errors
 /// Where the sharing plan wants attention of it.
-fn delta_net(b: &mut Builder, i: usize, shape: DeltaShape) -> Result<Attention> {
+fn delta_net(b: &mut Builder, i: usize, shape: RecurrentShape) -> Result<Recurrence> {
     if let Some(share) = b.sharing.plan.get(i) {
         return Err(b.loader.error(format_args!("layer {i} ({}): it has no attention", share.kind)));
     }
     let (n_embd, eps, n_head, n_mixed) = (b.config.n_embd, b.config.norm_eps, shape.n_head, shape.n_mixed());
-    let (n_values, d) = (n_head * shape.head_dim_v, shape.head_dim_v);
+    let n_values = shape.n_values();
     let l = &mut *b.loader;
     let name = |part: &str| format!("blk.{i}.{part}");
     let (mixed, gate): (Linear, Linear) = if l.has(&name("ssm_in.weight")) {
@@ -101,33 +105,21 @@ fn delta_net(b: &mut Builder, i: usize, shape: DeltaShape) -> Result<Attention> 
     } else {
         (l.linear(&name("ssm_alpha"), n_head, n_embd)?, l.linear(&name("ssm_beta"), n_head, n_embd)?)
     };
-    let net = DeltaNet {
-        shape,
-        mixed,
-        gate,
+    let filter = l.transposed(&name("ssm_conv1d.weight"), n_mixed, shape.n_filter)?;
+    let rule = DeltaRule {
         alpha,
         beta,
-        filter: l.transposed(&name("ssm_conv1d.weight"), n_mixed, shape.n_filter)?,
         alpha_bias: l.vector(&name("ssm_dt.bias"), n_head)?,
         decay: l.vector(&name("ssm_a"), n_head)?,
-        norm: l.vector(&name("ssm_norm.weight"), d)?,
+        norm: l.vector(&name("ssm_norm.weight"), shape.head_dim_v)?,
         eps,
     };
-    let heads = AttentionShape {
-        n_head,
-        n_head_kv: n_head,
-        head_dim_k: shape.head_dim_k,
-        head_dim_v: d,
-        scale: 1.0,
-        softcap: None,
-        window: None,
-    };
     let out = l.linear(&name("ssm_out"), n_embd, n_values)?;
-    Ok(Attention::bare(heads, 0, Scores::Delta(Box::new(net)), None, out))
+    Ok(Recurrence { shape, mixed, gate, filter, filter_bias: None, rule: Rule::Delta(rule), out })
 }
 
 /// The rows of queries, keys and values, and those of gates, of a tensor that has them key head by key head.
-fn by_key_head(s: &DeltaShape) -> [Vec<Range<usize>>; 2] {
+fn by_key_head(s: &RecurrentShape) -> [Vec<Range<usize>>; 2] {
     let (dk, group) = (s.head_dim_k, s.n_head / s.n_head_k * s.head_dim_v);
     let part = |start: usize, len: usize| {
         (0..s.n_head_k).map(move |h| {

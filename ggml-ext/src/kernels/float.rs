@@ -23,16 +23,18 @@ mod neon;
 mod portable;
 mod rope;
 mod rows;
+mod scan;
 mod simd;
+mod state;
 mod vector;
 
 #[cfg(test)]
 mod tests;
 
-pub use delta::DeltaRates;
 pub use elem::{BlockQ8_0, KEY_GROUP, KeysQ8_0};
 pub use heads::{HeadNet, UNIT_FLOATS, UnitAct};
 pub use rows::{Rows, RowsMut};
+pub use state::StateRates;
 
 use super::Tier;
 use elem::Elem;
@@ -77,7 +79,8 @@ macro_rules! float_kernels {
             sgemm_nn = gemm::sgemm_nn(alpha: f32, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
-            delta_rule = delta::delta_rule(state: &mut [f32], q: Rows<f32>, k: Rows<f32>, v: Rows<f32>, rates: &[DeltaRates], out: RowsMut<f32>) -> ();
+            delta_rule = delta::delta_rule(state: &mut [f32], q: Rows<f32>, k: Rows<f32>, v: Rows<f32>, rates: &[StateRates], out: RowsMut<f32>) -> ();
+            selective_scan = scan::selective_scan(state: &mut [f32], q: Rows<f32>, k: Rows<f32>, v: Rows<f32>, rates: &[StateRates], out: RowsMut<f32>) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
             values_q8_0 = gemm::values_q8_0(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
         }
@@ -416,17 +419,31 @@ impl FloatKernels {
         q: Rows<f32>,
         k: Rows<f32>,
         v: Rows<f32>,
-        rates: &[DeltaRates],
+        rates: &[StateRates],
         out: RowsMut<f32>,
     ) {
-        let n = rates.len();
-        assert_eq!([q.n_rows(), k.n_rows(), v.n_rows()], [n; 3], "queries, keys and values of {n} tokens");
-        assert_eq!(q.len(), k.len(), "queries and keys differ in length");
-        assert_eq!(state.len(), k.len() * v.len(), "the state is not {} x {}", k.len(), v.len());
-        assert!(out.n_rows() <= n && out.len() == v.len(), "results are not values of {n} tokens");
-        if n > 0 {
+        check_rule(state, &q, &k, &v, rates, &out);
+        if !rates.is_empty() {
             // SAFETY: see the impl.
             unsafe { (self.delta_rule)(state, q, k, v, rates, out) }
+        }
+    }
+
+    /// The selective scan of Mamba-2 (arXiv 2405.21060) over the same: `state` is multiplied with `decay`; `step` times `v` is added, `k` times it
+    /// to each row; and its product with `q` is a row of `out`.
+    pub fn selective_scan(
+        &self,
+        state: &mut [f32],
+        q: Rows<f32>,
+        k: Rows<f32>,
+        v: Rows<f32>,
+        rates: &[StateRates],
+        out: RowsMut<f32>,
+    ) {
+        check_rule(state, &q, &k, &v, rates, &out);
+        if !rates.is_empty() {
+            // SAFETY: see the impl.
+            unsafe { (self.selective_scan)(state, q, k, v, rates, out) }
         }
     }
 
@@ -443,6 +460,21 @@ impl FloatKernels {
         // SAFETY: see the impl.
         unsafe { (self.values_q8_0)(p, v, out) }
     }
+}
+
+fn check_rule(
+    state: &[f32],
+    q: &Rows<f32>,
+    k: &Rows<f32>,
+    v: &Rows<f32>,
+    rates: &[StateRates],
+    out: &RowsMut<f32>,
+) {
+    let n = rates.len();
+    assert_eq!([q.n_rows(), k.n_rows(), v.n_rows()], [n; 3], "queries, keys and values of {n} tokens");
+    assert_eq!(q.len(), k.len(), "queries and keys differ in length");
+    assert_eq!(state.len(), k.len() * v.len(), "the state is not {} x {}", k.len(), v.len());
+    assert!(out.n_rows() <= n && out.len() == v.len(), "results are not values of {n} tokens");
 }
 
 fn check_q8_0(n: usize, bytes: usize) {

@@ -1,18 +1,9 @@
 //! The gated delta rule (arXiv 2412.06464): a head's memory, a matrix that maps keys to values, is faded and corrected by every token,
-//! and read by its query. Vectorised over the elements of values, each of which is a memory of its own: there are no sums over lanes.
+//! and read by its query.
 
 use super::rows::{Rows, RowsMut};
 use super::simd::Simd;
-
-/// How a token changes a head's memory.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-#[repr(C)]
-pub struct DeltaRates {
-    /// What the memory is multiplied with first.
-    pub decay: f32,
-    /// How much of the difference between the token's value and what the memory has for its key is added.
-    pub step: f32,
-}
+use super::state::{StateRates, load, store};
 
 /// Vectors of a strip of values that go through all tokens together.
 const VECS: usize = 2;
@@ -27,7 +18,7 @@ pub(super) unsafe fn delta_rule<V: Simd>(
     q: Rows<f32>,
     k: Rows<f32>,
     v: Rows<f32>,
-    rates: &[DeltaRates],
+    rates: &[StateRates],
     out: RowsMut<f32>,
 ) {
     let n = v.len();
@@ -51,7 +42,7 @@ struct Strip<'a> {
     q: Rows<'a, f32>,
     k: Rows<'a, f32>,
     v: Rows<'a, f32>,
-    rates: &'a [DeltaRates],
+    rates: &'a [StateRates],
     out: RowsMut<'a, f32>,
 }
 
@@ -106,24 +97,4 @@ impl Strip<'_> {
             }
         }
     }
-}
-
-/// Vector `i` of `NV` that hold `len` elements together: only one alone is not full.
-///
-/// # Safety
-/// As [`Simd::load`].
-#[inline(always)]
-unsafe fn load<V: Simd, const NV: usize>(p: *const f32, i: usize, len: usize) -> V {
-    // SAFETY: the caller's contract.
-    unsafe { if NV > 1 || len == V::LANES { V::load(p.add(i * V::LANES)) } else { V::load_partial(p, len) } }
-}
-
-/// The counterpart of [`load`].
-///
-/// # Safety
-/// As [`Simd::store`].
-#[inline(always)]
-unsafe fn store<V: Simd, const NV: usize>(x: V, p: *mut f32, i: usize, len: usize) {
-    // SAFETY: the caller's contract.
-    unsafe { if NV > 1 || len == V::LANES { x.store(p.add(i * V::LANES)) } else { x.store_partial(p, len) } }
 }

@@ -260,16 +260,28 @@ fn some_rows(x: &[f32], len: usize, stride: usize, rows: std::ops::Range<usize>)
     Rows::new(&x[rows.start * stride..], rows.len(), len, stride)
 }
 
-/// Against the recurrence as it is written down, and bit for bit however many tokens a call has.
+type Rule = fn(&FloatKernels, &mut [f32], Rows<f32>, Rows<f32>, Rows<f32>, &[StateRates], RowsMut<f32>);
+
 #[test]
 fn the_delta_rule() {
+    recurrence(FloatKernels::delta_rule, |value, known, step| step * (value - known));
+}
+
+#[test]
+fn the_selective_scan() {
+    recurrence(FloatKernels::selective_scan, |value, _, step| step * value);
+}
+
+/// Against the recurrence as it is written down, and bit for bit however many tokens a call has. `change`: what is added of a value, given what
+/// the state has for the token's key, and the step.
+fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
     for (tier, kernels) in tiers() {
         for (dim, width, n_tokens) in [(8, 8, 5), (16, 16, 7), (5, 3, 4), (64, 33, 9), (128, 128, 40), (3, 80, 1)] {
             let what = format!("{tier:?} {dim} x {width}, {n_tokens} tokens");
             let [q, k] = [1, 2].map(|seed| noise(seed, n_tokens * (dim + 3)));
             let (v, start) = (noise(3, n_tokens * (width + 1)), noise(4, dim * width));
             let rates: Vec<_> =
-                (0..n_tokens).map(|t| DeltaRates { decay: 0.3 + 0.7 / (t + 1) as f32, step: 0.2 }).collect();
+                (0..n_tokens).map(|t| StateRates { decay: 0.3 + 0.7 / (t + 1) as f32, step: 0.2 }).collect();
             let mut state: Vec<f64> = wide(&start).collect();
             let mut want = Vec::new();
             for (t, r) in rates.iter().enumerate() {
@@ -277,7 +289,7 @@ fn the_delta_rule() {
                 state.iter_mut().for_each(|s| *s *= f64::from(r.decay));
                 for i in 0..width {
                     let known: f64 = (0..dim).map(|j| state[j * width + i] * k[j]).sum();
-                    let change = f64::from(r.step) * (f64::from(v[t * (width + 1) + i]) - known);
+                    let change = change(f64::from(v[t * (width + 1) + i]), known, f64::from(r.step));
                     (0..dim).for_each(|j| state[j * width + i] += change * k[j]);
                     want.push((0..dim).map(|j| state[j * width + i] * q[j]).sum());
                 }
@@ -289,7 +301,7 @@ fn the_delta_rule() {
                     let (q, k) = (some_rows(&q, dim, dim + 3, t.clone()), some_rows(&k, dim, dim + 3, t.clone()));
                     let v = some_rows(&v, width, width + 1, t.clone());
                     let rates = &rates[t.clone()];
-                    kernels.delta_rule(&mut state, q, k, v, rates, RowsMut::new(&mut out, t.len(), width, width + 2));
+                    rule(&kernels, &mut state, q, k, v, rates, RowsMut::new(&mut out, t.len(), width, width + 2));
                     for row in out.chunks_exact(width + 2) {
                         all.extend_from_slice(&row[..width]);
                         assert_eq!(row[width..], [7.25; 2], "{what}");
@@ -304,7 +316,7 @@ fn the_delta_rule() {
             let mut last = vec![0.0; width];
             let (q, k) = (some_rows(&q, dim, dim + 3, 0..n_tokens), some_rows(&k, dim, dim + 3, 0..n_tokens));
             let v = some_rows(&v, width, width + 1, 0..n_tokens);
-            kernels.delta_rule(&mut start.clone(), q, k, v, &rates, RowsMut::new(&mut last, 1, width, width));
+            rule(&kernels, &mut start.clone(), q, k, v, &rates, RowsMut::new(&mut last, 1, width, width));
             assert_eq!(last, together.1[(n_tokens - 1) * width..], "{what}");
         }
     }

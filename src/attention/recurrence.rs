@@ -1,0 +1,353 @@
+//! Layers that know the tokens before as a whole, in the place of attention or beside it: a matrix for each head, from keys to values, which
+//! every token changes and reads. It does not grow with the context, and there is no way back from it.
+//!
+//! Queries, keys and values first go through short convolutions; the few inputs that the next token's meet are a part of the state. How
+//! a token changes the matrix is up to the layer's rule: the gated delta rule, or the selective scan of Mamba-2.
+
+use std::ops::Range;
+
+use ggml_ext::kernels::Kernels;
+use ggml_ext::kernels::float::{Rows, RowsMut, StateRates};
+
+use super::delta::DeltaRule;
+use super::kv_cache::LayerCache;
+use super::scan::SelectiveScan;
+use crate::compute::{Linear, Operand, SharedBuf, Worker};
+
+/// A layer's heads and parameters.
+pub struct Recurrence {
+    /// Sizes.
+    pub shape: RecurrentShape,
+    /// Makes queries, keys and values: rows of [`RecurrentShape::n_mixed`].
+    pub mixed: Linear,
+    /// Makes what results are multiplied with: rows of [`RecurrentShape::n_values`].
+    pub gate: Linear,
+    /// The convolutions' weights, `[n_filter, n_mixed]`: a row of channels for each position, the token's own last.
+    pub filter: Box<[f32]>,
+    /// Added to what they make, `[n_mixed]`, where the family has it.
+    pub filter_bias: Option<Box<[f32]>>,
+    /// How tokens change the state.
+    pub rule: Rule,
+    /// Output projection.
+    pub out: Linear,
+}
+
+/// How a token changes a head's matrix, with the parameters for that.
+pub enum Rule {
+    /// The gated delta rule.
+    Delta(DeltaRule),
+    /// The selective scan.
+    Scan(SelectiveScan),
+}
+
+impl Rule {
+    /// For messages about a layer: what it has.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Delta(_) => "the gated delta rule",
+            Self::Scan(_) => "a selective scan",
+        }
+    }
+
+    /// The projections to the numbers that rates are made of, one for each head.
+    fn numbers(&self) -> [Option<&Linear>; 2] {
+        match self {
+            Self::Delta(rule) => [Some(&rule.alpha), Some(&rule.beta)],
+            Self::Scan(scan) => [Some(&scan.step), None],
+        }
+    }
+}
+
+/// The heads of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecurrentShape {
+    /// Heads, each with a value and a state.
+    pub n_head: usize,
+    /// Query and key heads; divides `n_head`.
+    pub n_head_k: usize,
+    /// Length of a query or key head.
+    pub head_dim_k: usize,
+    /// Length of a value head.
+    pub head_dim_v: usize,
+    /// Positions that convolutions go over.
+    pub n_filter: usize,
+    /// Whether key head `h / (n_head / n_head_k)` serves head `h`, or `h % n_head_k`.
+    pub in_groups: bool,
+    /// Whether what goes through convolutions is values, keys and queries, or queries, keys and values.
+    pub values_first: bool,
+}
+
+impl RecurrentShape {
+    /// Channels of queries, keys and values together.
+    pub fn n_mixed(&self) -> usize {
+        2 * self.n_head_k * self.head_dim_k + self.n_values()
+    }
+
+    /// Those of values.
+    pub fn n_values(&self) -> usize {
+        self.n_head * self.head_dim_v
+    }
+
+    /// Floats of the state: earlier inputs of the convolutions, and the heads' matrices.
+    pub fn n_state(&self) -> usize {
+        self.n_inputs() + self.n_head * self.n_memory()
+    }
+
+    /// Those of the convolutions' inputs.
+    fn n_inputs(&self) -> usize {
+        (self.n_filter - 1) * self.n_mixed()
+    }
+
+    /// Those of a head's matrix.
+    fn n_memory(&self) -> usize {
+        self.head_dim_k * self.head_dim_v
+    }
+
+    fn key_head(&self, head: usize) -> usize {
+        if self.in_groups { head / (self.n_head / self.n_head_k) } else { head % self.n_head_k }
+    }
+
+    /// Pieces of a row that goes through convolutions, each of one head: of queries, keys and values, in this order.
+    fn n_pieces(&self) -> usize {
+        2 * self.n_head_k + self.n_head
+    }
+
+    /// The channels of piece `i`.
+    fn channels(&self, i: usize) -> Range<usize> {
+        let (n, d) = (self.n_head_k, self.head_dim_k);
+        let [queries, keys, values] =
+            if self.values_first { [self.n_values() + n * d, self.n_values(), 0] } else { [0, n * d, 2 * n * d] };
+        let (start, len) = match i {
+            i if i < n => (queries + i * d, d),
+            i if i < 2 * n => (keys + (i - n) * d, d),
+            i => (values + (i - 2 * n) * self.head_dim_v, self.head_dim_v),
+        };
+        start..start + len
+    }
+}
+
+/// What the layers' projections make of a step's tokens, and work space.
+pub struct RecurrentBuffers {
+    /// Queries, keys and values before the convolutions, rows of [`RecurrentShape::n_mixed`].
+    mixed: SharedBuf<f32>,
+    /// What results are multiplied with, rows of [`RecurrentShape::n_values`].
+    gate: SharedBuf<f32>,
+    /// Numbers of every head.
+    numbers: [SharedBuf<f32>; 2],
+    /// Queries, keys and values after the convolutions, rows of the same.
+    convolved: SharedBuf<f32>,
+    /// Rates of every head, a run of `n_ubatch` for each.
+    rates: SharedBuf<StateRates>,
+    n_ubatch: usize,
+}
+
+impl RecurrentBuffers {
+    /// Room for `n_ubatch` tokens in layers of these shapes; `None` where there are none.
+    pub fn new(shapes: impl Iterator<Item = RecurrentShape> + Clone, n_ubatch: usize) -> Option<Self> {
+        let most = |n: &dyn Fn(RecurrentShape) -> usize| shapes.clone().map(n).max();
+        let (n_mixed, n_values, n_head) = (most(&|s| s.n_mixed())?, most(&|s| s.n_values())?, most(&|s| s.n_head)?);
+        let room = |n: usize| SharedBuf::new(n_ubatch * n);
+        Some(Self {
+            mixed: room(n_mixed),
+            gate: room(n_values),
+            numbers: [room(n_head), room(n_head)],
+            convolved: room(n_mixed),
+            rates: SharedBuf::new(n_ubatch * n_head),
+            n_ubatch,
+        })
+    }
+}
+
+/// A step's tokens.
+#[derive(Clone, Copy)]
+pub struct RecurrentStep {
+    /// Whether the sequence begins with them.
+    pub begins: bool,
+    /// How many.
+    pub n: usize,
+    /// Of how many, the last ones, results are wanted.
+    pub n_wanted: usize,
+}
+
+impl Recurrence {
+    /// The projections that make what the state takes in.
+    pub fn cached(&self) -> impl Iterator<Item = &Linear> {
+        [&self.mixed].into_iter().chain(self.rule.numbers().into_iter().flatten())
+    }
+
+    /// Every matrix.
+    pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        self.cached().chain([&self.gate, &self.out])
+    }
+
+    /// The products of a layer's input that the state takes in, and those that serve tokens' own results, with where they go.
+    pub fn products<'a>(
+        &'a self,
+        buf: &'a RecurrentBuffers,
+    ) -> ([Option<(&'a Linear, &'a SharedBuf<f32>)>; 3], (&'a Linear, &'a SharedBuf<f32>)) {
+        let [first, second] = self.rule.numbers();
+        let cached = [
+            Some((&self.mixed, &buf.mixed)),
+            first.map(|l| (l, &buf.numbers[0])),
+            second.map(|l| (l, &buf.numbers[1])),
+        ];
+        (cached, (&self.gate, &buf.gate))
+    }
+
+    /// Takes the step's tokens, whose projections are in `buf`, into the state that `cache` keeps. What they read there goes to `out`. Two
+    /// phases, and one more where a sequence begins.
+    pub fn absorb(
+        &self,
+        worker: &Worker,
+        kernels: &Kernels,
+        buf: &RecurrentBuffers,
+        cache: &LayerCache,
+        step: RecurrentStep,
+        out: Operand,
+    ) {
+        let (s, n, state) = (&self.shape, step.n, cache.state());
+        if step.begins {
+            // SAFETY: shared out disjointly.
+            unsafe { state.get_mut(worker.share(state.len())) }.fill(0.0);
+            worker.barrier();
+        }
+        let n_pieces = s.n_pieces();
+        for i in worker.share(n * n_pieces) {
+            // SAFETY: projections and state are only read in this phase; pieces of rows, and rates, are shared out disjointly.
+            unsafe { self.convolve(kernels, buf, state, i / n_pieces, i % n_pieces) };
+        }
+        worker.barrier();
+        let (dk, dv, width) = (s.head_dim_k, s.head_dim_v, s.n_mixed());
+        worker.for_each_chunk(s.n_head, |h| {
+            let piece = |i: usize| {
+                let channels = s.channels(i);
+                // SAFETY: nobody writes these rows in this phase.
+                unsafe { Rows::from_raw(buf.convolved.as_ptr().add(channels.start), n, channels.len(), width) }
+            };
+            let [q, k, v] = [s.key_head(h), s.n_head_k + s.key_head(h), 2 * s.n_head_k + h].map(piece);
+            let memory = s.n_inputs() + h * dk * dv;
+            // SAFETY: a head's matrix, rates and results belong to one member.
+            unsafe {
+                let first = out.part_mut(0, h * dv..(h + 1) * dv).as_mut_ptr();
+                let results = RowsMut::from_raw(first, step.n_wanted, dv, out.k());
+                let rates = buf.rates.get(h * buf.n_ubatch..h * buf.n_ubatch + n);
+                let memory = state.get_mut(memory..memory + dk * dv);
+                match &self.rule {
+                    Rule::Delta(_) => kernels.float.delta_rule(memory, q, k, v, rates, results),
+                    Rule::Scan(_) => kernels.float.selective_scan(memory, q, k, v, rates, results),
+                }
+                if let Rule::Scan(scan) = &self.rule {
+                    for t in 0..step.n_wanted {
+                        let result = out.part_mut(t, h * dv..(h + 1) * dv);
+                        kernels.float.axpy(scan.skip[h], v.row(n - step.n_wanted + t), result);
+                    }
+                }
+            }
+        });
+        // SAFETY: channels are shared out disjointly, and the convolutions of this step are done.
+        unsafe { self.keep_inputs(&buf.mixed, state, n, worker.share(width)) };
+        worker.barrier();
+    }
+
+    /// Piece `i` of token `t`'s queries, keys and values after their convolutions; and with a value its head's rates.
+    ///
+    /// # Safety
+    /// Nobody writes projections and state, and nobody else this piece and these rates, before the next barrier.
+    unsafe fn convolve(&self, kernels: &Kernels, buf: &RecurrentBuffers, state: &SharedBuf<f32>, t: usize, i: usize) {
+        let (s, f, width) = (&self.shape, &kernels.float, self.shape.n_mixed());
+        let channels = s.channels(i);
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let at = |row: usize| row * width + channels.start..row * width + channels.end;
+            let out = buf.convolved.get_mut(at(t));
+            match &self.filter_bias {
+                Some(bias) => out.copy_from_slice(&bias[channels.clone()]),
+                None => out.fill(0.0),
+            }
+            for (j, weights) in self.filter.chunks_exact(width).enumerate() {
+                let input = match (t + j).checked_sub(s.n_filter - 1) {
+                    Some(row) => buf.mixed.get(at(row)),
+                    None => state.get(at(t + j)),
+                };
+                f.add_product(out, input, &weights[channels.clone()]);
+            }
+            f.silu(out);
+            let place = |h: usize| h * buf.n_ubatch + t..h * buf.n_ubatch + t + 1;
+            let number = |which: usize, h: usize| buf.numbers[which].get(t * s.n_head + h..t * s.n_head + h + 1)[0];
+            match (&self.rule, i.checked_sub(2 * s.n_head_k)) {
+                (Rule::Delta(rule), Some(h)) => {
+                    buf.rates.get_mut(place(h))[0] = rule.rates(h, number(0, h), number(1, h));
+                }
+                (Rule::Delta(rule), None) => rule.normalise(f, out, i < s.n_head_k),
+                (Rule::Scan(scan), Some(h)) => buf.rates.get_mut(place(h))[0] = scan.rates(h, number(0, h)),
+                (Rule::Scan(_), None) => {}
+            }
+        }
+    }
+
+    /// Keeps what the next tokens' convolutions meet of the last of `n` tokens, and of those before, in these channels.
+    ///
+    /// # Safety
+    /// Nobody else touches these channels of the state, and nobody writes `mixed`, before the next barrier.
+    unsafe fn keep_inputs(&self, mixed: &SharedBuf<f32>, state: &SharedBuf<f32>, n: usize, channels: Range<usize>) {
+        let (width, n_rows) = (self.shape.n_mixed(), self.shape.n_filter - 1);
+        let at = |row: usize| row * width + channels.start..row * width + channels.end;
+        for row in 0..n_rows {
+            // SAFETY: passed on to the caller; later rows of the state are read before they are written.
+            unsafe {
+                let input = match (row + n).checked_sub(n_rows) {
+                    Some(token) => mixed.get(at(token)),
+                    None => state.get(at(row + n)),
+                };
+                state.get_mut(at(row)).copy_from_slice(input);
+            }
+        }
+    }
+
+    /// Normalises what the first `n` rows of `out` have read, and multiplies it with their gates, as the rule has it. One phase.
+    pub fn finish(&self, worker: &Worker, kernels: &Kernels, buf: &RecurrentBuffers, n: usize, out: Operand) {
+        for i in worker.share(n) {
+            // SAFETY: rows are shared out disjointly.
+            unsafe {
+                let (row, gates) = (out.row_mut(i), buf.gate.get_mut(i * out.k()..(i + 1) * out.k()));
+                kernels.float.silu(gates);
+                match &self.rule {
+                    Rule::Delta(rule) => rule.finish(&kernels.float, row, gates),
+                    Rule::Scan(scan) => scan.finish(&kernels.float, row, gates),
+                }
+                out.finish_row(kernels, i);
+            }
+        }
+        worker.barrier();
+    }
+}
+
+/// `ln(1 + e^x)`, which is `x` for large `x`.
+pub(super) fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_all_channels_once() {
+        for values_first in [false, true] {
+            let shape = RecurrentShape {
+                n_head: 6,
+                n_head_k: 2,
+                head_dim_k: 5,
+                head_dim_v: 3,
+                n_filter: 4,
+                in_groups: true,
+                values_first,
+            };
+            let mut all: Vec<_> = (0..shape.n_pieces()).flat_map(|i| shape.channels(i)).collect();
+            let first_value = shape.channels(2 * shape.n_head_k).start;
+            assert_eq!(first_value, if values_first { 0 } else { 20 });
+            all.sort_unstable();
+            assert_eq!(all, (0..shape.n_mixed()).collect::<Vec<_>>());
+        }
+    }
+}
