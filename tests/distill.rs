@@ -196,6 +196,9 @@ fn what_cannot_be_trained_is_named() {
         ("bitnet", "factors on their results"),
         ("bitnet_plain", "norms inside"),
         ("smallthinker", "chosen by the layer's input"),
+        ("qwen35", "the gated delta rule"),
+        ("granitehybrid", "a selective scan"),
+        ("nemotron_h", "a selective scan"),
     ] {
         let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();
         assert!(refused.contains(what), "{name}: {refused}");

@@ -70,6 +70,7 @@ families! {
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen3next qwen3next_fused
+    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied
     gemma4 gemma4_plain gemma4_experts
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gpt2 starcoder bloom mpt mpt_learned jais
@@ -84,7 +85,16 @@ fn quantised_experts_and_heads_stay_close() {
     let program = env!("CARGO_BIN_EXE_lisa-cpp");
     let folder = tempfile::tempdir().unwrap();
     let [base, out] = ["base.gguf", "q8_0.gguf"].map(|name| folder.path().join(name));
-    for name in ["llama_experts", "olmoe", "qwen2moe", "deepseek", "deepseek2_dense", "deepseek2_old_dense", "bitnet"] {
+    for name in [
+        "llama_experts",
+        "olmoe",
+        "qwen2moe",
+        "deepseek",
+        "deepseek2_dense",
+        "deepseek2_old_dense",
+        "bitnet",
+        "nemotron_h_moe",
+    ] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
@@ -175,9 +185,35 @@ fn convolutions_do_not_share() {
 /// A layer that knows the sequence as a whole has no weights to take, and none to give.
 #[test]
 fn states_do_not_share() {
-    for (plan, what) in [("2:1", "layer 2 (shared): it has no attention"), ("3:2", "layer 3 (shared)")] {
-        let refused = planned("qwen3next", plan).err().expect(plan).to_string();
+    for (name, plan, what) in [
+        ("qwen3next", "2:1", "layer 2 (shared): it has no attention"),
+        ("qwen3next", "3:2", "layer 3 (shared): layer 2 has no attention"),
+        ("granitehybrid", "1:0", "layer 1 (shared): it has no attention"),
+        ("granitehybrid", "2:1", "layer 2 (shared): layer 1 has no attention"),
+        ("nemotron_h", "5:3", "layer 5 (shared): it has no attention"),
+        ("mamba2", "1", "layer 1 (shared): it has no attention"),
+    ] {
+        let refused = planned(name, plan).err().expect(plan).to_string();
         assert!(refused.contains(what), "{refused}");
+    }
+}
+
+/// Where a layer has both, its attention can be shared while its state stays its own.
+#[test]
+fn attention_beside_states_shares() {
+    let alone = load("falcon_h1");
+    for plan in ["1", "kv:2"] {
+        let model = planned("falcon_h1", plan).unwrap_or_else(|e| panic!("{plan}: {e}"));
+        let states: Vec<_> = model.decoder().caches().map(|c| (c.key_dim.is_some(), c.n_state > 0)).collect();
+        assert_eq!(states.iter().filter(|s| s.0).count(), 2, "{plan}");
+        assert!(states.iter().all(|s| s.1), "{plan}");
+        let reference = gunzip(&folder("families").join("falcon_h1.json.gz"));
+        let shared = Subject::new("shared", model, serde_json::from_slice(&reference).unwrap());
+        let run = &shared.reference.runs[0];
+        let logits = shared.logits(run, CacheType::F32, 512, 2);
+        assert!(run.error(&logits) > 0.5 && run.error(&alone.logits(run, CacheType::F32, 512, 2)) < 1e-4, "{plan}");
+        let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
+        assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
     }
 }
 
@@ -215,7 +251,11 @@ fn layers_that_share_keep_their_gates() {
 /// Layers that know a sequence as a whole can go back to where texts began and ended: nothing is read again.
 #[test]
 fn states_are_kept_of_where_texts_began_and_ended() {
-    let model = load("qwen35").model;
+    ["qwen35", "falcon_h1", "nemotron_h", "mamba2"].into_iter().for_each(goes_back);
+}
+
+fn goes_back(name: &'static str) {
+    let model = load(name).model;
     let params = SessionParams { n_threads: 2, ..Default::default() };
     let mut session = Session::new(model.clone(), params.clone()).unwrap();
     let ids: Vec<u32> = (1..60).collect();

@@ -148,7 +148,19 @@ fn multi_byte_mutations() {
 /// positions, linear biases, clips.
 #[test]
 fn other_families() {
-    for name in ["gemma4_experts", "qwen3next", "qwen35_guessing", "deepseek2", "lfm2moe", "gpt2", "mpt"] {
+    for name in [
+        "gemma4_experts",
+        "qwen3next",
+        "qwen35_guessing",
+        "deepseek2",
+        "lfm2moe",
+        "gpt2",
+        "mpt",
+        "granitehybrid_experts",
+        "nemotron_h_moe",
+        "falcon_h1",
+        "mamba2",
+    ] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
         let mut original = Vec::new();
         GzDecoder::new(&*std::fs::read(path).unwrap()).read_to_end(&mut original).unwrap();

@@ -174,6 +174,10 @@ fn plans_that_cannot_be_loaded() {
         ("lfm2_attention_last", "3:2", "layer 3 (shared)"),
         ("qwen3next", "2:1", "layer 2 (shared): it has no attention"),
         ("qwen3next_fused", "3:2", "layer 3 (shared)"),
+        ("granitehybrid", "2:1", "layer 2 (shared)"),
+        ("nemotron_h", "4:3", "layer 4 (shared): it has no attention"),
+        ("nemotron_h", "3:1", "layer 3 (shared)"),
+        ("mamba2", "1", "layer 1 (shared): it has no attention"),
         ("llama", "7", "layer 7: the model has 3 layers"),
     ] {
         let kind = if model == "llama_deep" { "sharing" } else { "families" };

@@ -28,7 +28,7 @@ pub(crate) use conv::Convolution;
 pub(crate) use delta::DeltaRule;
 pub(crate) use kv_cache::{LayerCache, Turn};
 pub(crate) use lisa::{Hidden, LisaAttention, LowRank};
-pub(crate) use recurrence::{RecurrentBuffers, RecurrentShape, RecurrentStep, Recurrence, Rule};
+pub(crate) use recurrence::{Recurrence, RecurrentBuffers, RecurrentShape, RecurrentStep, Rule};
 pub(crate) use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
 pub(crate) use route::{Holds, Routes};
 pub(crate) use scan::{GroupNorm, SelectiveScan};

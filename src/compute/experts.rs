@@ -82,7 +82,7 @@ pub struct ExpertBuffers {
     starts: SharedBuf<u32>,
     /// What networks are given, a row per place.
     input: Activations,
-    /// Gates, and after them what they gate.
+    /// Gates, and after them what they gate; or units without gates.
     inner: SharedBuf<f32>,
     hidden: Activations,
     output: SharedBuf<f32>,
@@ -97,18 +97,31 @@ pub struct Networks {
     pub choice: Choice,
     /// Is added to the experts' probabilities for the choice, not for the weights.
     pub selection_bias: Option<Box<[f32]>>,
-    /// Gate projections; where these are one matrix with up projections, both, the gate's rows first.
-    pub gate: Stack,
-    /// Up projections, where they are by themselves.
-    pub up: Option<Stack>,
+    /// What makes hidden units.
+    pub units: Units,
     /// Down projections.
     pub down: Stack,
-    /// The gates' activation.
+    /// The activation of gates, or of units without them.
     pub act: Act,
     /// Factors on the experts' results, where the family has them.
     pub scales: Option<Box<[f32]>>,
     /// Whether a token's weight for an expert multiplies what the expert is given, and not what it makes of that.
     pub weighs_input: bool,
+}
+
+/// The projections to the hidden units of networks.
+pub enum Units {
+    /// `act(gate x) * up x`.
+    Gated {
+        /// Gate projections.
+        gate: Stack,
+        /// Up projections.
+        up: Stack,
+    },
+    /// The same with one matrix for both, the gate's rows first.
+    Fused(Stack),
+    /// `act(up x)`.
+    Ungated(Stack),
 }
 
 /// Sizes of the largest mixture.
@@ -125,7 +138,11 @@ pub struct ExpertSizes {
 impl Networks {
     /// The stacks of all experts' matrices.
     pub fn stacks(&self) -> impl Iterator<Item = &Stack> {
-        [&self.gate].into_iter().chain(&self.up).chain([&self.down])
+        let units = match &self.units {
+            Units::Gated { gate, up } => [Some(gate), Some(up)],
+            Units::Fused(one) | Units::Ungated(one) => [Some(one), None],
+        };
+        units.into_iter().flatten().chain([&self.down])
     }
 
     /// How large they are.
@@ -271,17 +288,25 @@ impl Ops<'_> {
         // SAFETY: places are given out before, and not again before the last product.
         let places = |e: usize| unsafe { b.places_of(e) };
         let (n_ff, n_embd) = (net.sizes().n_ff, x.k());
-        let [to_gates, to_ups] = [0, n_ff].map(|column| move |e: usize| places(e).start * 2 * n_ff + column);
-        let gates = StackJob { stack: &net.gate, out: &b.inner, start: &to_gates, stride: 2 * n_ff };
-        match &net.up {
-            Some(up) => {
-                let ups = StackJob { stack: up, start: &to_ups, ..gates };
-                self.products(input, choice.n_expert, &places, &[gates, ups]);
-            }
-            None => self.products(input, choice.n_expert, &places, &[gates]),
-        }
         let hidden = b.hidden.with(form, fine_step[1]);
-        self.gated_halves(net.act, &b.inner, n * n_used, hidden);
+        let [to_units, to_gates, to_ups] =
+            [(1, 0), (2, 0), (2, n_ff)].map(|(n, column)| move |e: usize| places(e).start * n * n_ff + column);
+        let gates = |stack| StackJob { stack, out: &b.inner, start: &to_gates, stride: 2 * n_ff };
+        match &net.units {
+            Units::Gated { gate, up } => {
+                let ups = StackJob { start: &to_ups, ..gates(up) };
+                self.products(input, choice.n_expert, &places, &[gates(gate), ups]);
+            }
+            Units::Fused(both) => self.products(input, choice.n_expert, &places, &[gates(both)]),
+            Units::Ungated(up) => {
+                let units = StackJob { stack: up, out: &b.inner, start: &to_units, stride: n_ff };
+                self.products(input, choice.n_expert, &places, &[units]);
+            }
+        }
+        match net.units {
+            Units::Ungated(_) => self.activated(net.act, &b.inner, n * n_used, hidden),
+            _ => self.gated_halves(net.act, &b.inner, n * n_used, hidden),
+        }
         let down = StackJob { stack: &net.down, out: &b.output, stride: n_embd, start: &|e| places(e).start * n_embd };
         self.products(hidden, choice.n_expert, &places, &[down]);
         for t in self.worker.share(n) {

@@ -6,7 +6,7 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
-use crate::compute::{Matrix, Norm, mean};
+use crate::compute::{Matrix, Norm, Units, mean};
 use crate::model::{Decoder, Experts, HeadNorm, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
@@ -243,7 +243,8 @@ impl<'m> DenseModel<'m> {
             }
             let is_odd = |e: &Experts| {
                 let n = &e.networks;
-                e.norms.is_some() || e.by_input || n.scales.is_some() || n.up.is_none() || n.weighs_input
+                let is_fused = matches!(n.units, Units::Fused(_));
+                e.norms.is_some() || e.by_input || n.scales.is_some() || is_fused || n.weighs_input
             };
             if ffn.experts().is_some_and(is_odd) {
                 let what = "experts with norms or factors of their own, with fused gates, or chosen by the layer's input, are not supported here";

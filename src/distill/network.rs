@@ -7,7 +7,7 @@ use ggml_ext::lisa::Activation;
 use super::align::activation_slope;
 use super::frozen::{Frozen, Precision};
 use super::layer::{sized, zeroed};
-use crate::compute::{Act, Choice, Gating, Linear, Stack, Xielu, sigmoid};
+use crate::compute::{Act, Choice, Gating, Linear, Stack, Units, Xielu, sigmoid};
 use crate::model::{self, Experts, Ffn};
 
 /// The feed-forward half of a layer.
@@ -176,12 +176,13 @@ impl<'m> Mixture<'m> {
             let bias = stack.bias.as_ref().map(|b| &b[rows.clone()]);
             Frozen::of_rows(&stack.weight, rows, bias, kernels, precision)
         };
-        let network = |i| Network {
-            gate: part(&all.gate, i),
-            up: all.up.as_ref().map(|up| part(up, i)),
-            down: part(&all.down, i),
-            act: all.act,
+        let (gate, up) = match &all.units {
+            Units::Gated { gate, up } => (gate, Some(up)),
+            Units::Ungated(up) => (up, None),
+            Units::Fused(_) => unreachable!("refused when the model was looked at"),
         };
+        let network =
+            |i| Network { gate: part(gate, i), up: up.map(|up| part(up, i)), down: part(&all.down, i), act: all.act };
         let shared = e
             .shared
             .as_ref()

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::attention::{
     AttentionShape, Convolution, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan, slopes,
 };
-use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Matrix, Networks, Norm};
+use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Matrix, Networks, Norm, Units};
 
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
@@ -82,8 +82,10 @@ pub struct Mixture {
     pub n_ff: usize,
     /// How experts are chosen.
     pub choice: Choice,
-    /// The gates' activation.
+    /// The activation of gates, or of units without them.
     pub act: Act,
+    /// Whether networks have gates.
+    pub gated: bool,
     /// Hidden units of the network that all tokens meet besides, 0 without one.
     pub n_ff_shared: usize,
     /// Whether each token weighs that network's results by itself.
@@ -286,6 +288,14 @@ impl Builder<'_, '_, '_, '_> {
         (max_bias != 0.0).then(|| slopes(self.config.n_head, max_bias))
     }
 
+    /// That the sharing plan wants no attention of layer `i`, which has none.
+    pub fn has_no_attention(&self, i: usize) -> Result<()> {
+        match self.sharing.plan.get(i) {
+            Some(share) => Err(self.loader.error(format_args!("layer {i} ({}): it has no attention", share.kind))),
+            None => Ok(()),
+        }
+    }
+
     /// The sinks of layer `i`'s heads.
     ///
     /// # Errors
@@ -409,11 +419,21 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The feed-forward half of layer `i` without gates.
     pub fn ungated_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
+        self.ungated_feed_forward_of(i, self.config.n_ff, act)
+    }
+
+    /// The same with `n_ff` hidden units.
+    pub fn ungated_feed_forward_of(&mut self, i: usize, n_ff: usize, act: Act) -> Result<Ffn> {
         self.refuse_experts()?;
-        let (n_embd, n_ff) = (self.config.n_embd, self.config.n_ff);
-        let gate = self.loader.linear(&format!("blk.{i}.ffn_up"), n_ff, n_embd)?;
-        let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
-        Ok(Ffn::One(Box::new(FeedForward { gate, up: None, norm: None, down, act })))
+        Ok(Ffn::One(Box::new(self.ungated_network(i, "", n_ff, act)?)))
+    }
+
+    /// The network of layer `i` with `n_ff` hidden units and no gates, its tensors' names ending in `suffix`.
+    fn ungated_network(&mut self, i: usize, suffix: &str, n_ff: usize, act: Act) -> Result<FeedForward> {
+        let n_embd = self.config.n_embd;
+        let gate = self.loader.linear(&format!("blk.{i}.ffn_up{suffix}"), n_ff, n_embd)?;
+        let down = self.loader.linear(&format!("blk.{i}.ffn_down{suffix}"), n_embd, n_ff)?;
+        Ok(FeedForward { gate, up: None, norm: None, down, act })
     }
 
     /// The feed-forward half of layer `i` with separate projections, in a family without mixtures of experts.
@@ -464,7 +484,7 @@ impl Builder<'_, '_, '_, '_> {
             }
         };
         let choice = Choice { n_expert, n_used, gating: Gating::Softmax, normalised: true, scale: 1.0, groups };
-        Ok(Mixture { n_ff, choice, act: Act::Silu, n_ff_shared: 0, weighed: false })
+        Ok(Mixture { n_ff, choice, act: Act::Silu, gated: true, n_ff_shared: 0, weighed: false })
     }
 
     /// The feed-forward half of layer `i` as a mixture of experts.
@@ -474,7 +494,7 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The experts of layer `i`. Gate and up projections may be stored as one tensor, `ffn_gate_up_exps`, the gate's rows first.
     pub fn bare_experts(&mut self, i: usize, mixture: &Mixture) -> Result<Experts> {
-        let Mixture { n_ff, choice, act, n_ff_shared, weighed } = *mixture;
+        let Mixture { n_ff, choice, act, gated, n_ff_shared, weighed } = *mixture;
         let (n_embd, n_expert) = (self.config.n_embd, choice.n_expert);
         let l = &mut *self.loader;
         let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
@@ -482,17 +502,21 @@ impl Builder<'_, '_, '_, '_> {
         let fused = l.has(&format!("blk.{i}.ffn_gate_up_exps.weight"));
         let mut stack =
             |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps.weight"), n_expert, rows, cols);
-        let (gate, up) = match fused {
-            true => (stack("gate_up", 2 * n_ff, n_embd)?, None),
-            false => (stack("gate", n_ff, n_embd)?, Some(stack("up", n_ff, n_embd)?)),
+        let units = match (gated, fused) {
+            (false, _) => Units::Ungated(stack("up", n_ff, n_embd)?),
+            (true, true) => Units::Fused(stack("gate_up", 2 * n_ff, n_embd)?),
+            (true, false) => Units::Gated { gate: stack("gate", n_ff, n_embd)?, up: stack("up", n_ff, n_embd)? },
         };
         let down = stack("down", n_embd, n_ff)?;
         let scales = l.optional_vector(&format!("blk.{i}.ffn_down_exps.scale"), n_expert)?;
-        let networks = Networks { choice, selection_bias, gate, up, down, act, scales, weighs_input: false };
+        let networks = Networks { choice, selection_bias, units, down, act, scales, weighs_input: false };
         let shared = match n_ff_shared {
             0 => None,
             n => Some(SharedExpert {
-                network: self.network(i, "_shexp", n, act)?,
+                network: match gated {
+                    true => self.network(i, "_shexp", n, act)?,
+                    false => self.ungated_network(i, "_shexp", n, act)?,
+                },
                 gate: weighed
                     .then(|| self.loader.vector(&format!("blk.{i}.ffn_gate_inp_shexp.weight"), n_embd))
                     .transpose()?,
@@ -517,13 +541,7 @@ impl Builder<'_, '_, '_, '_> {
     }
 
     /// The same where the norm before the feed-forward network is called `ffn_norm`.
-    pub fn pre_norm_layer(
-        &mut self,
-        i: usize,
-        mixer: impl Into<Mixer>,
-        ffn: Ffn,
-        ffn_norm: &str,
-    ) -> Result<Layer> {
+    pub fn pre_norm_layer(&mut self, i: usize, mixer: impl Into<Mixer>, ffn: Ffn, ffn_norm: &str) -> Result<Layer> {
         let attn_norm = Some(self.norm(&format!("blk.{i}.attn_norm"))?);
         let ffn_norm = Some(self.norm(&format!("blk.{i}.{ffn_norm}"))?);
         Ok(Layer { attn_norm, ffn_norm, ..Layer::bare(mixer, Some(ffn)) })
@@ -602,7 +620,8 @@ impl Builder<'_, '_, '_, '_> {
     ) -> Result<Decoder> {
         let (n_embd, n_vocab, l) = (self.config.n_embd, self.n_vocab, &mut *self.loader);
         let plan = self.sharing.plan;
-        plan.check_sources(|i| layers[i].attn.as_ref().filter(|a| a.has_weights()).map(|a| (a.shape, a.rope))).map_err(|e| l.error(e))?;
+        plan.check_sources(|i| layers[i].attn.as_ref().filter(|a| a.has_weights()).map(|a| (a.shape, a.rope)))
+            .map_err(|e| l.error(e))?;
         let domain = self.sharing.meta.map_or(Domain::Log, |m| m.domain);
         Ok(Decoder {
             routes: Routes::new(plan, layers.len(), domain),

@@ -117,6 +117,16 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(())
     }
 
+    /// An optional width, the same for all layers, that must not be 0.
+    fn positive_width(&self, key: &str) -> Result<Option<usize>> {
+        match self.uniform(key)? {
+            Some(n) if n == 0 || n > MAX_WIDTH => {
+                Err(self.error(key, format_args!("{n} is out of range, expected 1 to {MAX_WIDTH}")))
+            }
+            n => Ok(n),
+        }
+    }
+
     /// An optional width, the same for all layers; 0 stands for none.
     pub fn width(&self, key: &str) -> Result<Option<usize>> {
         match self.uniform(key)?.filter(|&n| n > 0) {
@@ -160,6 +170,12 @@ impl<'g, 'a> Keys<'g, 'a> {
             return Err(self.error(key, format_args!("has {} values, expected one per layer: {n_layer}", flags.len())));
         }
         Ok(Some(flags))
+    }
+
+    /// Key/value heads of every layer: none where a hybrid has no attention.
+    pub fn heads_kv(&self, n_layer: usize) -> Result<Vec<usize>> {
+        const KEY: &str = "attention.head_count_kv";
+        self.per_layer(KEY, n_layer)?.ok_or_else(|| self.error(KEY, "is missing"))
     }
 
     /// For each layer whether it has a state in the place of attention.
@@ -278,48 +294,26 @@ impl Config {
         let n_layer = keys.n_layer()?;
         let n_embd = keys.required("embedding_length", MAX_WIDTH)?;
         let n_ctx_train = keys.required("context_length", 1 << 30)?;
-        let uniform = |key: &str| -> Result<Option<usize>> {
-            let n = keys.uniform(key)?;
-            match n {
-                Some(n) if n == 0 || n > MAX_WIDTH => {
-                    Err(keys.error(key, format_args!("{n} is out of range, expected 1 to {MAX_WIDTH}")))
-                }
-                n => Ok(n),
-            }
-        };
+        let uniform = |key: &str| keys.positive_width(key);
         let missing = |key: &str| keys.error(key, "is missing");
         let most = |key: &str| match family.varies {
             true => {
                 Ok::<_, Error>(keys.per_layer(key, n_layer)?.and_then(|all| all.into_iter().max()).filter(|&n| n > 0))
             }
+            false if !family.attends => Ok(None),
             false => uniform(key),
         };
         let n_ff = match most("feed_forward_length")? {
             Some(n) => n,
             // A model may have experts alone.
             None if n_expert > 0 => 0,
+            None if !family.attends => 0,
             None => return Err(missing("feed_forward_length")),
         };
-        let n_head = uniform("attention.head_count")?.ok_or_else(|| missing("attention.head_count"))?;
-        let n_head_kv = most("attention.head_count_kv")?.unwrap_or(n_head);
-        keys.check_heads(n_head_kv, n_head, None)?;
-        let head_dim = |key: &str| -> Result<usize> {
-            match uniform(key)? {
-                Some(n) => Ok(n),
-                None if n_embd % n_head == 0 => Ok(n_embd / n_head),
-                None => Err(keys.error(key, format_args!("is missing and {n_head} heads do not divide {n_embd}"))),
-            }
+        let heads = match family.attends {
+            true => Heads::read(keys, n_embd, uniform("attention.head_count")?, most("attention.head_count_kv")?)?,
+            false => Heads::default(),
         };
-        for key in ["attention.key_length", "attention.value_length"] {
-            let n = head_dim(key)?;
-            if n > MAX_HEAD_DIM {
-                return Err(keys.error(key, format_args!("head size {n} is above the {MAX_HEAD_DIM} supported")));
-            }
-        }
-        let head_dim_k = head_dim("attention.key_length")?;
-        let head_dim_v = head_dim("attention.value_length")?;
-        let n_rot = keys.count("rope.dimension_count")?.unwrap_or(head_dim_k);
-        keys.check_rotating("rope.dimension_count", n_rot, head_dim_k)?;
         let key_of_eps = match family.layer_norm {
             true => "attention.layer_norm_epsilon",
             false => "attention.layer_norm_rms_epsilon",
@@ -337,11 +331,11 @@ impl Config {
             n_ff,
             n_expert,
             n_expert_used,
-            n_head,
-            n_head_kv,
-            head_dim_k,
-            head_dim_v,
-            n_rot,
+            n_head: heads.n_head,
+            n_head_kv: heads.n_head_kv,
+            head_dim_k: heads.head_dim_k,
+            head_dim_v: heads.head_dim_v,
+            n_rot: heads.n_rot,
             norm_eps,
             n_ctx_train,
             rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
@@ -349,6 +343,40 @@ impl Config {
             rope_scaling,
             n_ctx_orig,
         })
+    }
+}
+
+/// The heads of attention; none in families without it.
+#[derive(Default)]
+struct Heads {
+    n_head: usize,
+    n_head_kv: usize,
+    head_dim_k: usize,
+    head_dim_v: usize,
+    n_rot: usize,
+}
+
+impl Heads {
+    fn read(keys: &Keys, n_embd: usize, n_head: Option<usize>, n_head_kv: Option<usize>) -> Result<Self> {
+        let n_head = n_head.ok_or_else(|| keys.error("attention.head_count", "is missing"))?;
+        let n_head_kv = n_head_kv.unwrap_or(n_head);
+        keys.check_heads(n_head_kv, n_head, None)?;
+        let head_dim = |key: &str| match keys.positive_width(key)? {
+            None if n_embd % n_head != 0 => {
+                Err(keys.error(key, format_args!("is missing and {n_head} heads do not divide {n_embd}")))
+            }
+            n => match n.unwrap_or(n_embd / n_head) {
+                n if n > MAX_HEAD_DIM => {
+                    Err(keys.error(key, format_args!("head size {n} is above the {MAX_HEAD_DIM} supported")))
+                }
+                n => Ok(n),
+            },
+        };
+        let head_dim_k = head_dim("attention.key_length")?;
+        let head_dim_v = head_dim("attention.value_length")?;
+        let n_rot = keys.count("rope.dimension_count")?.unwrap_or(head_dim_k);
+        keys.check_rotating("rope.dimension_count", n_rot, head_dim_k)?;
+        Ok(Self { n_head, n_head_kv, head_dim_k, head_dim_v, n_rot })
     }
 }
 

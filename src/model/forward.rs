@@ -6,9 +6,7 @@ use std::sync::Arc;
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
-use super::decoder::{
-    Attention, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SideInputs, SideNetwork,
-};
+use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SideInputs, SideNetwork};
 use super::latent;
 use crate::attention::{
     Attend, AttentionScratch, Convolution, KvCache, LayerCache, Queries, Recurrence, RecurrentStep, ScoreSource,

@@ -1,5 +1,6 @@
 //! Granite 3, with or without mixtures of experts, and MiniCPM: Llama's shape with constant factors (muP) on the embeddings, on the
-//! scores, on what every half of a layer adds to the residual stream, and on the logits.
+//! scores, on what every half of a layer adds to the residual stream, and on the logits. Granite 4 has selective scans in the place of attention in
+//! those layers that have no key/value heads.
 //!
 //! None of them needs a step of its own. With the residual stream in units of its factor `r`, halves of layers add to it what they
 //! made, embeddings are divided by `r`, and norms, which see values `r` times too small, have an epsilon `r^2` times smaller. The logits'
@@ -7,7 +8,8 @@
 
 use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
-use super::decoder::{ContextRope, Decoder};
+use super::decoder::{ContextRope, Decoder, Mixer};
+use super::mamba::{scan_alone, shape as scan_shape, state_of_some};
 use crate::attention::{AttentionShape, Rope, RopeStyle};
 use crate::compute::Act;
 use crate::{Error, Result};
@@ -16,6 +18,9 @@ use crate::{Error, Result};
 pub const GRANITE: Family = Family::new("granite", granite);
 /// The registry row of Granite's mixtures of experts.
 pub const GRANITEMOE: Family = Family::new("granitemoe", granite);
+/// The registry row of Granite 4, and of Bamba.
+pub const GRANITEHYBRID: Family =
+    Family::new("granitehybrid", granite).with_varying_layers().with_states(state_of_some);
 /// The registry row of MiniCPM.
 pub const MINICPM: Family = Family::new("minicpm", minicpm);
 
@@ -53,18 +58,27 @@ fn build(b: &mut Builder, default: Factors, has_positions: bool) -> Result<Decod
     let scale = b.keys.float("attention.scale")?.filter(|&s| s != 0.0);
     let shape = AttentionShape { scale: scale.unwrap_or(b.shape().scale), ..b.shape() };
     let rope = if has_positions { b.rope_with_factors(RopeStyle::Norm)? } else { ContextRope::always(Rope::none()) };
-    let is_mixture = b.config.arch == GRANITEMOE.arch;
+    let is_hybrid = b.config.arch == GRANITEHYBRID.arch;
+    let is_mixture = b.config.arch == GRANITEMOE.arch || is_hybrid && b.config.n_expert > 0;
     let n_ff_shared = b.keys.width("expert_shared_feed_forward_length")?.unwrap_or(0);
     let mixture =
         is_mixture.then(|| Ok::<_, Error>(Mixture { n_ff_shared, ..b.mixture(b.config.n_ff)? })).transpose()?;
-    let mut layers = Vec::with_capacity(b.config.n_layer);
-    for i in 0..b.config.n_layer {
-        let attn = b.attention(i, shape, 0, QkNorm::None)?;
+    let n_layer = b.config.n_layer;
+    let heads_kv = if is_hybrid { b.keys.heads_kv(n_layer)? } else { vec![shape.n_head_kv; n_layer] };
+    let mut layers = Vec::with_capacity(n_layer);
+    for (i, n_head_kv) in heads_kv.into_iter().enumerate() {
+        let mixer: Mixer = match n_head_kv {
+            0 => scan_alone(b, i, scan_shape(b.keys)?)?.into(),
+            _ => {
+                b.keys.check_heads(n_head_kv, shape.n_head, Some(i))?;
+                b.attention(i, AttentionShape { n_head_kv, ..shape }, 0, QkNorm::None)?.into()
+            }
+        };
         let ffn = match &mixture {
             Some(mixture) => b.experts(i, mixture)?,
             None => b.feed_forward(i, Act::Silu)?,
         };
-        layers.push(b.layer(i, attn, ffn)?);
+        layers.push(b.layer(i, mixer, ffn)?);
     }
     let mut decoder = b.decoder(layers, vec![rope])?;
     decoder.embed_scale = embedding / residual;

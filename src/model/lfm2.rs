@@ -21,20 +21,14 @@ fn filter(keys: &Keys) -> Result<usize> {
     keys.required("shortconv.l_cache", MAX_FILTER)
 }
 
-/// Key/value heads of every layer.
-fn heads(keys: &Keys, n_layer: usize) -> Result<Vec<usize>> {
-    let key = "attention.head_count_kv";
-    keys.per_layer(key, n_layer)?.ok_or_else(|| keys.error(key, "is missing"))
-}
-
 fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
     let (n_filter, window) = (filter(keys)?, keys.count("attention.sliding_window")?.filter(|&n| n > 0));
-    Ok(heads(keys, n_layer)?.into_iter().map(|n| if n == 0 { Some(n_filter) } else { window }).collect())
+    Ok(keys.heads_kv(n_layer)?.into_iter().map(|n| if n == 0 { Some(n_filter) } else { window }).collect())
 }
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     let (c, keys) = (b.config, b.keys);
-    let (n_filter, heads, windows) = (filter(keys)?, heads(keys, c.n_layer)?, windows(keys, c.n_layer)?);
+    let (n_filter, heads, windows) = (filter(keys)?, keys.heads_kv(c.n_layer)?, windows(keys, c.n_layer)?);
     let rope = ContextRope::always(b.rope(RopeStyle::Neox, None));
     let mixture = (c.arch == LFM2MOE.arch).then(|| mixture(b)).transpose()?;
     let n_dense = keys.count("leading_dense_block_count")?.unwrap_or(0);

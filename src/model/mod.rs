@@ -15,6 +15,7 @@ mod decoder;
 mod deepseek2;
 mod describe;
 mod exaone4;
+mod falcon_h1;
 mod file;
 mod forward;
 mod gemma;
@@ -30,8 +31,10 @@ mod layer_norm;
 mod lfm2;
 mod llama;
 mod llama4;
+mod mamba;
 mod minicpm3;
 mod mixtures;
+mod nemotron_h;
 mod olmo;
 mod olmo2;
 mod olmoe;
@@ -88,6 +91,8 @@ pub struct Family {
     varies: bool,
     /// Whether norms are LayerNorm.
     layer_norm: bool,
+    /// Whether there is attention in it, and are feed-forward networks.
+    attends: bool,
 }
 
 impl Family {
@@ -98,12 +103,25 @@ impl Family {
 
     /// A family whose layers are all alike and see the whole context.
     const fn new(arch: &'static str, build: fn(&mut Builder) -> Result<Decoder>) -> Self {
-        Self { arch, build, windows: no_windows, n_state: |_, _| Ok(0), varies: false, layer_norm: false }
+        Self {
+            arch,
+            build,
+            windows: no_windows,
+            n_state: |_, _| Ok(0),
+            varies: false,
+            layer_norm: false,
+            attends: true,
+        }
     }
 
     /// The same with sliding windows.
     const fn with_windows(self, windows: fn(&Keys, usize) -> Result<Windows>) -> Self {
         Self { windows, ..self }
+    }
+
+    /// The same with states, in the place of attention and feed-forward networks.
+    const fn without_attention(self) -> Self {
+        Self { attends: false, ..self }
     }
 
     /// The same with layers that keep a state in the place of positions.
@@ -226,6 +244,11 @@ pub const FAMILIES: &[Family] = &[
     gpt_oss::FAMILY,
     lfm2::LFM2,
     lfm2::LFM2MOE,
+    granite::GRANITEHYBRID,
+    falcon_h1::FAMILY,
+    nemotron_h::NEMOTRON_H,
+    nemotron_h::NEMOTRON_H_MOE,
+    mamba::MAMBA2,
 ];
 
 /// How a model is loaded.

@@ -84,9 +84,7 @@ fn delta_shape(keys: &Keys, in_groups: bool) -> Result<RecurrentShape> {
 /// # Errors
 /// Where the sharing plan wants attention of it.
 fn delta_net(b: &mut Builder, i: usize, shape: RecurrentShape) -> Result<Recurrence> {
-    if let Some(share) = b.sharing.plan.get(i) {
-        return Err(b.loader.error(format_args!("layer {i} ({}): it has no attention", share.kind)));
-    }
+    b.has_no_attention(i)?;
     let (n_embd, eps, n_head, n_mixed) = (b.config.n_embd, b.config.norm_eps, shape.n_head, shape.n_mixed());
     let n_values = shape.n_values();
     let l = &mut *b.loader;

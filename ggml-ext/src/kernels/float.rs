@@ -462,14 +462,7 @@ impl FloatKernels {
     }
 }
 
-fn check_rule(
-    state: &[f32],
-    q: &Rows<f32>,
-    k: &Rows<f32>,
-    v: &Rows<f32>,
-    rates: &[StateRates],
-    out: &RowsMut<f32>,
-) {
+fn check_rule(state: &[f32], q: &Rows<f32>, k: &Rows<f32>, v: &Rows<f32>, rates: &[StateRates], out: &RowsMut<f32>) {
     let n = rates.len();
     assert_eq!([q.n_rows(), k.n_rows(), v.n_rows()], [n; 3], "queries, keys and values of {n} tokens");
     assert_eq!(q.len(), k.len(), "queries and keys differ in length");

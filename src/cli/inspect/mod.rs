@@ -243,8 +243,11 @@ impl Memory {
         let of_experts = n_used.unwrap_or(0).saturating_mul(n_embd).saturating_mul(2);
         let n_ctx = args.ctx_size.filter(|&n| n > 0).or_else(|| number("context_length"))?;
 
-        // No decoder is without heads.
-        geometry.layers.iter().find(|h| h.n_head > 0)?;
+        let states = state_bytes("", gguf).unwrap_or(0) as u64;
+        // No decoder is without heads but where states are in their place.
+        if states == 0 {
+            geometry.layers.iter().find(|h| h.n_head > 0)?;
+        }
         let head = |kind: CacheTypeArg, n: usize| CacheType::from(kind).ggml().row_bytes(n).map(|bytes| bytes as u64);
         let kernels = Kernels::from_env().unwrap_or_else(|_| Kernels::detect());
         let pass = pass_tokens(kernels, usize::try_from(n_ff).ok()?, default_threads()) as u64;
@@ -256,7 +259,6 @@ impl Memory {
             let spare = SessionParams::default().window_spare.map(|n| n.max(n_pass as usize));
             let params = CacheParams { ty_k: ty, ty_v: ty, n_ctx, spare };
             let n_positions = |window| params.n_positions(window).min(n_ctx) as u64;
-            let states = state_bytes("", gguf).unwrap_or(0) as u64;
             if let Some(cost) = sharing.and_then(|s| s.cost(kind)) {
                 return Some((kind, cost.cached(n_positions).after.saturating_add(states)));
             }
@@ -279,9 +281,20 @@ impl Memory {
         let of_heads =
             of_head("key").saturating_mul(2).saturating_add(of_head("value")).saturating_mul(most(|h| h.n_head));
         let of_latents = latents.saturating_add(of_heads);
+        // States: what goes into convolutions and what comes out, gates, and what is read.
+        let of_state = |key: &str| number(&format!("ssm.{key}")).filter(|_| states > 0).unwrap_or(0);
+        let of_keys = of_state("group_count").saturating_mul(of_state("state_size")).saturating_mul(4);
+        let of_states = of_state("inner_size").saturating_mul(4).saturating_add(of_keys);
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
-        let per_token =
-            [n_embd.saturating_mul(3), q.saturating_mul(2), kv, n_ff.saturating_mul(3), of_experts, of_latents];
+        let per_token = [
+            n_embd.saturating_mul(3),
+            q.saturating_mul(2),
+            kv,
+            n_ff.saturating_mul(3),
+            of_experts,
+            of_latents,
+            of_states,
+        ];
         let per_token = per_token.into_iter().fold(0u64, u64::saturating_add).saturating_mul(4);
         let n_vocab = match gguf.get("tokenizer.ggml.tokens") {
             Some(Value::Array(tokens)) => tokens.len() as u64,

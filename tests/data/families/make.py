@@ -462,6 +462,89 @@ class DeltaNet(Tiny):
             w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
 
 
+class Scan(Tiny):
+    """Layers with a selective scan (m), attention (a), both side by side (b), or a feed-forward network alone (f). `networks`: those of the other kinds have
+    one too. `normed`: gated results are normalised, group by group."""
+
+    def __init__(self, name, arch, kinds, *, heads=4, groups=2, state=16, inner=128, conv=4, normed=True, networks=True,
+                 n_ff=None, varies=True, **rest):
+        self.kinds, self.sizes, self.normed, self.networks = kinds, (heads, groups, state, inner, conv), normed, networks
+        keys = {"ssm.conv_kernel": conv, "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": heads,
+                "ssm.group_count": groups}
+        self.kv = rest.pop("n_head_kv", 2)
+        if varies:
+            keys["attention.head_count_kv"] = [self.kv if kind == "a" else 0 for kind in kinds]
+        if "f" in kinds:
+            self.hidden, keys["feed_forward_length"] = n_ff, [n_ff if kind == "f" else 0 for kind in kinds]
+        if kinds.strip("m"):
+            attention = dict(n_head_kv=None if varies else self.kv)
+        else:
+            # What converters write of models without attention and networks.
+            attention = dict(n_head_kv=None, n_head=0, head_dim=1, freq_base=None)
+            n_ff = 0
+        super().__init__(name, arch, n_layer=len(kinds), n_ff=None if "f" in kinds else n_ff,
+                         keys={**keys, **rest.pop("keys", {})}, **attention, **rest)
+        self.explicit_head_dim &= self.n_head > 0
+
+    def add_tensors(self, w):
+        d = N_EMBD
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, d, (self.emb or (0.35 if self.tied else 1.0)) * np.sqrt(d)))
+        for i, kind in enumerate(self.kinds):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            add("attn_norm.weight", self.vector(d, 1.0, 0.2))
+            if kind in "mb":
+                self.scan(add)
+            if kind in "ab":
+                n_kv = self.kv * self.head_dim
+                add("attn_q.weight", self.matrix(self.n_head * self.head_dim, d, 1.4))
+                add("attn_k.weight", self.matrix(n_kv, d, 1.4))
+                add("attn_v.weight", self.matrix(n_kv, d, 1.2))
+                add("attn_output.weight", self.matrix(d, self.n_head * self.head_dim, 1.8))
+            if kind == "f" or self.networks:
+                if kind != "f":
+                    add("ffn_norm" if self.arch == "falcon-h1" else "ffn_norm.weight", self.vector(d, 1.0, 0.2))
+                self.network(add)
+        w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
+        if not self.tied:
+            w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
+
+    def scan(self, add):
+        d, (heads, groups, state, inner, conv) = N_EMBD, self.sizes
+        mixed = inner + 2 * groups * state
+        z, x, b, c, dt = (self.matrix(n, d, gain) for n, gain in (
+            (inner, 1.2), (inner, 1.2), (groups * state, 1.5), (groups * state, 1.5), (heads, 1.0)))
+        add("ssm_in.weight", np.concatenate([z, x, b, c, dt]))
+        add("ssm_conv1d.weight", self.vector(mixed * conv, 0.0, 0.7).reshape(-1, conv))
+        add("ssm_conv1d.bias", self.vector(mixed, 0.0, 0.4))
+        add("ssm_dt.bias", self.vector(heads, -1.5, 0.7))
+        add("ssm_a", -np.exp(self.vector(heads, -0.5, 0.7)).reshape(-1, 1))
+        add("ssm_d", self.vector(heads, 1.2, 0.5).reshape(-1, 1))
+        if self.normed:
+            add("ssm_norm.weight", self.vector(inner, 1.0, 0.3).reshape(groups, -1))
+        add("ssm_out.weight", self.matrix(d, inner, 1.4 if self.normed else 2.0))
+
+    def network(self, add):
+        d, n_ff, gates = N_EMBD, self.n_ff or self.hidden, () if self.ungated else ("gate",)
+        if self.experts:
+            n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", n_ff)
+            add("ffn_gate_inp.weight", self.matrix(n, d, 2.0))
+            for name, n_out, n_in in (*((g, n_ff, d) for g in gates), ("up", n_ff, d), ("down", d, n_ff)):
+                add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, 1.5) for _ in range(n)]))
+            if self.expert_bias:
+                add("exp_probs_b.bias", self.vector(n, 0.0, 0.3))
+            if not self.shared:
+                return
+            n_ff = self.shared
+        suffix = "_shexp" if self.experts else ""
+        for name, n_out, n_in in (*((g, n_ff, d) for g in gates), ("up", n_ff, d), ("down", d, n_ff)):
+            add(f"ffn_{name}{suffix}.weight", self.matrix(n_out, n_in, 1.3))
+        if "ffn" in self.bias:
+            for name, n in (*((g, n_ff) for g in gates), ("up", n_ff), ("down", d)):
+                add(f"ffn_{name}.bias", self.vector(n, 0.0, 0.3))
+
+
 def ramp(n, first, last):
     """Rope factors that grow geometrically, each of its own value so that a wrong order shows."""
     return np.geomspace(first, last, n)
@@ -698,6 +781,25 @@ def models():
              runs=[(512, 48, 1), SHIFTED]),
         Tiny("exaone4", "exaone4", qk_norm=True, post_norm=True, tied=True, eps=1e-2,
              tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}, runs=[(512, 48, 1), SHIFTED]),
+        Scan("granitehybrid", "granitehybrid", "mmam", n_ff=80, emb=1 / 6, eps=1e-2, keys={
+            "embedding_scale": 6.0, "residual_scale": 0.5, "attention.scale": 0.15, "logit_scale": 3.0,
+            "rope.scaling.finetuned": False}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Scan("granitehybrid_experts", "granitehybrid", "mam", heads=8, groups=1, state=24, conv=3, n_ff=48, experts=(5, 2),
+             shared=80, tied=True, keys={"expert_shared_feed_forward_length": 80}),
+        Scan("falcon_h1", "falcon-h1", "bbb", heads=6, groups=1, state=20, inner=144, normed=False, n_ff=80, head_dim=32,
+             n_head_kv=2, varies=False, eps=1e-2, freq_base=1e6, runs=[(512, 48, 1), (512, 300, 6)]),
+        Scan("falcon_h1_normed", "falcon-h1", "bb", heads=4, groups=2, state=16, inner=96, conv=2, n_ff=80,
+             n_head_kv=1, varies=False, tied=True),
+        Scan("nemotron_h", "nemotron_h", "mfmafmf", heads=8, groups=4, state=12, inner=72, networks=False, ungated=True,
+             head_dim=32, n_ff=80, bias=("ffn",), eps=1e-2, keys={"attention.layer_norm_epsilon": 0.5}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Scan("nemotron_h_moe", "nemotron_h_moe", "mfafm", heads=4, groups=2, networks=False, ungated=True, n_ff=32,
+             head_dim=32, experts=(8, 3), shared=48, expert_bias=True, keys={
+                 "attention.layer_norm_epsilon": 1e-5, "expert_feed_forward_length": 32,
+                 "expert_shared_feed_forward_length": 48, "expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 2.5}),
+        Scan("mamba2", "mamba2", "mmm", heads=8, groups=2, state=16, networks=False, varies=False,
+             eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
+        Scan("mamba2_tied", "mamba2", "mm", heads=6, groups=3, state=40, inner=120, conv=5, networks=False, varies=False,
+             tied=True),
         # As deep as the model whose layers alternate, which is told by that.
         Tiny("exaone4_windows", "exaone4", n_layer=64, emb=6.0, n_head_kv=1, n_ff=8, qk_norm=True, post_norm=True,
              keys={"attention.sliding_window": 8}, runs=[(512, 48, 2), (512, 300, 12)]),

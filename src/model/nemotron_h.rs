@@ -1,0 +1,83 @@
+//! Nemotron-H (arXiv 2504.03624) and Nemotron 3 Nano (arXiv 2512.20848), its mixtures of experts: layers with a selective scan, with attention without
+//! positions, or with a feed-forward network, never two of these. What a layer is follows from two lists: it has attention where it has
+//! key/value heads, a network where it has hidden units, and a scan where it has neither.
+
+use super::Family;
+use super::builder::{Builder, Mixture, QkNorm};
+use super::config::Keys;
+use super::decoder::{ContextRope, Decoder, Layer, Mixer};
+use super::mamba::{scan_alone, shape};
+use super::mixtures::mixture;
+use crate::Result;
+use crate::attention::{AttentionShape, Rope};
+use crate::compute::{Act, Gating};
+
+/// The registry row of Nemotron-H.
+pub const NEMOTRON_H: Family = Family::new("nemotron_h", build).with_varying_layers().with_states(n_state);
+/// The registry row of its mixtures of experts.
+pub const NEMOTRON_H_MOE: Family = Family { arch: "nemotron_h_moe", ..NEMOTRON_H };
+
+/// What a layer is.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Scan,
+    /// With so many key/value heads.
+    Attention(usize),
+    /// With so many hidden units.
+    Network(usize),
+}
+
+fn kinds(keys: &Keys, n_layer: usize) -> Result<Vec<Kind>> {
+    const UNITS: &str = "feed_forward_length";
+    let n_ff = keys.per_layer(UNITS, n_layer)?.ok_or_else(|| keys.error(UNITS, "is missing"))?;
+    let kind = |(n_kv, n_ff)| match (n_kv, n_ff) {
+        (0, 0) => Kind::Scan,
+        (n_kv, 0) => Kind::Attention(n_kv),
+        (_, n_ff) => Kind::Network(n_ff),
+    };
+    Ok(keys.heads_kv(n_layer)?.into_iter().zip(n_ff).map(kind).collect())
+}
+
+fn n_state(keys: &Keys, n_layer: usize) -> Result<usize> {
+    let n = kinds(keys, n_layer)?.into_iter().filter(|&k| k == Kind::Scan).count();
+    Ok(if n == 0 { 0 } else { n.saturating_mul(shape(keys)?.n_state()) })
+}
+
+fn build(b: &mut Builder) -> Result<Decoder> {
+    let (c, keys) = (b.config, b.keys);
+    let (kinds, scan) = (kinds(keys, c.n_layer)?, shape(keys)?);
+    if kinds.iter().all(|k| matches!(k, Kind::Network(_))) {
+        return Err(keys.error("feed_forward_length", "all layers have hidden units: none is left to mix tokens"));
+    }
+    let mixture = (c.arch == NEMOTRON_H_MOE.arch).then(|| experts(b)).transpose()?;
+    let mut layers = Vec::with_capacity(c.n_layer);
+    for (i, kind) in kinds.into_iter().enumerate() {
+        let (mixer, ffn) = match kind {
+            Kind::Scan => (scan_alone(b, i, scan)?.into(), None),
+            Kind::Attention(n_head_kv) => {
+                keys.check_heads(n_head_kv, c.n_head, Some(i))?;
+                let shape = AttentionShape { n_head_kv, ..b.shape() };
+                (b.attention(i, shape, 0, QkNorm::None)?.into(), None)
+            }
+            Kind::Network(n_ff) => {
+                b.has_no_attention(i)?;
+                let ffn = match &mixture {
+                    Some(mixture) => b.experts(i, mixture)?,
+                    None => b.ungated_feed_forward_of(i, n_ff, Act::ReluSquared)?,
+                };
+                (Mixer::default(), Some(ffn))
+            }
+        };
+        let attn_norm = Some(b.norm(&format!("blk.{i}.attn_norm"))?);
+        layers.push(Layer { attn_norm, ..Layer::bare(mixer, ffn) });
+    }
+    b.decoder(layers, vec![ContextRope::always(Rope::none())])
+}
+
+fn experts(b: &Builder) -> Result<Mixture> {
+    if let Some(n) = b.keys.count("moe_latent_size")?.filter(|&n| n > 0) {
+        return Err(b.keys.error("moe_latent_size", format_args!("{n}: experts on latents are not supported")));
+    }
+    let mixture = mixture(b, Gating::Sigmoid, false)?;
+    Ok(Mixture { gated: false, act: Act::ReluSquared, ..mixture })
+}
