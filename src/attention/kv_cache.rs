@@ -209,7 +209,9 @@ impl LayerCache {
             k: keys(ty_k, spec.key_dim)?,
             low_rank: keys(ty_k.of_low_rank(), spec.rank)?,
             v: spec.value_dim.map(|d| Values::new(ty_v, n_head, d, n_positions)).transpose()?,
-            state: SharedBuf::new(spec.n_state),
+            state: SharedBuf::try_new(spec.n_state).ok_or_else(|| {
+                Error::Impossible("the states of the model's layers need more memory than there is".into())
+            })?,
         })
     }
 

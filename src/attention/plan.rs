@@ -233,16 +233,18 @@ mod tests {
             window: None,
         };
         let every_third_global =
-            |i: usize| if i % 3 == 2 { (shape, 0) } else { (AttentionShape { window: Some(16), ..shape }, 1) };
+            |i: usize| Some(if i % 3 == 2 { (shape, 0) } else { (AttentionShape { window: Some(16), ..shape }, 1) });
         let refused = |s: &str| plan(s).check_sources(every_third_global).unwrap_err();
         assert!(plan("1, 4, 6:4").check_sources(every_third_global).is_ok());
         let message = refused("3");
         assert!(message.contains("layer 3 (shared)") && message.contains("16 positions"), "{message}");
-        let message = plan("4, kv:5").check_sources(|_| (shape, 0)).unwrap_err();
+        let message = plan("4, kv:5").check_sources(|_| Some((shape, 0))).unwrap_err();
         assert!(message.contains("layer 5 (kv)") && message.contains("source 4"), "{message}");
-        let message = plan("kv:5").check_sources(|i| (shape, i)).unwrap_err();
+        let message = plan("kv:5").check_sources(|i| Some((shape, i))).unwrap_err();
         assert!(message.contains("other frequencies"), "{message}");
-        assert!(plan("kv:5, kv:6, 7").check_sources(|_| (shape, 0)).is_ok());
+        assert!(plan("kv:5, kv:6, 7").check_sources(|_| Some((shape, 0))).is_ok());
         assert_eq!(plan("kv:5, kv:6").kv_owner(6), 4);
+        let message = plan("4, 5").check_sources(|i| (i != 4).then_some((shape, 0))).unwrap_err();
+        assert_eq!(message, "layer 4 (shared): layer 4 has no attention");
     }
 }

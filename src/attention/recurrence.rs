@@ -12,7 +12,7 @@ use ggml_ext::kernels::float::{Rows, RowsMut, StateRates};
 use super::delta::DeltaRule;
 use super::kv_cache::LayerCache;
 use super::scan::SelectiveScan;
-use crate::compute::{Linear, Operand, SharedBuf, Worker};
+use crate::compute::{Job, Linear, Operand, SharedBuf, Worker};
 
 /// A layer's heads and parameters.
 pub struct Recurrence {
@@ -181,10 +181,7 @@ impl Recurrence {
     }
 
     /// The products of a layer's input that the state takes in, and those that serve tokens' own results, with where they go.
-    pub fn products<'a>(
-        &'a self,
-        buf: &'a RecurrentBuffers,
-    ) -> ([Option<(&'a Linear, &'a SharedBuf<f32>)>; 3], (&'a Linear, &'a SharedBuf<f32>)) {
+    pub fn products<'a>(&'a self, buf: &'a RecurrentBuffers) -> ([Option<Job<'a>>; 3], Job<'a>) {
         let [first, second] = self.rule.numbers();
         let cached = [
             Some((&self.mixed, &buf.mixed)),

@@ -25,7 +25,7 @@ pub(crate) use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS,
 pub(crate) use heads::Heads;
 pub(crate) use matrix::{FileBytes, Hold, Matrix};
 pub(crate) use norm::{Norm, mean};
-pub(crate) use ops::{Act, Ops, Xielu};
+pub(crate) use ops::{Act, Job, Ops, Xielu};
 pub(crate) use pool::Worker;
 pub(crate) use profile::Laps;
 pub(crate) use slab::Slabs;

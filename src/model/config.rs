@@ -362,7 +362,7 @@ impl Heads {
         let n_head_kv = n_head_kv.unwrap_or(n_head);
         keys.check_heads(n_head_kv, n_head, None)?;
         let head_dim = |key: &str| match keys.positive_width(key)? {
-            None if n_embd % n_head != 0 => {
+            None if !n_embd.is_multiple_of(n_head) => {
                 Err(keys.error(key, format_args!("is missing and {n_head} heads do not divide {n_embd}")))
             }
             n => match n.unwrap_or(n_embd / n_head) {

@@ -18,7 +18,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let mut layers = Vec::with_capacity(b.config.n_layer);
     for i in 0..b.config.n_layer {
         let attn = Some(b.attention(i, attention, 0, QkNorm::None)?);
-        let recurrence = Some(selective_scan(b, i, scan)?.into());
+        let recurrence = Some(selective_scan(b, i, scan, false)?.into());
         let ffn = Some(b.feed_forward(i, Act::Silu)?);
         let attn_norm = Some(b.norm(&format!("blk.{i}.attn_norm"))?);
         // This one's name has no suffix.

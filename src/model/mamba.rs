@@ -65,11 +65,11 @@ pub fn shape(keys: &Keys) -> Result<RecurrentShape> {
 }
 
 /// The selective scan of layer `i`. Its projections are one tensor: gates, values with keys and queries, and steps. Its norm is on groups of as
-/// many heads as share keys; not all files have it.
+/// many heads as share keys; of a family that is not `always_normed`, only some files have it.
 ///
 /// # Errors
 /// Names the tensor that is missing or wrong.
-pub fn selective_scan(b: &mut Builder, i: usize, shape: RecurrentShape) -> Result<Recurrence> {
+pub fn selective_scan(b: &mut Builder, i: usize, shape: RecurrentShape, always_normed: bool) -> Result<Recurrence> {
     let (n_embd, eps, l) = (b.config.n_embd, b.config.norm_eps, &mut *b.loader);
     let (n_head, n_values, n_mixed) = (shape.n_head, shape.n_values(), shape.n_mixed());
     let name = |part: &str| format!("blk.{i}.{part}");
@@ -78,7 +78,7 @@ pub fn selective_scan(b: &mut Builder, i: usize, shape: RecurrentShape) -> Resul
     let (gate, mixed) = (part(0, n_values)?, part(n_values, n_mixed)?);
     let step = part(n_values + n_mixed, n_head)?;
     let len = n_values / shape.n_head_k;
-    let norm = if l.has(&name("ssm_norm.weight")) {
+    let norm = if always_normed || l.has(&name("ssm_norm.weight")) {
         Some(GroupNorm { weight: l.values(&name("ssm_norm.weight"), &[len, shape.n_head_k])?, len, eps })
     } else {
         None
@@ -107,5 +107,5 @@ pub fn selective_scan(b: &mut Builder, i: usize, shape: RecurrentShape) -> Resul
 /// As [`selective_scan`]; where the sharing plan wants attention of the layer.
 pub fn scan_alone(b: &mut Builder, i: usize, shape: RecurrentShape) -> Result<Recurrence> {
     b.has_no_attention(i)?;
-    selective_scan(b, i, shape)
+    selective_scan(b, i, shape, true)
 }
