@@ -793,7 +793,7 @@ def models():
         Scan("nemotron_h", "nemotron_h", "mfmafmf", heads=8, groups=4, state=12, inner=72, networks=False, ungated=True,
              head_dim=32, n_ff=80, bias=("ffn",), eps=1e-2, keys={"attention.layer_norm_epsilon": 0.5}, runs=[(512, 48, 1), (512, 300, 6)]),
         Scan("nemotron_h_moe", "nemotron_h_moe", "mfafm", heads=4, groups=2, networks=False, ungated=True, n_ff=32,
-             head_dim=32, experts=(8, 3), shared=48, expert_bias=True, keys={
+             head_dim=32, experts=(8, 3), shared=48, expert_bias=True, eps=1e-2, keys={
                  "attention.layer_norm_epsilon": 1e-5, "expert_feed_forward_length": 32,
                  "expert_shared_feed_forward_length": 48, "expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 2.5}),
         Scan("mamba2", "mamba2", "mmm", heads=8, groups=2, state=16, networks=False, varies=False,
