@@ -34,6 +34,8 @@ pub enum LisaError {
     Container { what: String },
     #[error("layer {layer}: {what}")]
     Layer { layer: usize, what: String },
+    #[error("tensor {name} is missing")]
+    MissingTensor { name: String },
     #[error("tensor {name}: {what}")]
     Tensor { name: String, what: String },
 }

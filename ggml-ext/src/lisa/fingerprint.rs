@@ -8,11 +8,12 @@ use crate::blocks;
 
 /// Hex SHA-256 over the little-endian F32 values of `blk.0.attn_norm.weight`, `blk.1...`, ..., `output_norm.weight`, with a layer's
 /// `post_attention_norm` where it has no norm before attention: norms are not quantised, so all quantisations of a model have one
-/// fingerprint. Norms without weights tell nothing, as in OLMo, whose models of the same shape have one fingerprint. `tensor` looks a tensor
-/// up by name.
+/// fingerprint. Where none has weights, as in OLMo, they tell nothing: all such models have one fingerprint. `tensor` looks a tensor up by
+/// name.
 ///
 /// # Errors
-/// [`LisaError::Tensor`] for a norm that is not in a float type.
+/// [`LisaError::MissingTensor`] where some norms have weights or the file has no embeddings either, and [`LisaError::Tensor`] for a norm that
+/// is not in a float type.
 pub fn fingerprint<'a>(
     n_layer: usize,
     tensor: impl Fn(&str) -> Option<(GgmlType, &'a [u8])>,
@@ -24,8 +25,10 @@ pub fn fingerprint<'a>(
     };
     let last = ["output_norm.weight", "token_embd_norm.weight"];
     let last = last.into_iter().find(|name| tensor(name).is_some()).unwrap_or(last[0]);
-    for name in (0..n_layer).map(norm).chain([last.into()]) {
-        let Some((ty, bytes)) = tensor(&name) else { continue };
+    let norms: Vec<String> = (0..n_layer).map(norm).chain([last.into()]).collect();
+    let without_weights = norms.iter().all(|name| tensor(name).is_none()) && tensor("token_embd.weight").is_some();
+    for name in if without_weights { vec![] } else { norms } {
+        let Some((ty, bytes)) = tensor(&name) else { return Err(LisaError::MissingTensor { name }) };
         if !ty.is_float() {
             let what = format!("type {}, expected a float type for the fingerprint", ty.name());
             return Err(LisaError::Tensor { name, what });
