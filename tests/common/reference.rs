@@ -192,7 +192,7 @@ pub fn compressed_caches_stay_close(subject: &Subject) {
         return assert!(exact == rounded, "{name}");
     }
     for (r, run) in subject.reference.runs.iter().enumerate() {
-        for (cache, at_least, at_most) in [(CacheType::F16, 2e-4, 0.03), (CacheType::Q8_0, 0.01, 0.3)] {
+        for (cache, at_least, at_most) in [(CacheType::F16, 2e-4, 0.03), (CacheType::Q8_0, 5e-3, 0.3)] {
             let mut head_dims = subject.model.decoder().attentions().map(|s| s.head_dim_k);
             let odd = head_dims.find(|n| !n.is_multiple_of(32));
             if let (CacheType::Q8_0, Some(head_dim)) = (cache, odd) {
