@@ -59,6 +59,7 @@ types! {
     TQ1_0 = 34, "TQ1_0", 256, 54;
     TQ2_0 = 35, "TQ2_0", 256, 66;
     MXFP4 = 39, "MXFP4", 32, 17;
+    NVFP4 = 40, "NVFP4", 64, 36;
     Q1_0 = 41, "Q1_0", 128, 18;
     Q2_0 = 42, "Q2_0", 64, 18;
 }
@@ -95,7 +96,6 @@ impl GgmlType {
             28 => "F64",
             31..=33 => "Q4_0_N_M (removed from the format)",
             36..=38 => "IQ4_NL_N_N (removed from the format)",
-            40 => "NVFP4",
             _ => return None,
         })
     }

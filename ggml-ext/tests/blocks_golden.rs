@@ -66,7 +66,7 @@ fn quantises_bit_exactly() {
         }
         tested.push(ty.name());
     }
-    let all = "F32 F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 BF16 TQ1_0 TQ2_0 MXFP4 Q1_0 Q2_0";
+    let all = "F32 F16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 BF16 TQ1_0 TQ2_0 MXFP4 NVFP4 Q1_0 Q2_0";
     assert_eq!(tested.join(" "), all);
 }
 

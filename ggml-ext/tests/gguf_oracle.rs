@@ -45,7 +45,7 @@ fn every_tensor_type_reads_the_same() {
         if let Some(a) = alignment {
             w.u32("general.alignment", a).unwrap();
         }
-        let known = GgmlType::ALL.iter().filter(|ty| ty.id() <= 40); // newer ones are not gguf-rs's
+        let known = GgmlType::ALL.iter().filter(|ty| ty.id() <= 39); // newer ones are not gguf-rs's
         let tensors: Vec<_> = known.map(|&ty| (ty.name(), ty, ty.block_len() as u64)).collect();
         for (name, ty, block) in &tensors {
             w.tensor(name, &[block * 3, 5, 2], *ty).unwrap();

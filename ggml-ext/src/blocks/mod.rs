@@ -8,6 +8,7 @@
 //! tests iterate the table. Products are fast with a layout in [`crate::pack`] (`with_packed!`) and a format in the kernels
 //! (`with_format!`), which may be one that is there.
 
+mod e2m1;
 mod fit;
 mod float;
 mod iq4_nl;
@@ -15,6 +16,7 @@ mod iq4_xs;
 mod k_scales;
 mod lattice;
 mod mxfp4;
+mod nvfp4;
 mod planes;
 mod q1_0;
 mod q2_0;
@@ -40,6 +42,8 @@ pub use iq4_xs::IQ4_XS;
 pub use lattice::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_S, IQ3_XXS};
 pub(crate) use lattice::{Lattice, kind};
 pub use mxfp4::MXFP4;
+pub use nvfp4::NVFP4;
+pub(crate) use nvfp4::{UE4M3_NAN, ue4m3_half};
 pub use q1_0::Q1_0;
 pub use q2_0::Q2_0;
 pub use q2_k::Q2_K;
@@ -81,7 +85,7 @@ pub trait Block: bytemuck::Pod {
     fn codes(&self, q: &mut [i8], scale: &mut [f32], offset: &mut [f32]);
 
     /// Quantises `LEN` elements so that the sum of `importance * error^2` is small; without importances all count alike. (Q8_0,
-    /// Q8_K and MXFP4 take no notice of them.) Values that are not finite give a block of no use, but no panic.
+    /// Q8_K, MXFP4 and NVFP4 take no notice of them.) Values that are not finite give a block of no use, but no panic.
     fn quantize(x: &[f32], importance: Option<&[f32]>) -> Self;
 
     /// Dequantises into the first `LEN` elements of `out`.
@@ -108,7 +112,7 @@ pub const MAX_LEN: usize = 256;
 macro_rules! with_block {
     ($ty:expr, $B:ident => $body:expr, float => $float:expr) => {
         $crate::blocks::with_block!(@match $ty, $B, $body, $float,
-            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ4_NL IQ4_XS MXFP4
+            Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ4_NL IQ4_XS MXFP4 NVFP4
             IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S TQ1_0 TQ2_0 Q1_0 Q2_0)
     };
     (@match $ty:expr, $B:ident, $body:expr, $float:expr, $($name:ident)*) => {

@@ -1,7 +1,7 @@
 //! MXFP4: 32 four-bit floats (E2M1) with a shared power-of-two scale (E8M0), as the OCP Microscaling specification 1.0
-//! defines them. E2M1 has halves (0, 0.5, 1, 1.5, 2, 3, 4, 6), so the codes are doubled and the scale is halved.
+//! defines them.
 
-use super::{Block, assert_layout, extreme, head, head_mut, planes};
+use super::{Block, assert_layout, e2m1, extreme, head, head_mut, planes};
 use crate::GgmlType;
 
 /// Exponent of the scale, then the codes: element j in the low half of byte j, element 16 + j in its high half.
@@ -23,16 +23,6 @@ fn half_scale(e: u8) -> f32 {
     f32::from_bits(if e < 2 { subnormal } else { normal })
 }
 
-/// Twice the value of an E2M1 code: 0, 1, 2, 3, 4, 6, 8, 12, and from 8 on the same negated.
-#[inline(always)]
-fn doubled(code: u8) -> i8 {
-    let magnitude = code & 7;
-    let steps_of_two = magnitude.saturating_sub(4);
-    let steps_of_four = magnitude.saturating_sub(6) << 1;
-    let value = magnitude.wrapping_add(steps_of_two).wrapping_add(steps_of_four) as i8;
-    if code & 8 == 0 { value } else { value.wrapping_neg() }
-}
-
 impl Block for MXFP4 {
     const TYPE: GgmlType = GgmlType::MXFP4;
     const HAS_OFFSET: bool = false;
@@ -42,7 +32,7 @@ impl Block for MXFP4 {
         *head_mut(scale) = [half_scale(self.e); 2];
         let q: &mut [i8; 32] = head_mut(q);
         for (q, &code) in q.iter_mut().zip(&planes::nibbles(&self.qs)) {
-            *q = doubled(code);
+            *q = e2m1::doubled(code);
         }
     }
 
@@ -54,10 +44,6 @@ impl Block for MXFP4 {
         let log2 = f64::from(extreme(x).abs()).log2() as f32;
         let e = (log2.floor() + 125.0) as u8;
         let d = half_scale(e);
-        let code = |v: f32| {
-            let error = |c: u8| (d * f32::from(doubled(c)) - v).abs();
-            (1..16).fold(0, |best, c| if error(c) < error(best) { c } else { best })
-        };
-        MXFP4 { e, qs: planes::pack_nibbles(&x.map(code)) }
+        MXFP4 { e, qs: planes::pack_nibbles(&x.map(|v| e2m1::nearest(d, v))) }
     }
 }

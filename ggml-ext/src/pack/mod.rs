@@ -26,7 +26,7 @@ mod ternary;
 
 pub(crate) use k_quants::{Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K};
 pub(crate) use lattice::Points;
-pub(crate) use small_blocks::{Iq4Nl, Mxfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+pub(crate) use small_blocks::{Iq4Nl, Mxfp4, Nvfp4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 pub(crate) use ternary::{Q1_0, Q2_0, Tq1_0, Tq2_0};
 
 use std::ops::Range;
@@ -124,7 +124,7 @@ macro_rules! with_packed {
     ($ty:expr, $P:ident => $body:expr, else => $none:expr) => {
         $crate::pack::with_packed!(@match $ty, $P, $body, $none,
             Q4_0 => Q4_0, Q4_1 => Q4_1, Q5_0 => Q5_0, Q5_1 => Q5_1, Q8_0 => Q8_0, IQ4_NL => Iq4Nl, MXFP4 => Mxfp4,
-            Q2_K => Q2K, Q3_K => Q3K, Q4_K => Q4K, Q5_K => Q5K, Q6_K => Q6K, IQ4_XS => Iq4Xs,
+            NVFP4 => Nvfp4, Q2_K => Q2K, Q3_K => Q3K, Q4_K => Q4K, Q5_K => Q5K, Q6_K => Q6K, IQ4_XS => Iq4Xs,
             IQ1_S => Points<$crate::blocks::IQ1_S>, IQ1_M => Points<$crate::blocks::IQ1_M>,
             IQ2_XXS => Points<$crate::blocks::IQ2_XXS>, IQ2_XS => Points<$crate::blocks::IQ2_XS>,
             IQ2_S => Points<$crate::blocks::IQ2_S>, IQ3_XXS => Points<$crate::blocks::IQ3_XXS>,

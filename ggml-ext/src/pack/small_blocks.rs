@@ -1,9 +1,10 @@
-//! Packed layouts of the types with 32-element blocks.
+//! Packed layouts of the types with 32-element blocks, and of NVFP4, which has 64.
 
 use super::Packed;
 use crate::GgmlType;
+use crate::blocks::UE4M3_NAN;
 
-/// 32 codes in 16 bytes: the low halves of all bytes, then the high halves.
+/// Twice as many codes as bytes: the low halves of all bytes, then the high halves.
 #[inline(always)]
 pub(super) fn split_nibbles(packed: &[u8], codes: &mut [u8]) {
     let (low, high) = codes.split_at_mut(packed.len());
@@ -120,5 +121,36 @@ impl Packed for Mxfp4 {
     fn join(codes: &[u8], _words: &[u16], bytes: &[u8], block: &mut [u8]) {
         block[0] = bytes[0];
         join_nibbles(codes, &mut block[1..]);
+    }
+}
+
+/// A scale per 16; codes index a table. The scale that is not a number becomes the zero that it is read as, so that no
+/// kernel has to know it.
+pub(crate) struct Nvfp4;
+
+impl Packed for Nvfp4 {
+    const TYPE: GgmlType = GgmlType::NVFP4;
+    const LOW: usize = 4;
+    const WORDS: usize = 0;
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    fn split(block: &[u8], codes: &mut [u8], _words: &mut [u16], bytes: &mut [u8]) {
+        let (scales, packed) = block.split_at(4);
+        for (byte, &scale) in bytes.iter_mut().zip(scales) {
+            *byte = if scale == UE4M3_NAN { 0 } else { scale };
+        }
+        for (packed, codes) in packed.chunks_exact(8).zip(codes.chunks_exact_mut(16)) {
+            split_nibbles(packed, codes);
+        }
+    }
+
+    #[inline(always)]
+    fn join(codes: &[u8], _words: &[u16], bytes: &[u8], block: &mut [u8]) {
+        let (scales, packed) = block.split_at_mut(4);
+        scales.copy_from_slice(bytes);
+        for (packed, codes) in packed.chunks_exact_mut(8).zip(codes.chunks_exact(16)) {
+            join_nibbles(codes, packed);
+        }
     }
 }

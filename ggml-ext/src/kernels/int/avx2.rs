@@ -264,6 +264,16 @@ impl<D: Dot> Isa for Avx2<D> {
         [power_of_two(a), power_of_two(b)]
     }
     #[inline(always)]
+    unsafe fn load_ue4m3_half(p: *const u8) -> [__m256; 2] {
+        let bytes = _mm_and_si128(_mm_loadu_si128(p.cast()), _mm_set1_epi8(0x7f));
+        let halves = _mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7);
+        let half = _mm256_set1_ps(128.0);
+        [
+            _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), half),
+            _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), half),
+        ]
+    }
+    #[inline(always)]
     unsafe fn load_u4_pairs(p: *const u8) -> ([__m256; 2], [__m256; 2]) {
         let [a, b] = bytes(p);
         let mask = _mm256_set1_epi32(15);

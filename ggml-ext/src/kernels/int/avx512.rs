@@ -123,6 +123,12 @@ impl Isa for Avx512 {
         _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, small, subnormal))
     }
     #[inline(always)]
+    unsafe fn load_ue4m3_half(p: *const u8) -> __m512 {
+        let bytes = _mm_and_si128(_mm_loadu_si128(p.cast()), _mm_set1_epi8(0x7f));
+        let halves = _mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 7);
+        _mm512_mul_ps(_mm512_cvtph_ps(halves), _mm512_set1_ps(128.0))
+    }
+    #[inline(always)]
     unsafe fn load_u4_pairs(p: *const u8) -> (__m512, __m512) {
         let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
         let low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));

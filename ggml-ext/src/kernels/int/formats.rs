@@ -4,8 +4,8 @@ use super::isa::Isa;
 use crate::GgmlType;
 use crate::blocks::{self, IQ4_VALUES, Lattice};
 use crate::pack::{
-    Iq4Nl, Iq4Xs, LINE, Mxfp4, Packed, Points, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, ROWS,
-    Tq1_0, Tq2_0,
+    Iq4Nl, Iq4Xs, LINE, Mxfp4, Nvfp4, Packed, Points, Q1_0, Q2_0, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K,
+    Q8_0, ROWS, Tq1_0, Tq2_0,
 };
 
 /// Runs `$body` with `$F` naming the format of a packed type. Types whose layouts are the same, which differ in their [`Codebook`] or
@@ -14,7 +14,7 @@ macro_rules! with_format {
     ($ty:expr, $F:ident => $body:expr) => {
         $crate::kernels::int::formats::with_format!(@match $ty, $F, $body,
             Q4_0 => Q4_0, Q4_1 => Q4_1, Q5_0 => Q5_0, Q5_1 => Q5_1, Q8_0 => Q8_0, IQ4_NL => Iq4Nl, MXFP4 => Mxfp4,
-            Q2_K => Q2K, Q3_K => Q3K, Q4_K => Q4K, Q5_K => Q5K, Q6_K => Q6K, IQ4_XS => Iq4Xs,
+            NVFP4 => Nvfp4, Q2_K => Q2K, Q3_K => Q3K, Q4_K => Q4K, Q5_K => Q5K, Q6_K => Q6K, IQ4_XS => Iq4Xs,
             IQ1_S | IQ2_XXS => Points<$crate::blocks::IQ1_S>, IQ1_M | IQ2_XS | IQ2_S => Points<$crate::blocks::IQ1_M>,
             IQ3_XXS | IQ3_S => Points<$crate::blocks::IQ3_S>, TQ1_0 | TQ2_0 => Tq2_0, Q1_0 => Q1_0, Q2_0 => Q2_0)
     };
@@ -44,7 +44,7 @@ impl Codebook {
             return Self { levels: kind.levels, unit: kind.unit };
         }
         let levels = match ty {
-            GgmlType::MXFP4 => MXFP4_VALUES,
+            GgmlType::MXFP4 | GgmlType::NVFP4 => E2M1_VALUES,
             _ => IQ4_VALUES,
         };
         Self { levels, unit: 1.0 }
@@ -155,7 +155,7 @@ unsafe fn table<I: Isa>(values: &[i8; 16], mut codes: [I::Line; 8]) -> [I::Line;
 }
 
 /// Twice the values of E2M1.
-const MXFP4_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+const E2M1_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// `codes` by the planes of a type.
 macro_rules! codes_of_planes {
@@ -250,6 +250,19 @@ impl Format for Mxfp4 {
     unsafe fn scales<I: Isa>(head: [I::Floats; 2], bytes: *const u8, _i: usize) -> Scales<I> {
         // SAFETY: as the caller promises; the only field is the exponent of 16 rows.
         Scales { scale: [unsafe { I::load_e8m0_half(bytes) }; 2], min: head }
+    }
+}
+
+impl Format for Nvfp4 {
+    const BITS: u32 = 8;
+    const HALVES: bool = true;
+    codes_of_table!();
+
+    #[inline(always)]
+    unsafe fn scales<I: Isa>([_, zero]: [I::Floats; 2], bytes: *const u8, i: usize) -> Scales<I> {
+        // SAFETY: as the caller promises; fields 2 * i and 2 * i + 1 of 16 rows.
+        let scale = |j: usize| unsafe { I::load_ue4m3_half(bytes.add(j * ROWS)) };
+        Scales { scale: [scale(2 * i), scale(2 * i + 1)], min: [zero; 2] }
     }
 }
 

@@ -94,6 +94,9 @@ pub(super) trait Isa: Copy + 'static {
     unsafe fn load_i8(p: *const u8) -> Self::Floats;
     /// `2^(byte - 128)`: the exponents of MXFP4, whose table holds doubled values.
     unsafe fn load_e8m0_half(p: *const u8) -> Self::Floats;
+    /// Half the values of UE4M3, the scales of NVFP4, of bytes that are numbers. A half-precision number has one more bit of exponent, and
+    /// that counts from 15 and not from 7.
+    unsafe fn load_ue4m3_half(p: *const u8) -> Self::Floats;
     /// The low halves and the high halves of 16 bytes.
     unsafe fn load_u4_pairs(p: *const u8) -> (Self::Floats, Self::Floats);
     unsafe fn add(a: Self::Floats, b: Self::Floats) -> Self::Floats;

@@ -180,6 +180,13 @@ impl Isa for Neon {
         )))
     }
     #[inline(always)]
+    unsafe fn load_ue4m3_half(p: *const u8) -> [float32x4_t; 4] {
+        // Single precision has the same mantissa bits foremost, subnormal where UE4M3 is, and an exponent that counts from 127.
+        let (bytes, mask) = (bytes(p), vdupq_n_u32(0x7f));
+        let half = vdupq_n_f32(f32::from_bits((127 + 127 - 7 - 1) << 23));
+        each!(i => vmulq_f32(vreinterpretq_f32_u32(vshlq_n_u32::<20>(vandq_u32(bytes[i], mask))), half))
+    }
+    #[inline(always)]
     unsafe fn load_u4_pairs(p: *const u8) -> ([float32x4_t; 4], [float32x4_t; 4]) {
         let bytes = bytes(p);
         let mask = vdupq_n_u32(15);

@@ -3,7 +3,7 @@
 use wide::{f32x4, f32x8, i16x8, i32x4, u8x16};
 
 use super::isa::Isa;
-use crate::blocks::{bf16_to_f32, f16_to_f32};
+use crate::blocks::{bf16_to_f32, f16_to_f32, ue4m3_half};
 
 /// The tier's vectors.
 #[derive(Clone, Copy)]
@@ -176,6 +176,12 @@ impl Isa for Portable {
             e @ ..2 => f32::from_bits(0x0020_0000 << e),
             e => f32::from_bits((e - 1) << 23),
         })
+    }
+    #[inline(always)]
+    unsafe fn load_ue4m3_half(p: *const u8) -> [f32x4; 4] {
+        // SAFETY: as the caller promises, 16 bytes lie at `p`.
+        let bytes: [u8; 16] = unsafe { read(p) };
+        floats(|i| ue4m3_half(bytes[i]))
     }
     #[inline(always)]
     unsafe fn load_u4_pairs(p: *const u8) -> ([f32x4; 4], [f32x4; 4]) {

@@ -29,7 +29,7 @@ TYPES = {
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208],
     "IQ4_NL": [0], "IQ4_XS": [0],
     "IQ1_S": [0], "IQ1_M": [], "IQ2_XXS": [0], "IQ2_XS": [0], "IQ2_S": [0], "IQ3_XXS": [0], "IQ3_S": [0],
-    "TQ1_0": [52], "TQ2_0": [64], "Q1_0": [0], "Q2_0": [0],
+    "TQ1_0": [52], "TQ2_0": [64], "Q1_0": [0], "Q2_0": [0], "NVFP4": [],
 }
 # Not (all) in the package: elements and bytes of a block, as in ggml.h and ggml-common.h.
 SIZES = {"Q1_0": (128, 18), "Q2_0": (64, 18)}
@@ -72,6 +72,9 @@ def random_blocks(name, n):
         scale = (rng.standard_normal(n) * 2.0 ** rng.integers(-20, 4, n)).astype(np.float16)
         scale[:6] = [0, -0.0, np.inf, 6e-8, -65504, np.nan]  # 6e-8: the smallest subnormal
         blocks[:, at : at + 2] = scale.view(np.uint8).reshape(n, 2)
+    if name == "NVFP4":  # every scale there is
+        blocks = rng.integers(0, 256, (64, size), dtype=np.uint8)
+        blocks[:, :4] = np.arange(256, dtype=np.uint8).reshape(64, 4)
     if name == "IQ1_M":  # four bits of the scale in each of the last four words
         scale = (rng.standard_normal(n) * 2.0 ** rng.integers(-20, 4, n)).astype(np.float16)
         scale[:6] = [0, -0.0, np.inf, 6e-8, -65504, np.nan]
@@ -97,7 +100,15 @@ def dequantize(name, data):
 
 
 def quantize(name, x):
-    """The package's blocks; those of Q1_0 and Q2_0 as ggml-quants.c describes them: mean magnitude and signs; rounded to the largest."""
+    """The package's blocks; those of Q1_0, Q2_0 and NVFP4 as ggml-quants.c describes them: mean magnitude and signs; rounded to the
+    largest; the scale (by the package) from the largest of 16, the nearest codes."""
+    if name == "NVFP4":
+        sixteens = x.reshape(-1, 16)
+        scales = quants.NVFP4.fp32_to_ue4m3(abs(sixteens).max(axis=1) / np.float32(6))
+        levels = np.array(quants.NVFP4.kvalues, np.float32) * quants.NVFP4.ue4m3_to_fp32(scales).astype(np.float32).reshape(-1, 1)
+        codes = abs(levels[:, None, :] - sixteens[:, :, None]).argmin(axis=2).astype(np.uint8)  # the first of equals
+        packed = (codes[:, :8] | codes[:, 8:] << 4).reshape(-1, 32)
+        return np.concatenate([scales.astype(np.uint8).reshape(-1, 4), packed], axis=1).reshape(-1)
     if name not in SIZES:
         return np.ascontiguousarray(quants.quantize(x.copy(), T[name])).view(np.uint8).reshape(-1)
     blocks = x.reshape(-1, SIZES[name][0])
