@@ -6,6 +6,7 @@ mod reference;
 
 use std::sync::atomic::Ordering;
 
+use ggml_ext::GgmlType;
 use ggml_ext::gguf::Gguf;
 use ggml_ext::lisa::{Activation, Domain, Kind, LayerMeta, LisaMeta, Provenance, identify, merge};
 use lisa_cpp::attention::{CacheType, SharePlan};
@@ -59,7 +60,7 @@ macro_rules! families {
 
 families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
-    llama_bias llama_window_key llama_experts qwen3moe olmoe granitemoe
+    llama_bias llama_window_key llama_experts qwen3moe qwen3moe_nvfp4 olmoe granitemoe
     deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense minicpm3
     gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe minimax_m2 afmoe dbrx smallthinker smallthinker_windows llama4
     internlm2 ernie4_5 exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha smollm3 smollm3_tied
@@ -69,7 +70,7 @@ families! {
     gemma gemma2 gemma2_pattern
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
-    qwen35 qwen35_guessing qwen35moe qwen3next qwen3next_fused
+    qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied
     gemma4 gemma4_plain gemma4_experts
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
@@ -113,6 +114,42 @@ fn quantised_experts_and_heads_stay_close() {
             assert!(0.0 < mean && mean < 0.03, "{name}: {mean} of the spread from activations in F32");
             let (_, most) = differences(&together, &subject.logits(run, CacheType::F32, 1, 1), run.spread());
             assert!(most < reference::TOLERANCE, "{name}: one by one {most} of the spread away");
+        }
+    }
+}
+
+/// Matrices of values that NVFP4 has, some in stacks, those of layers with factors beside them, are the same in NVFP4: only activations
+/// are rounded, where they are.
+#[test]
+fn nvfp4_matrices_give_what_their_values_give() {
+    let folder = tempfile::tempdir().unwrap();
+    let [base, out] = ["base.gguf", "nvfp4.gguf"].map(|name| folder.path().join(name));
+    let matrices = r"(^token_embd|^output|attn_(q|k|v|qkv|gate|output)|ssm_(alpha|beta|out)|ffn_(gate|up|down)_(exps|shexp))\.weight=nvfp4";
+    for name in ["qwen3moe_nvfp4", "qwen35moe_nvfp4"] {
+        std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
+        let mut quantize = std::process::Command::new(env!("CARGO_BIN_EXE_lisa-cpp"));
+        let run =
+            quantize.args(["quantize", "--tensor-type", matrices]).args([&base, &out]).arg("F32").output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let bytes = std::fs::read(&out).unwrap();
+        let file = Gguf::parse(&bytes).unwrap();
+        let factors: Vec<_> = file.tensors().iter().filter_map(|t| t.name.strip_suffix(".scale")).collect();
+        assert!(factors.len() > 20, "{factors:?}");
+        for name in factors.into_iter().chain(["token_embd", "output"]) {
+            assert_eq!(file.tensor(&format!("{name}.weight")).unwrap().ty, GgmlType::NVFP4, "{name}");
+        }
+
+        let model = Model::load(&ModelFile::open(&out).unwrap(), ModelParams::default()).unwrap();
+        let reference = gunzip(&self::folder("families").join(format!("{name}.json.gz")));
+        let subject = Subject::new(name, model, serde_json::from_slice(&reference).unwrap());
+        reference::matches_the_reference(&subject);
+        for run in &subject.reference.runs {
+            let params = SessionParams { n_ctx: run.n_ctx, n_threads: 2, ..Default::default() };
+            let mut session = Session::new(subject.model.clone(), params).unwrap();
+            let rounded = reference::collect(&mut session, &run.ids);
+            let kept: Vec<_> = run.positions.iter().map(|&p| rounded[p].clone()).collect();
+            let (mean, _) = differences(&kept, &run.logits, run.spread());
+            assert!(0.0 < mean && mean < 0.03, "{name}: {mean} of the spread from activations in F32");
         }
     }
 }

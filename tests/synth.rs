@@ -73,7 +73,7 @@ fn every_preset_generates() {
 
 #[test]
 fn every_type_generates() {
-    for ty in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split(' ') {
+    for ty in "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4 NVFP4".split(' ') {
         generates(&format!("--like llama2-7b {TINY} --type {ty}"));
     }
     // Rows that no block of 256 fits.

@@ -18,6 +18,8 @@ pub struct Stack {
     pub name: Box<str>,
     /// `[n * rows of one, cols]`
     pub weight: Matrix,
+    /// Factors on the results, one per matrix.
+    pub scales: Option<Box<[f32]>>,
     /// What is added to the results, `[n * rows of one]`.
     pub bias: Option<Box<[f32]>>,
 }
@@ -103,8 +105,6 @@ pub struct Networks {
     pub down: Stack,
     /// The activation of gates, or of units without them.
     pub act: Act,
-    /// Factors on the experts' results, where the family has them.
-    pub scales: Option<Box<[f32]>>,
     /// Whether a token's weight for an expert multiplies what the expert is given, and not what it makes of that.
     pub weighs_input: bool,
 }
@@ -336,9 +336,6 @@ impl Ops<'_> {
                 let scores = b.scores.get_mut(t * n_expert..(t + 1) * n_expert);
                 let (chosen, weights) = (b.chosen.get_mut(chosen.clone()), b.weights.get_mut(chosen));
                 choice.choose(self.kernels, scores, bias, chosen, weights);
-                if let Some(scales) = &net.scales {
-                    weights.iter_mut().zip(chosen).for_each(|(w, &mut e)| *w *= scales[e as usize]);
-                }
             }
         }
         self.worker.barrier();
@@ -412,11 +409,13 @@ impl Ops<'_> {
         unsafe {
             let y = out.as_ptr().add(start);
             self.multiply(x, places.clone(), &w, part.clone(), y, stride);
-            if let Some(bias) = &stack.bias {
-                let bias = &bias[e * rows..][part.clone()];
-                for i in 0..places.len() {
-                    let row = out.get_mut(start + i * stride + part.start..start + i * stride + part.end);
-                    self.kernels.float.add_assign(row, bias);
+            for i in 0..places.len() {
+                let row = start + i * stride + part.start..start + i * stride + part.end;
+                if let Some(scales) = &stack.scales {
+                    self.kernels.float.scale(out.get_mut(row.clone()), scales[e]);
+                }
+                if let Some(bias) = &stack.bias {
+                    self.kernels.float.add_assign(out.get_mut(row), &bias[e * rows..][part.clone()]);
                 }
             }
         }

@@ -104,7 +104,7 @@ impl Projection {
 
 /// Tensors of layer `i` that a layer of this kind does not need, whether the file has them or not.
 fn unused_tensors(kind: Kind, i: usize) -> impl Iterator<Item = String> {
-    let suffixes = [".weight", ".scale", ".bias", "_norm.weight", "_norm.bias"];
+    let suffixes = [".weight", ".scale", ".input_scale", ".bias", "_norm.weight", "_norm.bias"];
     kind.idle_projections().iter().flat_map(move |p| suffixes.map(|s| format!("blk.{i}.attn_{p}{s}")))
 }
 
@@ -500,16 +500,14 @@ impl Builder<'_, '_, '_, '_> {
         let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
         let selection_bias = l.optional_vector(&format!("blk.{i}.exp_probs_b.bias"), n_expert)?;
         let fused = l.has(&format!("blk.{i}.ffn_gate_up_exps.weight"));
-        let mut stack =
-            |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps.weight"), n_expert, rows, cols);
+        let mut stack = |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps"), n_expert, rows, cols);
         let units = match (gated, fused) {
             (false, _) => Units::Ungated(stack("up", n_ff, n_embd)?),
             (true, true) => Units::Fused(stack("gate_up", 2 * n_ff, n_embd)?),
             (true, false) => Units::Gated { gate: stack("gate", n_ff, n_embd)?, up: stack("up", n_ff, n_embd)? },
         };
         let down = stack("down", n_embd, n_ff)?;
-        let scales = l.optional_vector(&format!("blk.{i}.ffn_down_exps.scale"), n_expert)?;
-        let networks = Networks { choice, selection_bias, units, down, act, scales, weighs_input: false };
+        let networks = Networks { choice, selection_bias, units, down, act, weighs_input: false };
         let shared = match n_ff_shared {
             0 => None,
             n => Some(SharedExpert {

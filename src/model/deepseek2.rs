@@ -150,7 +150,7 @@ fn heads(b: &mut Builder, i: usize, kind: Kind, sizes: &Sizes, n_head: usize) ->
         let linear = l.linear(&format!("blk.{i}.attn_kv_b"), n_head * (n_plain + n_value), rank)?;
         return Ok(LatentHeads::Made(linear));
     }
-    let mut stack = |name: &str, rows, cols| l.stack(&format!("blk.{i}.attn_{name}.weight"), n_head, rows, cols);
+    let mut stack = |name: &str, rows, cols| l.stack(&format!("blk.{i}.attn_{name}"), n_head, rows, cols);
     let k = matches!(kind, Kind::Full | Kind::Kv).then(|| stack("k_b", rank, n_plain)).transpose()?;
     Ok(LatentHeads::Absorbed { k, v: stack("v_b", n_value, rank)? })
 }

@@ -195,14 +195,26 @@ impl<'p> Loader<'p> {
     pub fn linear_rows(&mut self, name: &str, rows: usize, cols: usize, part: Range<usize>) -> Result<Linear> {
         let tensor = format!("{name}.weight");
         let weight = self.matrix_rows(&tensor, rows, cols, part.clone())?;
-        let scale = format!("{name}.scale");
-        // Several factors would be something else.
-        let scale = match self.first_dim(&scale) {
-            Some(1) => Some(self.vector(&scale, 1)?[0]),
-            _ => None,
-        };
+        let scale = self.factor(name)?;
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?.map(|b| b[part].into());
         Ok(Linear { name: tensor.into(), weight, scale, bias })
+    }
+
+    /// `<name>.scale`, the factor on all results of a matrix, where the file has it.
+    fn factor(&mut self, name: &str) -> Result<Option<f32>> {
+        self.skip_input_scale(name);
+        let scale = format!("{name}.scale");
+        match self.first_dim(&scale) {
+            Some(1) => Ok(Some(self.vector(&scale, 1)?[0])),
+            // Several factors would be something else.
+            _ => Ok(None),
+        }
+    }
+
+    /// Leaves `<name>.input_scale` in the file: by it a matrix's operand would be divided to become NVFP4 itself. Operands here, as those of
+    /// llama.cpp on CPUs, have scales of their own.
+    fn skip_input_scale(&mut self, name: &str) {
+        self.skip(&format!("{name}.input_scale"));
     }
 
     /// Those rows of [`Loader::linear`] that lie in `parts`, one after another: of families that store the rows of several matrices by turns.
@@ -222,9 +234,10 @@ impl<'p> Loader<'p> {
             let gathered = parts.iter().flat_map(|r| &stored[of_part(r)]).copied().collect();
             self.load(&Arc::new(FileBytes::Owned(gathered)), &info, shape, 0..n_bytes)
         };
+        let scale = self.factor(name)?;
         let bias = self.optional_vector(&format!("{name}.bias"), rows)?;
         let bias = bias.map(|b| parts.iter().flat_map(|r| &b[r.clone()]).copied().collect());
-        Ok(Linear { name: tensor.into(), weight, scale: None, bias })
+        Ok(Linear { name: tensor.into(), weight, scale, bias })
     }
 
     /// The matrix `which`, 0 or 1, of two whose rows the tensor has by turns: `len` of one, `len` of the other, and so on, `n` times.
@@ -233,20 +246,24 @@ impl<'p> Loader<'p> {
         self.linear_parts(name, 2 * n * len, cols, &rows)
     }
 
-    /// `n` matrices of `rows` x `cols`, those of all experts or of all heads, which the file has as one tensor of three dimensions.
+    /// `n` matrices of `rows` x `cols`, those of all experts or of all heads, which the file has as one tensor of three dimensions:
+    /// `<name>.weight` with `<name>.scale`, one factor for each, and `<name>.bias` where the file has them.
     pub fn stack(&mut self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Stack> {
+        let tensor = format!("{name}.weight");
         if !rows.is_multiple_of(ROWS) {
             return Err(
-                self.error(format_args!("tensor {name}: matrices of {rows} rows, expected a multiple of {ROWS}"))
+                self.error(format_args!("tensor {tensor}: matrices of {rows} rows, expected a multiple of {ROWS}"))
             );
         }
-        let (file, info) = self.take(name, &[cols, rows, n])?;
+        let (file, info) = self.take(&tensor, &[cols, rows, n])?;
         let start = info.offset as usize;
         let range = start..start + info.n_bytes as usize;
         let weight = self.load(&file, &info, [n * rows, cols], range);
-        let name_of_bias = format!("{}.bias", name.trim_end_matches(".weight"));
+        self.skip_input_scale(name);
+        let scales = self.optional_vector(&format!("{name}.scale"), n)?;
+        let name_of_bias = format!("{name}.bias");
         let bias = self.has(&name_of_bias).then(|| self.values(&name_of_bias, &[rows, n])).transpose()?;
-        Ok(Stack { name: name.into(), weight, bias })
+        Ok(Stack { name: tensor.into(), weight, scales, bias })
     }
 
     /// Refuses a file with tensors that the family did not ask for: running without them would be a silent guess.

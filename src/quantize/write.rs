@@ -168,9 +168,15 @@ fn quantize(
     Ok(())
 }
 
-/// Numbers a type has no room for: F16 itself, and the half-precision scales of the blocks.
+/// Numbers a type has no room for: F16 itself, and the scales of the blocks, which are half-precision numbers, or of eight bits in NVFP4.
 fn out_of_range(ty: GgmlType, v: f32) -> bool {
     const LARGEST_HALF: f32 = 65504.0;
-    let largest = if matches!(ty, GgmlType::F32 | GgmlType::BF16) { f32::MAX } else { LARGEST_HALF };
+    /// The largest scale, 448, times the largest code.
+    const LARGEST_NVFP4: f32 = 448.0 * 6.0;
+    let largest = match ty {
+        GgmlType::F32 | GgmlType::BF16 => f32::MAX,
+        GgmlType::NVFP4 => LARGEST_NVFP4,
+        _ => LARGEST_HALF,
+    };
     v.is_nan() || v.abs() > largest
 }

@@ -27,12 +27,13 @@ class Tiny:
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
-                 ff_key=None, attn_gate=False, positions=False, embed_norm=False, sub_norm=False, scales=False, keys=None, tensors=None, runs=None):
+                 ff_key=None, attn_gate=False, positions=False, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
         self.attn_gate = attn_gate  # gates on what attention gives
         self.positions, self.embed_norm = positions, embed_norm  # learned positions; a norm on embeddings
         self.sub_norm, self.scales = sub_norm, scales  # norms inside the halves of a layer; factors on the results of its matrices
+        self.nvfp4 = nvfp4  # values that NVFP4 has, and factors beside all matrices of layers
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
         self.explicit_head_dim = head_dim is not None
@@ -59,7 +60,8 @@ class Tiny:
     def matrix(self, n_out, n_in, gain):
         std = gain / np.sqrt(n_in)
         step = 2.0 ** np.floor(np.log2(std / 8))
-        return (np.round(self.rng.normal(0, std, (n_out, n_in)) / step) * step).astype(np.float32)
+        values = (np.round(self.rng.normal(0, std, (n_out, n_in)) / step) * step).astype(np.float32)
+        return to_nvfp4(values) if self.nvfp4 else values
 
     def vector(self, n, mean, std):
         return self.rng.normal(mean, std, n).astype(np.float32)
@@ -125,6 +127,13 @@ class Tiny:
         w.add_add_bos_token(True)
         w.add_add_space_prefix(True)
 
+    def add_factors(self, w, i, name, tensor):
+        """Beside a matrix or a stack of them, where such files have them."""
+        if self.nvfp4 and tensor.ndim > 1 and "gate_inp" not in name and "conv1d" not in name:
+            n = len(tensor) if tensor.ndim == 3 else 1
+            for kind in ("scale", "input_scale"):
+                w.add_tensor(f"blk.{i}.{name.removesuffix('weight')}{kind}", self.vector(n, 1.0, 0.3))
+
     def add_tensors(self, w):
         # Gains: scores of standard deviation about 2, branches that grow the residual stream by about as much as it
         # holds, logits of standard deviation about 3. QK-normed models take the sharpness from the norm weights.
@@ -140,6 +149,7 @@ class Tiny:
         for i in range(self.n_layer):
             def add(name, tensor):
                 w.add_tensor(f"blk.{i}.{name}", tensor)
+                self.add_factors(w, i, name, tensor)
 
             def norm(name):
                 add(f"{name}.weight", self.vector(N_EMBD, 1.0, 0.2))
@@ -410,6 +420,7 @@ class DeltaNet(Tiny):
         for i in range(self.n_layer):
             def add(name, tensor):
                 w.add_tensor(f"blk.{i}.{name}", tensor)
+                self.add_factors(w, i, name, tensor)
 
             add("attn_norm.weight", self.vector(d, 1.0, 0.2))
             add("post_attention_norm.weight", self.vector(d, 1.0, 0.2))
@@ -545,6 +556,15 @@ class Scan(Tiny):
                 add(f"ffn_{name}.bias", self.vector(n, 0.0, 0.3))
 
 
+def to_nvfp4(values):
+    """The values of NVFP4 next to these: such that quantising gives the same again."""
+    nvfp4, sixteens = gguf.quants.NVFP4, values.reshape(-1, 16)
+    half_scales = nvfp4.ue4m3_to_fp32(nvfp4.fp32_to_ue4m3(abs(sixteens).max(axis=1) / np.float32(6)))
+    levels = np.array(nvfp4.kvalues, np.float32) * half_scales.astype(np.float32).reshape(-1, 1)
+    codes = abs(levels[:, None, :] - sixteens[:, :, None]).argmin(axis=2)
+    return np.take_along_axis(levels, codes, axis=1).reshape(values.shape)
+
+
 def ramp(n, first, last):
     """Rope factors that grow geometrically, each of its own value so that a wrong order shows."""
     return np.geomspace(first, last, n)
@@ -608,6 +628,9 @@ def models():
         DeltaNet("qwen35moe", "qwen35moe", n_ff=None, experts=(7, 3), shared=48, eps=1e-2, keys={
             "rope.dimension_sections": [2, 1, 1, 0], "expert_feed_forward_length": 32,
             "expert_shared_feed_forward_length": 48}),
+        DeltaNet("qwen35moe_nvfp4", "qwen35moe", n_ff=None, experts=(4, 2), shared=64, nvfp4=True, recurrent=[True, False, True], keys={
+            "rope.dimension_sections": [2, 1, 1, 0], "expert_feed_forward_length": 64,
+            "expert_shared_feed_forward_length": 64}),
         DeltaNet("qwen3next", "qwen3next", n_ff=96, experts=(6, 4), shared=48, interleaved="rates", interval=2, eps=1e-2, keys={
             "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}, runs=[(512, 48, 1), SHIFTED]),
         DeltaNet("qwen3next_fused", "qwen3next", n_ff=96, experts=(6, 4), shared=48, interleaved="all", keys={
@@ -620,6 +643,8 @@ def models():
         Tiny("llama_experts", "llama", n_ff=48, experts=(8, 2), runs=[(512, 48, 1), SHIFTED]),
         Tiny("qwen3moe", "qwen3moe", head_dim=32, n_ff=96, qk_norm=True, experts=(7, 3), eps=1e-2,
              keys={"expert_feed_forward_length": 32}),
+        Tiny("qwen3moe_nvfp4", "qwen3moe", head_dim=32, n_ff=96, qk_norm=True, experts=(5, 2), nvfp4=True,
+             keys={"expert_feed_forward_length": 64}),
         Tiny("olmoe", "olmoe", n_head_kv=4, n_ff=32, qk_norm="rows", experts=(16, 4), eps=1e-2,
              runs=[(512, 48, 1), (512, 300, 6)]),
         Tiny("granitemoe", "granitemoe", emb=1 / 6, n_ff=48, experts=(5, 2), eps=1e-2, keys={
