@@ -135,15 +135,16 @@ fn fate(t: &TensorInfo, meta: &LisaMeta, geometry: &Geometry) -> Result<Fate, Li
     };
     let heads = &geometry.layers[layer];
     let queries = heads.n_head as u64 * heads.key_length as u64;
-    // Whatever else a projection has (a bias, a scale) goes with its weight.
-    let module = module.split('.').next().unwrap_or_default();
+    // Whatever else a projection has (a bias, a factor) goes with its weight.
+    let (module, part) = module.split_once('.').unwrap_or((module, ""));
+    let is_factor = matches!(part, "scale" | "input_scale") && t.n_elements() == 1;
     Ok(match (of.kind, module) {
         (Kind::Full, _) => Fate::Keep,
-        // It has more rows than queries where these share it with gates, which are not idle.
-        (_, "attn_q") if t.shape.last() > Some(&queries) => Fate::Keep,
+        // It has more rows than queries where these share it with gates, which are not idle. A factor on all rows does not tell.
+        (_, "attn_q") if is_factor || t.shape.last() > Some(&queries) => Fate::Keep,
         (kind, name) if is_idle(kind, name) => Fate::Drop,
         (kind, "attn_qkv") => {
-            let (q, v) = fused_rows(t, heads)?;
+            let (q, v) = if is_factor { (0..1, 0..1) } else { fused_rows(t, heads)? };
             if kind == Kind::Kv { Fate::Rows("attn_q", q) } else { Fate::Rows("attn_v", v) }
         }
         _ => Fate::Keep,

@@ -92,20 +92,34 @@ fn fused_projections_are_cut_to_the_rows_in_use() {
     }
 }
 
+/// The model with one vector more.
+fn with_vector(base: &[u8], name: &str, n: u64, ty: GgmlType) -> Vec<u8> {
+    let gguf = Gguf::parse(base).unwrap();
+    let (t, data) = tensor(name, &[n], ty, &values(n, 7));
+    let mut w = GgufWriter::new(Vec::new());
+    gguf.metadata().for_each(|(k, v)| w.value(k, v).unwrap());
+    gguf.tensors().iter().chain([&t]).for_each(|t| w.tensor(&t.name, &t.shape, t.ty).unwrap());
+    gguf.tensors().iter().for_each(|t| w.data(&t.name, gguf.tensor_data(t)).unwrap());
+    w.data(&t.name, &data).unwrap();
+    w.finish().unwrap()
+}
+
+#[test]
+fn a_factor_goes_with_the_rows_that_are_left() {
+    let base = with_vector(&family("phi3"), "blk.2.attn_qkv.scale", 1, GgmlType::F32);
+    for (third, left) in [(Kind::Shared, "attn_v"), (Kind::Kv, "attn_q")] {
+        let (out, _) = Sidecar::new(&base, plan(&base, third), 0).merge(&base).unwrap();
+        let out = Gguf::parse(&out).unwrap();
+        assert!(out.tensor("blk.2.attn_qkv.scale").is_none() && out.tensor(&format!("blk.2.{left}.weight")).is_some());
+        assert_eq!(floats(&out, &format!("blk.2.{left}.scale")), values(1, 7), "{third}");
+    }
+}
+
 #[test]
 fn a_fused_bias_is_cut_with_its_weight() {
-    let base = family("phi3");
-    let gguf = Gguf::parse(&base).unwrap();
-    let n = gguf.tensor("blk.1.attn_qkv.weight").unwrap().n_rows();
-    let with_bias = |ty: GgmlType| {
-        let (t, data) = tensor("blk.1.attn_qkv.bias", &[n], ty, &values(n, 7));
-        let mut w = GgufWriter::new(Vec::new());
-        gguf.metadata().for_each(|(k, v)| w.value(k, v).unwrap());
-        gguf.tensors().iter().chain([&t]).for_each(|t| w.tensor(&t.name, &t.shape, t.ty).unwrap());
-        gguf.tensors().iter().for_each(|t| w.data(&t.name, gguf.tensor_data(t)).unwrap());
-        w.data(&t.name, &data).unwrap();
-        w.finish().unwrap()
-    };
+    let original = family("phi3");
+    let n = Gguf::parse(&original).unwrap().tensor("blk.1.attn_qkv.weight").unwrap().n_rows();
+    let with_bias = |ty: GgmlType| with_vector(&original, "blk.1.attn_qkv.bias", n, ty);
     let base = with_bias(GgmlType::F32);
     let (out, _) = Sidecar::new(&base, plan(&base, Kind::Kv), 0).merge(&base).unwrap();
     let out = Gguf::parse(&out).unwrap();
