@@ -6,17 +6,17 @@ use std::sync::Arc;
 
 use super::SharedBuf;
 
-/// Bytes per slab. Of the last one only what is used becomes resident.
+/// Bytes per slab, unless there will be fewer in all. Of the last one only what is used becomes resident.
 const SLAB: usize = 64 << 20;
 
 /// Where matrices start: on cache lines, as the kernels want them.
 const ALIGN: usize = 64;
 
 /// Hands out pieces of slabs.
-#[derive(Default)]
 pub struct Slabs {
     current: Option<Arc<SharedBuf<u8>>>,
     used: usize,
+    len: usize,
 }
 
 /// A piece of a slab.
@@ -27,18 +27,24 @@ pub struct Piece {
 }
 
 impl Slabs {
+    /// Slabs for about `n_bytes` in all.
+    pub fn for_bytes(n_bytes: u64) -> Self {
+        let len = usize::try_from(n_bytes).map_or(SLAB, |n| n.min(SLAB)).next_multiple_of(ALIGN);
+        Self { current: None, used: 0, len }
+    }
+
     /// `len` zeroed bytes that start on a cache line.
     pub fn take(&mut self, len: usize) -> Piece {
-        if len > SLAB / 2 {
+        if len > self.len / 2 {
             let slab = SharedBuf::new(len);
             slab.advise_huge_pages();
             return Piece { slab: Arc::new(slab), range: 0..len };
         }
         let slab = match self.current.take() {
-            Some(slab) if self.used + len <= SLAB => slab,
+            Some(slab) if self.used + len <= self.len => slab,
             _ => {
                 self.used = 0;
-                let slab = SharedBuf::new(SLAB);
+                let slab = SharedBuf::new(self.len);
                 slab.advise_huge_pages();
                 Arc::new(slab)
             }
@@ -84,7 +90,7 @@ mod tests {
 
     #[test]
     fn pieces_are_apart_and_on_cache_lines() {
-        let mut slabs = Slabs::default();
+        let mut slabs = Slabs::for_bytes(u64::MAX);
         let sizes = [1, 63, 64, 65, 0, SLAB / 2, SLAB / 2, SLAB / 2 + 1, 10];
         let pieces: Vec<Piece> = sizes.iter().map(|&n| slabs.take(n)).collect();
         for (i, piece) in pieces.iter().enumerate() {

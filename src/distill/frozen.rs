@@ -285,7 +285,7 @@ mod tests {
         let mut bytes = vec![0; ty.row_bytes(n_in).unwrap() * n_out];
         quantize_rows(ty, &noise(4, n_out * n_in, 0.3), None, &mut bytes);
         let (range, file) = (0..bytes.len(), Arc::new(FileBytes::Owned(bytes)));
-        let (mut pool, mut slabs) = (Pool::new(1).unwrap(), Slabs::default());
+        let (mut pool, mut slabs) = (Pool::new(1).unwrap(), Slabs::for_bytes(1 << 20));
         let weight = Matrix::load(ty, [n_out, n_in], &file, range, Hold::Packed, &mut pool, &mut slabs);
         Linear { name: "w".into(), weight, scale: None, bias: Some(noise(5, n_out, 1.0).into()) }
     }

@@ -75,7 +75,7 @@ impl<'p> Loader<'p> {
             }
         }
         let bytes_total = tensors.values().map(|e| e.info.n_bytes).sum();
-        let slabs = Slabs::default();
+        let slabs = Slabs::for_bytes(bytes_total);
         Ok(Self { file: file.into(), tensors, hold, pool, slabs, progress, bytes_total, bytes_done: 0 })
     }
 
