@@ -27,7 +27,7 @@ pub(super) trait Dot: Copy + 'static {
     /// As [`Isa::UNSIGNED_SECOND`].
     const UNSIGNED_SECOND: bool;
 
-    /// As [`Isa::second_dots`] if these are `second` digits, else as [`Isa::dots`].
+    /// As [`Isa::dots`].
     unsafe fn dots<const N: usize, const T: usize>(
         bits: u32,
         second: bool,
@@ -206,20 +206,12 @@ impl<D: Dot> Isa for Avx2<D> {
     #[inline(always)]
     unsafe fn dots<const N: usize, const T: usize>(
         bits: u32,
+        second: bool,
         sums: [Sums; T],
         lines: &[Sums; N],
         x: [*const i8; T],
     ) -> [Sums; T] {
-        D::dots(bits, false, sums, lines, x)
-    }
-    #[inline(always)]
-    unsafe fn second_dots<const N: usize, const T: usize>(
-        bits: u32,
-        sums: [Sums; T],
-        lines: &[Sums; N],
-        x: [*const i8; T],
-    ) -> [Sums; T] {
-        D::dots(bits, true, sums, lines, x)
+        D::dots(bits, second, sums, lines, x)
     }
     #[inline(always)]
     unsafe fn to_floats(sums: [__m256i; 2]) -> [__m256; 2] {

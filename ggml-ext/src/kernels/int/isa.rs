@@ -30,7 +30,7 @@ pub(super) trait Isa: Copy + 'static {
     const TOKENS: usize;
     /// Whether tokens meet a block in pairs, by [`Isa::dots`], as each line is then read half as often.
     const IN_PAIRS: bool;
-    /// Whether second digits of activations are in `0..=127`, for the sake of [`Isa::second_dots`], and not in `-127..=127`.
+    /// Whether second digits of activations are in `0..=127`, for the sake of [`Isa::dots`], and not in `-127..=127`.
     const UNSIGNED_SECOND: bool;
     /// True if there are registers for 16 accumulators and their operands.
     const MANY_REGISTERS: bool;
@@ -56,14 +56,16 @@ pub(super) trait Isa: Copy + 'static {
     /// Adds the products of `lines` with the columns at `x`, four per line. `bits` (a constant) bounds the codes: they
     /// are in `0..1 << bits`, or, if it is 8, any signed byte (plus 128 if [`Isa::UNSIGNED`]).
     unsafe fn dot<const N: usize>(bits: u32, sums: Self::Sums, lines: &[Self::Line; N], x: *const i8) -> Self::Sums;
-    /// [`Isa::dot`] for several tokens.
+    /// [`Isa::dot`] for several tokens, whose columns are `second` digits or first ones.
     #[inline(always)]
     unsafe fn dots<const N: usize, const T: usize>(
         bits: u32,
+        second: bool,
         mut sums: [Self::Sums; T],
         lines: &[Self::Line; N],
         x: [*const i8; T],
     ) -> [Self::Sums; T] {
+        let _ = second;
         let mut i = 0;
         while i < T {
             // SAFETY: as the caller promises.
@@ -71,17 +73,6 @@ pub(super) trait Isa: Copy + 'static {
             i += 1;
         }
         sums
-    }
-    /// [`Isa::dots`] with second digits.
-    #[inline(always)]
-    unsafe fn second_dots<const N: usize, const T: usize>(
-        bits: u32,
-        sums: [Self::Sums; T],
-        lines: &[Self::Line; N],
-        x: [*const i8; T],
-    ) -> [Self::Sums; T] {
-        // SAFETY: as the caller promises.
-        unsafe { Self::dots(bits, sums, lines, x) }
     }
     unsafe fn to_floats(sums: Self::Sums) -> Self::Floats;
 

@@ -376,14 +376,7 @@ unsafe fn add_products<I: Isa, P: Format, const U: usize, const SECOND: bool>(
     unsafe {
         let mut i = 0;
         if !P::HALVES {
-            let (mut q, mut dot) = ([std::ptr::null(); U], [I::zero_sums(); U]);
-            while i < U {
-                q[i] = (&raw const (*x[i]).codes).cast::<i8>();
-                dot[i] = sums::<I>(zero, &raw const (*x[i]).neg_sum);
-                i += 1;
-            }
-            dot = dots::<I, P, 8, U, SECOND>(dot, codes, q);
-            i = 0;
+            let dot = dots::<I, P, 8, U, SECOND>(codes, zero, x, None);
             while i < U {
                 let scale = I::splat(&raw const (*x[i]).scale);
                 acc[i] = I::fma(I::to_floats(dot[i]), I::mul(s.scale[0], scale), acc[i]);
@@ -391,8 +384,9 @@ unsafe fn add_products<I: Isa, P: Format, const U: usize, const SECOND: bool>(
             }
             return acc;
         }
-        let first = half::<I, P, U, SECOND>(&[codes[0], codes[1], codes[2], codes[3]], zero, x, 0);
-        let last = half::<I, P, U, SECOND>(&[codes[4], codes[5], codes[6], codes[7]], zero, x, 1);
+        let [a, b, c, d, e, f, g, h] = *codes;
+        let first = dots::<I, P, 4, U, SECOND>(&[a, b, c, d], zero, x, Some(0));
+        let last = dots::<I, P, 4, U, SECOND>(&[e, f, g, h], zero, x, Some(1));
         while i < U {
             let scale = I::splat(&raw const (*x[i]).scale);
             let both = I::fma(I::to_floats(last[i]), s.scale[1], I::mul(I::to_floats(first[i]), s.scale[0]));
@@ -403,41 +397,31 @@ unsafe fn add_products<I: Isa, P: Format, const U: usize, const SECOND: bool>(
     }
 }
 
-/// The products of 16 columns, the first or the last of a block, with the codes of a block of each of `U` tokens.
+/// The products, in integers, of `N * 4` columns with the codes of a block of each of `U` tokens: of all of it or of one `half`, 0 or 1.
 ///
 /// # Safety
-/// As [`Isa`]; each of `x` is a block, and `which` is 0 or 1.
+/// As [`Isa`]; each of `x` is a block.
 #[inline(always)]
-unsafe fn half<I: Isa, P: Format, const U: usize, const SECOND: bool>(
-    codes: &[I::Line; 4],
+unsafe fn dots<I: Isa, P: Format, const N: usize, const U: usize, const SECOND: bool>(
+    codes: &[I::Line; N],
     zero: Option<u32>,
     x: [*const Q8Block; U],
-    which: usize,
+    half: Option<usize>,
 ) -> [I::Sums; U] {
     // SAFETY: as the caller promises.
     unsafe {
         let (mut i, mut q, mut dot) = (0, [std::ptr::null(); U], [I::zero_sums(); U]);
         while i < U {
-            q[i] = (&raw const (*x[i]).codes[16 * which]);
-            dot[i] = sums::<I>(zero, &raw const (*x[i]).neg_half[which]);
+            let (at, neg_sum) = match half {
+                None => (0, &raw const (*x[i]).neg_sum),
+                Some(half) => (half * BLOCK / 2, &raw const (*x[i]).neg_half[half]),
+            };
+            q[i] = &raw const (*x[i]).codes[at];
+            dot[i] = sums::<I>(zero, neg_sum);
             i += 1;
         }
-        dots::<I, P, 4, U, SECOND>(dot, codes, q)
+        I::dots(P::BITS, SECOND, dot, codes, q)
     }
-}
-
-/// [`Isa::dots`] or, if `SECOND`, [`Isa::second_dots`].
-///
-/// # Safety
-/// As [`Isa`].
-#[inline(always)]
-unsafe fn dots<I: Isa, P: Format, const N: usize, const U: usize, const SECOND: bool>(
-    sums: [I::Sums; U],
-    codes: &[I::Line; N],
-    x: [*const i8; U],
-) -> [I::Sums; U] {
-    // SAFETY: as the caller promises.
-    unsafe { if SECOND { I::second_dots(P::BITS, sums, codes, x) } else { I::dots(P::BITS, sums, codes, x) } }
 }
 
 /// Asks for `n` bytes at `p`.
