@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{Rows, RowsMut, StateRates};
+use ggml_ext::kernels::float::{Rows, RowsMut, StateRates, StateUpdate};
 
 use super::delta::DeltaRule;
 use super::kv_cache::LayerCache;
@@ -229,9 +229,10 @@ impl Recurrence {
                 let results = RowsMut::from_raw(first, step.n_wanted, dv, out.k());
                 let rates = buf.rates.get(h * buf.n_ubatch..h * buf.n_ubatch + n);
                 let memory = state.get_mut(memory..memory + dk * dv);
+                let update = StateUpdate { state: memory, q, k, v, rates, out: results };
                 match &self.rule {
-                    Rule::Delta(_) => kernels.float.delta_rule(memory, q, k, v, rates, results),
-                    Rule::Scan(_) => kernels.float.selective_scan(memory, q, k, v, rates, results),
+                    Rule::Delta(_) => kernels.float.delta_rule(update),
+                    Rule::Scan(_) => kernels.float.selective_scan(update),
                 }
                 if let Rule::Scan(scan) = &self.rule {
                     for t in 0..step.n_wanted {

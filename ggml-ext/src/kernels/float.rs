@@ -34,7 +34,7 @@ mod tests;
 pub use elem::{BlockQ8_0, KEY_GROUP, KeysQ8_0};
 pub use heads::{HeadNet, UNIT_FLOATS, UnitAct};
 pub use rows::{Rows, RowsMut};
-pub use state::StateRates;
+pub use state::{StateRates, StateUpdate};
 
 use super::Tier;
 use elem::Elem;
@@ -79,8 +79,8 @@ macro_rules! float_kernels {
             sgemm_nn = gemm::sgemm_nn(alpha: f32, p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
-            delta_rule = delta::delta_rule(state: &mut [f32], q: Rows<f32>, k: Rows<f32>, v: Rows<f32>, rates: &[StateRates], out: RowsMut<f32>) -> ();
-            selective_scan = scan::selective_scan(state: &mut [f32], q: Rows<f32>, k: Rows<f32>, v: Rows<f32>, rates: &[StateRates], out: RowsMut<f32>) -> ();
+            delta_rule = delta::delta_rule(update: StateUpdate) -> ();
+            selective_scan = scan::selective_scan(update: StateUpdate) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
             values_q8_0 = gemm::values_q8_0(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
         }
@@ -410,40 +410,23 @@ impl FloatKernels {
         unsafe { (self.align_heads)(net, x, units, out) }
     }
 
-    /// The gated delta rule (arXiv 2412.06464) over a row of `q`, `k`, `v` and `rates` for each token: `state`, a row of a value's length for
-    /// each element of a key, is multiplied with `decay`; `step` times the difference between `v` and what it has for `k`, their product,
-    /// is added, `k` times it to each row; and its product with `q` is a row of `out`, which has rows for the last tokens, or for all.
-    pub fn delta_rule(
-        &self,
-        state: &mut [f32],
-        q: Rows<f32>,
-        k: Rows<f32>,
-        v: Rows<f32>,
-        rates: &[StateRates],
-        out: RowsMut<f32>,
-    ) {
-        check_rule(state, &q, &k, &v, rates, &out);
-        if !rates.is_empty() {
+    /// The gated delta rule (arXiv 2412.06464): for each token the state is multiplied with `decay`; `step` times the difference between `v` and
+    /// what it has for `k`, their product, is added, `k` times it to each row; and its product with `q` is a row of `out`.
+    pub fn delta_rule(&self, update: StateUpdate) {
+        update.check();
+        if !update.rates.is_empty() {
             // SAFETY: see the impl.
-            unsafe { (self.delta_rule)(state, q, k, v, rates, out) }
+            unsafe { (self.delta_rule)(update) }
         }
     }
 
-    /// The selective scan of Mamba-2 (arXiv 2405.21060) over the same: `state` is multiplied with `decay`; `step` times `v` is added, `k` times it
+    /// The selective scan of Mamba-2 (arXiv 2405.21060): for each token the state is multiplied with `decay`; `step` times `v` is added, `k` times it
     /// to each row; and its product with `q` is a row of `out`.
-    pub fn selective_scan(
-        &self,
-        state: &mut [f32],
-        q: Rows<f32>,
-        k: Rows<f32>,
-        v: Rows<f32>,
-        rates: &[StateRates],
-        out: RowsMut<f32>,
-    ) {
-        check_rule(state, &q, &k, &v, rates, &out);
-        if !rates.is_empty() {
+    pub fn selective_scan(&self, update: StateUpdate) {
+        update.check();
+        if !update.rates.is_empty() {
             // SAFETY: see the impl.
-            unsafe { (self.selective_scan)(state, q, k, v, rates, out) }
+            unsafe { (self.selective_scan)(update) }
         }
     }
 
@@ -460,14 +443,6 @@ impl FloatKernels {
         // SAFETY: see the impl.
         unsafe { (self.values_q8_0)(p, v, out) }
     }
-}
-
-fn check_rule(state: &[f32], q: &Rows<f32>, k: &Rows<f32>, v: &Rows<f32>, rates: &[StateRates], out: &RowsMut<f32>) {
-    let n = rates.len();
-    assert_eq!([q.n_rows(), k.n_rows(), v.n_rows()], [n; 3], "queries, keys and values of {n} tokens");
-    assert_eq!(q.len(), k.len(), "queries and keys differ in length");
-    assert_eq!(state.len(), k.len() * v.len(), "the state is not {} x {}", k.len(), v.len());
-    assert!(out.n_rows() <= n && out.len() == v.len(), "results are not values of {n} tokens");
 }
 
 fn check_q8_0(n: usize, bytes: usize) {

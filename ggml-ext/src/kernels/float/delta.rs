@@ -1,9 +1,8 @@
 //! The gated delta rule (arXiv 2412.06464): a head's memory, a matrix that maps keys to values, is faded and corrected by every token,
 //! and read by its query.
 
-use super::rows::{Rows, RowsMut};
 use super::simd::Simd;
-use super::state::{StateRates, load, store};
+use super::state::{StateUpdate, load, store};
 
 /// Vectors of a strip of values that go through all tokens together.
 const VECS: usize = 2;
@@ -13,87 +12,68 @@ const VECS: usize = 2;
 /// # Safety
 /// As [`Simd`]'s; the shapes agree as the method of this name checks.
 #[inline(always)]
-pub(super) unsafe fn delta_rule<V: Simd>(
-    state: &mut [f32],
-    q: Rows<f32>,
-    k: Rows<f32>,
-    v: Rows<f32>,
-    rates: &[StateRates],
-    out: RowsMut<f32>,
-) {
-    let n = v.len();
+pub(super) unsafe fn delta_rule<V: Simd>(mut update: StateUpdate) {
+    let n = update.v.len();
     let mut i = 0;
     // SAFETY: strips are within a value's elements; the rest is the caller's contract.
     unsafe {
-        let mut strip = Strip { state: state.as_mut_ptr(), q, k, v, rates, out };
         while i + VECS * V::LANES <= n {
-            strip.run::<V, VECS>(i, VECS * V::LANES);
+            strip::<V, VECS>(&mut update, i, VECS * V::LANES);
             i += VECS * V::LANES;
         }
         while i < n {
-            strip.run::<V, 1>(i, (n - i).min(V::LANES));
+            strip::<V, 1>(&mut update, i, (n - i).min(V::LANES));
             i += V::LANES;
         }
     }
 }
 
-struct Strip<'a> {
-    state: *mut f32,
-    q: Rows<'a, f32>,
-    k: Rows<'a, f32>,
-    v: Rows<'a, f32>,
-    rates: &'a [StateRates],
-    out: RowsMut<'a, f32>,
-}
-
-impl Strip<'_> {
-    /// Takes `len` elements of values from `at` on, at most `NV` vectors, through all tokens. A token's correction is made on the next one's
-    /// way through the memory.
-    ///
-    /// # Safety
-    /// As [`delta_rule`]; these elements exist.
-    #[inline(always)]
-    unsafe fn run<V: Simd, const NV: usize>(&mut self, at: usize, len: usize) {
-        let (dim, width, n_tokens) = (self.k.len(), self.v.len(), self.rates.len());
-        let unread = n_tokens - self.out.n_rows();
-        // SAFETY: `len` elements from `at` on are within every row of the memory, of values and of results.
-        unsafe {
-            let state = self.state.add(at);
-            let (mut decay, mut key) = (V::splat(1.0), self.k.as_ptr());
-            let mut change = [V::splat(0.0); NV];
-            for (t, rates) in self.rates.iter().enumerate() {
-                let (q, k) = (self.q.row_ptr(t), self.k.row_ptr(t));
-                let (mut known, mut read) = ([V::splat(0.0); NV], [V::splat(0.0); NV]);
-                let mut overlap = V::splat(0.0);
-                for j in 0..dim {
-                    let row = state.add(j * width);
-                    let (was, to, by) = (V::splat(*key.add(j)), V::splat(*k.add(j)), V::splat(*q.add(j)));
-                    overlap = to.mul_add(by, overlap);
-                    for (i, change) in change.iter().enumerate() {
-                        let s = load::<V, NV>(row, i, len).mul(decay);
-                        let s = change.mul_add(was, s);
-                        store::<V, NV>(s, row, i, len);
-                        known[i] = s.mul_add(to, known[i]);
-                        read[i] = s.mul_add(by, read[i]);
-                    }
-                }
-                (decay, key) = (V::splat(rates.decay), k);
-                let step = V::splat(rates.step);
-                for (i, change) in change.iter_mut().enumerate() {
-                    let value = load::<V, NV>(self.v.row_ptr(t).add(at), i, len);
-                    *change = value.sub(known[i].mul(decay)).mul(step);
-                    if t >= unread {
-                        let result = change.mul_add(overlap, read[i].mul(decay));
-                        store::<V, NV>(result, self.out.row_ptr(t - unread).add(at), i, len);
-                    }
+/// Takes `len` elements of values from `at` on, at most `NV` vectors, through all tokens. A token's correction is made on the next one's
+/// way through the memory.
+///
+/// # Safety
+/// As [`delta_rule`]; these elements exist.
+#[inline(always)]
+unsafe fn strip<V: Simd, const NV: usize>(update: &mut StateUpdate, at: usize, len: usize) {
+    let (dim, width, n_tokens) = (update.k.len(), update.v.len(), update.rates.len());
+    let unread = n_tokens - update.out.n_rows();
+    // SAFETY: `len` elements from `at` on are within every row of the memory, of values and of results.
+    unsafe {
+        let state = update.state.as_mut_ptr().add(at);
+        let (mut decay, mut key) = (V::splat(1.0), update.k.as_ptr());
+        let mut change = [V::splat(0.0); NV];
+        for (t, rates) in update.rates.iter().enumerate() {
+            let (q, k) = (update.q.row_ptr(t), update.k.row_ptr(t));
+            let (mut known, mut read) = ([V::splat(0.0); NV], [V::splat(0.0); NV]);
+            let mut overlap = V::splat(0.0);
+            for j in 0..dim {
+                let row = state.add(j * width);
+                let (was, to, by) = (V::splat(*key.add(j)), V::splat(*k.add(j)), V::splat(*q.add(j)));
+                overlap = to.mul_add(by, overlap);
+                for (i, change) in change.iter().enumerate() {
+                    let s = load::<V, NV>(row, i, len).mul(decay);
+                    let s = change.mul_add(was, s);
+                    store::<V, NV>(s, row, i, len);
+                    known[i] = s.mul_add(to, known[i]);
+                    read[i] = s.mul_add(by, read[i]);
                 }
             }
-            for j in 0..dim {
-                let (row, was) = (state.add(j * width), V::splat(*key.add(j)));
-                for (i, change) in change.iter().enumerate() {
-                    let s = change.mul_add(was, load::<V, NV>(row, i, len).mul(decay));
-                    store::<V, NV>(s, row, i, len);
+            (decay, key) = (V::splat(rates.decay), k);
+            let step = V::splat(rates.step);
+            for (i, change) in change.iter_mut().enumerate() {
+                let value = load::<V, NV>(update.v.row_ptr(t).add(at), i, len);
+                *change = value.sub(known[i].mul(decay)).mul(step);
+                if t >= unread {
+                    let result = change.mul_add(overlap, read[i].mul(decay));
+                    store::<V, NV>(result, update.out.row_ptr(t - unread).add(at), i, len);
                 }
+            }
+        }
+        for j in 0..dim {
+            let (row, was) = (state.add(j * width), V::splat(*key.add(j)));
+            for (i, change) in change.iter().enumerate() {
+                let s = change.mul_add(was, load::<V, NV>(row, i, len).mul(decay));
+                store::<V, NV>(s, row, i, len);
             }
         }
     }

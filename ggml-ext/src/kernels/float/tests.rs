@@ -260,7 +260,7 @@ fn some_rows(x: &[f32], len: usize, stride: usize, rows: std::ops::Range<usize>)
     Rows::new(&x[rows.start * stride..], rows.len(), len, stride)
 }
 
-type Rule = fn(&FloatKernels, &mut [f32], Rows<f32>, Rows<f32>, Rows<f32>, &[StateRates], RowsMut<f32>);
+type Rule = fn(&FloatKernels, StateUpdate);
 
 #[test]
 fn the_delta_rule() {
@@ -301,7 +301,8 @@ fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
                     let (q, k) = (some_rows(&q, dim, dim + 3, t.clone()), some_rows(&k, dim, dim + 3, t.clone()));
                     let v = some_rows(&v, width, width + 1, t.clone());
                     let rates = &rates[t.clone()];
-                    rule(&kernels, &mut state, q, k, v, rates, RowsMut::new(&mut out, t.len(), width, width + 2));
+                    let results = RowsMut::new(&mut out, t.len(), width, width + 2);
+                    rule(&kernels, StateUpdate { state: &mut state, q, k, v, rates, out: results });
                     for row in out.chunks_exact(width + 2) {
                         all.extend_from_slice(&row[..width]);
                         assert_eq!(row[width..], [7.25; 2], "{what}");
@@ -316,7 +317,8 @@ fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
             let mut last = vec![0.0; width];
             let (q, k) = (some_rows(&q, dim, dim + 3, 0..n_tokens), some_rows(&k, dim, dim + 3, 0..n_tokens));
             let v = some_rows(&v, width, width + 1, 0..n_tokens);
-            rule(&kernels, &mut start.clone(), q, k, v, &rates, RowsMut::new(&mut last, 1, width, width));
+            let out = RowsMut::new(&mut last, 1, width, width);
+            rule(&kernels, StateUpdate { state: &mut start.clone(), q, k, v, rates: &rates, out });
             assert_eq!(last, together.1[(n_tokens - 1) * width..], "{what}");
         }
     }
