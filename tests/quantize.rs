@@ -244,6 +244,7 @@ fn mistakes_are_named_and_write_nothing() {
         (&["quantize", "--output-tensor-type", "int8", STORIES, &out, "Q8_0"], 2, "int8"),
         (&["quantize", "nowhere.gguf", &out, "Q8_0"], 1, "nowhere.gguf"),
         (&["quantize", "--imatrix", "nowhere.dat", STORIES, &out, "Q8_0"], 1, "nowhere.dat"),
+        (&["quantize", "--tensor-type", "ffn=Q8_0", STORIES, &out, "COPY"], 2, "--tensor-type"),
         (&["quantize", STORIES, STORIES, "Q8_0"], 2, "would replace the input"),
         (
             &["quantize", "--include-weights", "a", "--exclude-weights", "b", STORIES, &out, "Q8_0"],

@@ -121,7 +121,22 @@ impl QuantizeArgs {
             [_, more, ..] => return Err(CliError::usage(format!("'{more}': one argument too many"))),
         };
         let n_threads = if n_threads == 0 { default_threads() } else { n_threads.into() };
+        if let (None, Some(flag)) = (recipe, self.type_flag()) {
+            return Err(CliError::usage(format!("COPY leaves tensors as they are, {flag} says otherwise")));
+        }
         Ok(Positional { input: input.into(), output, recipe, n_threads })
+    }
+
+    /// A flag that gives tensors another type than the recipe does, if there is one.
+    fn type_flag(&self) -> Option<&'static str> {
+        let flags = [
+            ("--tensor-type", !self.tensor_type.is_empty()),
+            ("--tensor-type-file", self.tensor_type_file.is_some()),
+            ("--output-tensor-type", self.output_tensor_type.is_some()),
+            ("--token-embedding-type", self.token_embedding_type.is_some()),
+            ("--pure", self.pure),
+        ];
+        flags.into_iter().find_map(|(name, given)| given.then_some(name))
     }
 
     /// Which tensors are to have which types, each with the flag or file that says so.
