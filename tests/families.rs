@@ -71,7 +71,7 @@ families! {
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
-    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied
+    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied mamba mamba_normed
     gemma4 gemma4_plain gemma4_experts
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gpt2 starcoder bloom mpt mpt_learned jais
@@ -80,7 +80,7 @@ families! {
 }
 
 /// Experts and heads of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding; and so do
-/// matrices whose operands are normalised and whose results have factors.
+/// matrices whose operands are normalised and whose results have factors, and those between convolutions and scan.
 #[test]
 fn quantised_experts_and_heads_stay_close() {
     let program = env!("CARGO_BIN_EXE_lisa-cpp");
@@ -95,6 +95,7 @@ fn quantised_experts_and_heads_stay_close() {
         "deepseek2_old_dense",
         "bitnet",
         "nemotron_h_moe",
+        "mamba_normed",
     ] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
@@ -229,6 +230,7 @@ fn states_do_not_share() {
         ("granitehybrid", "2:1", "layer 2 (shared): layer 1 has no attention"),
         ("nemotron_h", "5:3", "layer 5 (shared): it has no attention"),
         ("mamba2", "1", "layer 1 (shared): it has no attention"),
+        ("mamba", "2:0", "layer 2 (shared): it has no attention"),
     ] {
         let refused = planned(name, plan).err().expect(plan).to_string();
         assert!(refused.contains(what), "{refused}");
@@ -288,7 +290,7 @@ fn layers_that_share_keep_their_gates() {
 /// Layers that know a sequence as a whole can go back to where texts began and ended: nothing is read again.
 #[test]
 fn states_are_kept_of_where_texts_began_and_ended() {
-    ["qwen35", "falcon_h1", "nemotron_h", "mamba2"].into_iter().for_each(goes_back);
+    ["qwen35", "falcon_h1", "nemotron_h", "mamba2", "mamba"].into_iter().for_each(goes_back);
 }
 
 fn goes_back(name: &'static str) {

@@ -160,6 +160,7 @@ fn other_families() {
         "nemotron_h_moe",
         "falcon_h1",
         "mamba2",
+        "mamba",
     ] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
         let mut original = Vec::new();

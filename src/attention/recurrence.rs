@@ -2,17 +2,20 @@
 //! every token changes and reads. It does not grow with the context, and there is no way back from it.
 //!
 //! Queries, keys and values first go through short convolutions; the few inputs that the next token's meet are a part of the state. How
-//! a token changes the matrix is up to the layer's rule: the gated delta rule, or the selective scan of Mamba-2.
+//! a token changes the matrix is up to the layer's rule: the gated delta rule, or the selective scan of Mamba-2. The scan of the first Mamba has
+//! for each channel of values a memory of its own; its heads are channels that members of a team take together, and its queries and keys go
+//! through no convolutions.
 
 use std::ops::Range;
 
 use ggml_ext::kernels::Kernels;
 use ggml_ext::kernels::float::{Rows, RowsMut, StateRates, StateUpdate};
 
+use super::channels::{ChannelBuffers, ChannelScan};
 use super::delta::DeltaRule;
 use super::kv_cache::LayerCache;
 use super::scan::SelectiveScan;
-use crate::compute::{Job, Linear, Operand, SharedBuf, Worker};
+use crate::compute::{Activations, Form, Job, Linear, Operand, Ops, SharedBuf, Worker};
 
 /// A layer's heads and parameters.
 pub struct Recurrence {
@@ -38,6 +41,8 @@ pub enum Rule {
     Delta(DeltaRule),
     /// The selective scan.
     Scan(SelectiveScan),
+    /// The selective scan of the first Mamba, channel by channel.
+    Channels(ChannelScan),
 }
 
 impl Rule {
@@ -45,7 +50,7 @@ impl Rule {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Delta(_) => "the gated delta rule",
-            Self::Scan(_) => "a selective scan",
+            Self::Scan(_) | Self::Channels(_) => "a selective scan",
         }
     }
 
@@ -54,6 +59,15 @@ impl Rule {
         match self {
             Self::Delta(rule) => [Some(&rule.alpha), Some(&rule.beta)],
             Self::Scan(scan) => [Some(&scan.step), None],
+            Self::Channels(_) => [None, None],
+        }
+    }
+
+    /// The projections of what the convolutions gave.
+    fn of_values(&self) -> [Option<&Linear>; 2] {
+        match self {
+            Self::Channels(scan) => [Some(&scan.made), Some(&scan.step)],
+            Self::Delta(_) | Self::Scan(_) => [None, None],
         }
     }
 }
@@ -63,7 +77,7 @@ impl Rule {
 pub struct RecurrentShape {
     /// Heads, each with a value and a state.
     pub n_head: usize,
-    /// Query and key heads; divides `n_head`.
+    /// Query and key heads that go through convolutions; divides `n_head`. 0 where queries and keys are made after these.
     pub n_head_k: usize,
     /// Length of a query or key head.
     pub head_dim_k: usize,
@@ -138,13 +152,20 @@ pub struct RecurrentBuffers {
     convolved: SharedBuf<f32>,
     /// Rates of every head, a run of `n_ubatch` for each.
     rates: SharedBuf<StateRates>,
+    /// What scans of channels make between convolutions and scan.
+    channels: Option<ChannelBuffers>,
     n_ubatch: usize,
 }
 
 impl RecurrentBuffers {
-    /// Room for `n_ubatch` tokens in layers of these shapes; `None` where there are none.
-    pub fn new(shapes: impl Iterator<Item = RecurrentShape> + Clone, n_ubatch: usize) -> Option<Self> {
-        let most = |n: &dyn Fn(RecurrentShape) -> usize| shapes.clone().map(n).max();
+    /// Room for `n_ubatch` tokens in these layers; `None` where there are none. `activations` makes it for rows of so many values that products meet.
+    pub fn new<'a>(
+        layers: impl Iterator<Item = &'a Recurrence> + Clone,
+        n_ubatch: usize,
+        activations: impl Fn(usize) -> Activations,
+    ) -> Option<Self> {
+        let most = |n: &dyn Fn(RecurrentShape) -> usize| layers.clone().map(|l| n(l.shape)).max();
+        let scan = layers.clone().find_map(|l| if let Rule::Channels(scan) = &l.rule { Some(scan) } else { None });
         let (n_mixed, n_values, n_head) = (most(&|s| s.n_mixed())?, most(&|s| s.n_values())?, most(&|s| s.n_head)?);
         let room = |n: usize| SharedBuf::new(n_ubatch * n);
         Some(Self {
@@ -153,8 +174,13 @@ impl RecurrentBuffers {
             numbers: [room(n_head), room(n_head)],
             convolved: room(n_mixed),
             rates: SharedBuf::new(n_ubatch * n_head),
+            channels: scan.map(|scan| ChannelBuffers::new(scan, n_ubatch, activations)),
             n_ubatch,
         })
+    }
+
+    fn of_channels(&self) -> &ChannelBuffers {
+        self.channels.as_ref().expect("work space for scans of channels")
     }
 }
 
@@ -167,12 +193,17 @@ pub struct RecurrentStep {
     pub n: usize,
     /// Of how many, the last ones, results are wanted.
     pub n_wanted: usize,
+    /// In which form rows meet weights between convolutions and scan.
+    pub form: Form,
+    /// From which step on they get second digits.
+    pub fine_step: f32,
 }
 
 impl Recurrence {
     /// The projections that make what the state takes in.
     pub fn cached(&self) -> impl Iterator<Item = &Linear> {
-        [&self.mixed].into_iter().chain(self.rule.numbers().into_iter().flatten())
+        let of_rule = [self.rule.numbers(), self.rule.of_values()];
+        [&self.mixed].into_iter().chain(of_rule.into_iter().flatten().flatten())
     }
 
     /// Every matrix.
@@ -192,16 +223,9 @@ impl Recurrence {
     }
 
     /// Takes the step's tokens, whose projections are in `buf`, into the state that `cache` keeps. What they read there goes to `out`. Two
-    /// phases, and one more where a sequence begins.
-    pub fn absorb(
-        &self,
-        worker: &Worker,
-        kernels: &Kernels,
-        buf: &RecurrentBuffers,
-        cache: &LayerCache,
-        step: RecurrentStep,
-        out: Operand,
-    ) {
+    /// phases, one more where a sequence begins, and four where channels have steps of their own.
+    pub fn absorb(&self, ops: &mut Ops, buf: &RecurrentBuffers, cache: &LayerCache, step: RecurrentStep, out: Operand) {
+        let (worker, kernels) = (ops.worker, ops.kernels);
         let (s, n, state) = (&self.shape, step.n, cache.state());
         if step.begins {
             // SAFETY: shared out disjointly.
@@ -214,6 +238,9 @@ impl Recurrence {
             unsafe { self.convolve(kernels, buf, state, i / n_pieces, i % n_pieces) };
         }
         worker.barrier();
+        if let Rule::Channels(scan) = &self.rule {
+            scan.make(ops, buf.of_channels(), &buf.convolved, step);
+        }
         let (dk, dv, width) = (s.head_dim_k, s.head_dim_v, s.n_mixed());
         worker.for_each_chunk(s.n_head, |h| {
             let piece = |i: usize| {
@@ -221,23 +248,34 @@ impl Recurrence {
                 // SAFETY: nobody writes these rows in this phase.
                 unsafe { Rows::from_raw(buf.convolved.as_ptr().add(channels.start), n, channels.len(), width) }
             };
-            let [q, k, v] = [s.key_head(h), s.n_head_k + s.key_head(h), 2 * s.n_head_k + h].map(piece);
+            let v = piece(2 * s.n_head_k + h);
             let memory = s.n_inputs() + h * dk * dv;
             // SAFETY: a head's matrix, rates and results belong to one member.
             unsafe {
                 let first = out.part_mut(0, h * dv..(h + 1) * dv).as_mut_ptr();
                 let results = RowsMut::from_raw(first, step.n_wanted, dv, out.k());
-                let rates = buf.rates.get(h * buf.n_ubatch..h * buf.n_ubatch + n);
                 let memory = state.get_mut(memory..memory + dk * dv);
-                let update = StateUpdate { state: memory, q, k, v, rates, out: results };
+                let update = |state, out| {
+                    let [q, k] = [s.key_head(h), s.n_head_k + s.key_head(h)].map(piece);
+                    let rates = buf.rates.get(h * buf.n_ubatch..h * buf.n_ubatch + n);
+                    StateUpdate { state, q, k, v, rates, out }
+                };
                 match &self.rule {
-                    Rule::Delta(_) => kernels.float.delta_rule(update),
-                    Rule::Scan(_) => kernels.float.selective_scan(update),
+                    Rule::Delta(_) => kernels.float.delta_rule(update(memory, results)),
+                    Rule::Scan(_) => kernels.float.selective_scan(update(memory, results)),
+                    Rule::Channels(scan) => {
+                        let channels = s.channels(2 * s.n_head_k + h);
+                        scan.run(kernels, buf.of_channels(), channels, memory, v, results);
+                    }
                 }
-                if let Rule::Scan(scan) = &self.rule {
-                    for t in 0..step.n_wanted {
-                        let result = out.part_mut(t, h * dv..(h + 1) * dv);
-                        kernels.float.axpy(scan.skip[h], v.row(n - step.n_wanted + t), result);
+                for t in 0..step.n_wanted {
+                    let (value, result) = (v.row(n - step.n_wanted + t), out.part_mut(t, h * dv..(h + 1) * dv));
+                    match &self.rule {
+                        Rule::Delta(_) => {}
+                        Rule::Scan(scan) => kernels.float.axpy(scan.skip[h], value, result),
+                        Rule::Channels(scan) => {
+                            kernels.float.add_product(result, value, &scan.skip[h * dv..(h + 1) * dv]);
+                        }
                     }
                 }
             }
@@ -278,7 +316,7 @@ impl Recurrence {
                 }
                 (Rule::Delta(rule), None) => rule.normalise(f, out, i < s.n_head_k),
                 (Rule::Scan(scan), Some(h)) => buf.rates.get_mut(place(h))[0] = scan.rates(h, number(0, h)),
-                (Rule::Scan(_), None) => {}
+                (Rule::Scan(_), None) | (Rule::Channels(_), _) => {}
             }
         }
     }
@@ -312,6 +350,7 @@ impl Recurrence {
                 match &self.rule {
                     Rule::Delta(rule) => rule.finish(&kernels.float, row, gates),
                     Rule::Scan(scan) => scan.finish(&kernels.float, row, gates),
+                    Rule::Channels(_) => kernels.float.mul_assign(row, gates),
                 }
                 out.finish_row(kernels, i);
             }

@@ -3,7 +3,7 @@
 
 use super::latent::Latent;
 use crate::attention::{
-    AttentionShape, Convolution, LayerCacheSpec, LisaAttention, Recurrence, RecurrentShape, Rope, Routes, Temperature,
+    AttentionShape, Convolution, LayerCacheSpec, LisaAttention, Recurrence, Rope, Routes, Temperature,
 };
 use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm, Stack};
 
@@ -593,9 +593,9 @@ impl Decoder {
         self.attns().filter(|a| matches!(a.scores, Scores::Fixed(_))).map(|a| a.shape)
     }
 
-    /// The shapes of layers with states.
-    pub fn recurrences(&self) -> impl Iterator<Item = RecurrentShape> + Clone {
-        self.layers.iter().filter_map(|l| Some(l.recurrence.as_ref()?.shape))
+    /// What layers with states have for these.
+    pub fn recurrences(&self) -> impl Iterator<Item = &Recurrence> + Clone {
+        self.layers.iter().filter_map(|l| l.recurrence.as_deref())
     }
 
     /// What every layer keeps in the cache.

@@ -181,8 +181,10 @@ impl<'a> Pass<'a> {
         }
         if let (Some(recurrence), Some(work)) = (&layer.recurrence, &self.buf.recurrent) {
             let (n, n_wanted) = (through.fed.len(), through.asked.len());
-            let step = RecurrentStep { begins: self.pos == 0, n, n_wanted };
-            recurrence.absorb(self.ops.worker, self.ops.kernels, work, cache, step, self.read(recurrence));
+            let (form, fine_step) = (self.form, fine_step::ATTENTION);
+            let (step, out) =
+                (RecurrentStep { begins: self.pos == 0, n, n_wanted, form, fine_step }, self.read(recurrence));
+            recurrence.absorb(&mut self.ops, work, cache, step, out);
         }
         self.laps.end(Phase::Place);
     }

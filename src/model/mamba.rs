@@ -12,7 +12,7 @@ use crate::attention::{GroupNorm, Recurrence, RecurrentShape, Rope, Rule, Select
 pub const MAMBA2: Family = Family::new("mamba2", mamba2).with_states(state_of_all).without_attention();
 
 /// Longest filter: several times any model's.
-const MAX_FILTER: usize = 64;
+pub const MAX_FILTER: usize = 64;
 
 fn mamba2(b: &mut Builder) -> Result<Decoder> {
     let shape = shape(b.keys)?;

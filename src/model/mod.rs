@@ -32,6 +32,7 @@ mod lfm2;
 mod llama;
 mod llama4;
 mod mamba;
+mod mamba1;
 mod minicpm3;
 mod mixtures;
 mod nemotron_h;
@@ -248,6 +249,7 @@ pub const FAMILIES: &[Family] = &[
     falcon_h1::FAMILY,
     nemotron_h::NEMOTRON_H,
     nemotron_h::NEMOTRON_H_MOE,
+    mamba1::MAMBA,
     mamba::MAMBA2,
 ];
 

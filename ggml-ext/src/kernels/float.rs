@@ -12,6 +12,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512;
+mod channels;
 mod convert;
 mod delta;
 mod elem;
@@ -31,6 +32,7 @@ mod vector;
 #[cfg(test)]
 mod tests;
 
+pub use channels::ChannelUpdate;
 pub use elem::{BlockQ8_0, KEY_GROUP, KeysQ8_0};
 pub use heads::{HeadNet, UNIT_FLOATS, UnitAct};
 pub use rows::{Rows, RowsMut};
@@ -64,6 +66,7 @@ macro_rules! float_kernels {
             gelu_mul = math::gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
             sigmoid_mul = math::sigmoid_mul(gate: &[f32], x: &mut [f32]) -> ();
             clamped_swiglu = math::clamped_swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
+            softplus = math::softplus(x: &mut [f32]) -> ();
             soft_cap = math::soft_cap(x: &mut [f32], cap: f32) -> ();
             f16_to_f32 = convert::f16_to_f32(src: &[f16], dst: &mut [f32]) -> ();
             f32_to_f16 = convert::f32_to_f16(src: &[f32], dst: &mut [f16]) -> ();
@@ -81,6 +84,7 @@ macro_rules! float_kernels {
             align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
             delta_rule = delta::delta_rule(update: StateUpdate) -> ();
             selective_scan = scan::selective_scan(update: StateUpdate) -> ();
+            channel_scan = channels::channel_scan(update: ChannelUpdate) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
             values_q8_0 = gemm::values_q8_0(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
         }
@@ -282,6 +286,12 @@ impl FloatKernels {
         unsafe { (self.sigmoid_mul)(gate, x) }
     }
 
+    /// `x[i] = ln(1 + e^x[i])`.
+    pub fn softplus(&self, x: &mut [f32]) {
+        // SAFETY: see the impl.
+        unsafe { (self.softplus)(x) }
+    }
+
     /// `x[i] = cap * tanh(x[i] / cap)`.
     pub fn soft_cap(&self, x: &mut [f32], cap: f32) {
         // SAFETY: see the impl.
@@ -428,6 +438,14 @@ impl FloatKernels {
             // SAFETY: see the impl.
             unsafe { (self.selective_scan)(update) }
         }
+    }
+
+    /// The selective scan of the first Mamba (arXiv 2312.00752): for each token every element of the state is multiplied with `e` to the power of its
+    /// rate times its channel's step; that step times `v` is added, `k` times it to each row; and the state's product with `q` is a row of `out`.
+    pub fn channel_scan(&self, update: ChannelUpdate) {
+        update.check();
+        // SAFETY: see the impl.
+        unsafe { (self.channel_scan)(update) }
     }
 
     /// [`Self::sgemm_nn_acc`] with `v` in f16, to the same bits as with `v` converted beforehand.

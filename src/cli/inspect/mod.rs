@@ -284,7 +284,15 @@ impl Memory {
         // States: what goes into convolutions and what comes out, gates, and what is read.
         let of_state = |key: &str| number(&format!("ssm.{key}")).filter(|_| states > 0).unwrap_or(0);
         let of_keys = of_state("group_count").saturating_mul(of_state("state_size")).saturating_mul(4);
+        // What channels' steps are made of, where there are no groups of them.
+        let of_steps = match of_state("group_count") {
+            0 => {
+                of_state("time_step_rank").saturating_add(of_state("state_size")).saturating_add(of_state("inner_size"))
+            }
+            _ => 0,
+        };
         let of_states = of_state("inner_size").saturating_mul(4).saturating_add(of_keys);
+        let of_states = of_states.saturating_add(of_steps.saturating_mul(2));
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
         let per_token = [
             n_embd.saturating_mul(3),

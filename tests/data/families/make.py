@@ -475,11 +475,12 @@ class DeltaNet(Tiny):
 
 class Scan(Tiny):
     """Layers with a selective scan (m), attention (a), both side by side (b), or a feed-forward network alone (f). `networks`: those of the other kinds have
-    one too. `normed`: gated results are normalised, group by group."""
+    one too, those in `dense` without experts. `normed`: gated results are normalised, group by group."""
 
     def __init__(self, name, arch, kinds, *, heads=4, groups=2, state=16, inner=128, conv=4, normed=True, networks=True,
-                 n_ff=None, varies=True, **rest):
+                 dense=(), n_ff=None, varies=True, **rest):
         self.kinds, self.sizes, self.normed, self.networks = kinds, (heads, groups, state, inner, conv), normed, networks
+        self.dense = dense
         keys = {"ssm.conv_kernel": conv, "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": heads,
                 "ssm.group_count": groups}
         self.kv = rest.pop("n_head_kv", 2)
@@ -516,7 +517,7 @@ class Scan(Tiny):
             if kind == "f" or self.networks:
                 if kind != "f":
                     add("ffn_norm" if self.arch == "falcon-h1" else "ffn_norm.weight", self.vector(d, 1.0, 0.2))
-                self.network(add)
+                self.network(add, None if i in self.dense else self.experts)
         w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
         if not self.tied:
             w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
@@ -536,10 +537,10 @@ class Scan(Tiny):
             add("ssm_norm.weight", self.vector(inner, 1.0, 0.3).reshape(groups, -1))
         add("ssm_out.weight", self.matrix(d, inner, 1.4 if self.normed else 2.0))
 
-    def network(self, add):
+    def network(self, add, experts):
         d, n_ff, gates = N_EMBD, self.n_ff or self.hidden, () if self.ungated else ("gate",)
-        if self.experts:
-            n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", n_ff)
+        if experts:
+            n, n_ff = experts[0], self.keys.get("expert_feed_forward_length", n_ff)
             add("ffn_gate_inp.weight", self.matrix(n, d, 2.0))
             for name, n_out, n_in in (*((g, n_ff, d) for g in gates), ("up", n_ff, d), ("down", d, n_ff)):
                 add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, 1.5) for _ in range(n)]))
@@ -548,12 +549,38 @@ class Scan(Tiny):
             if not self.shared:
                 return
             n_ff = self.shared
-        suffix = "_shexp" if self.experts else ""
+        suffix = "_shexp" if experts else ""
         for name, n_out, n_in in (*((g, n_ff, d) for g in gates), ("up", n_ff, d), ("down", d, n_ff)):
             add(f"ffn_{name}{suffix}.weight", self.matrix(n_out, n_in, 1.3))
         if "ffn" in self.bias:
             for name, n in (*((g, n_ff) for g in gates), ("up", n_ff), ("down", d)):
                 add(f"ffn_{name}.bias", self.vector(n, 0.0, 0.3))
+
+
+class ChannelScan(Scan):
+    """The same with the scan of the first Mamba, whose channels have steps of their own, made of `rank` values. `normed`: what makes steps, keys and
+    queries is normalised, "plain" without weights."""
+
+    def __init__(self, name, arch, kinds, *, rank=4, normed=None, **rest):
+        super().__init__(name, arch, kinds, heads=rank, normed=normed, **rest)
+        del self.keys["ssm.group_count"]
+        if normed == "plain":
+            self.keys["ssm.dt_b_c_rms"] = True
+
+    def scan(self, add):
+        d, (rank, _, state, inner, conv) = N_EMBD, self.sizes
+        add("ssm_in.weight", self.matrix(2 * inner, d, 1.2))
+        add("ssm_conv1d.weight", self.vector(inner * conv, 0.0, 0.7).reshape(-1, conv))
+        add("ssm_conv1d.bias", self.vector(inner, 0.0, 0.4))
+        add("ssm_x.weight", np.concatenate([self.matrix(n, inner, 2.0) for n in (rank, state, state)]))
+        if self.normed == "weights":
+            for name, n in (("dt", rank), ("b", state), ("c", state)):
+                add(f"ssm_{name}_norm.weight", self.vector(n, 1.0, 0.3))
+        add("ssm_dt.weight", self.matrix(inner, rank, 1.0))
+        add("ssm_dt.bias", self.vector(inner, -1.5, 0.7))
+        add("ssm_a", -np.exp(self.vector(inner * state, -0.5, 0.9)).reshape(-1, state))
+        add("ssm_d", self.vector(inner, 1.0, 0.5))
+        add("ssm_out.weight", self.matrix(d, inner, 2.0))
 
 
 def to_nvfp4(values):
@@ -825,6 +852,9 @@ def models():
              eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         Scan("mamba2_tied", "mamba2", "mm", heads=6, groups=3, state=40, inner=120, conv=5, networks=False, varies=False,
              tied=True),
+        ChannelScan("mamba", "mamba", "mmm", networks=False, varies=False, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
+        ChannelScan("mamba_normed", "mamba", "mm", rank=5, state=10, conv=3, normed="plain", networks=False, varies=False, tied=True,
+                    eps=1e-2),
         # As deep as the model whose layers alternate, which is told by that.
         Tiny("exaone4_windows", "exaone4", n_layer=64, emb=6.0, n_head_kv=1, n_ff=8, qk_norm=True, post_norm=True,
              keys={"attention.sliding_window": 8}, runs=[(512, 48, 2), (512, 300, 12)]),

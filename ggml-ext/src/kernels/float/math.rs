@@ -50,7 +50,7 @@ unsafe fn exp2_near<V: Simd>(x: V) -> V {
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
-unsafe fn exp<V: Simd>(x: V) -> V {
+pub(super) unsafe fn exp<V: Simd>(x: V) -> V {
     // SAFETY: the caller's contract.
     unsafe { exp2(x.mul(V::splat(LOG2_E))) }
 }
@@ -219,6 +219,32 @@ impl Unary for Exp {
         // SAFETY: the caller's contract.
         unsafe { exp(x) }
     }
+}
+
+/// What is above 0, and of `u = e^-|x|` the logarithm of `1 + u`, which is `2 artanh(s)` for `s = u / (2 + u)`: its series up to `s^15`, after
+/// which there is 2e-9 of it.
+struct Softplus;
+impl Unary for Softplus {
+    #[inline(always)]
+    unsafe fn apply<V: Simd>(&self, x: V) -> V {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let u = exp(V::splat(0.0).sub(x.abs()));
+            let s = u.div(u.add(V::splat(2.0)));
+            let square = s.mul(s);
+            let mut series = V::splat(1.0 / 15.0);
+            for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+                series = series.mul_add(square, V::splat(1.0 / odd));
+            }
+            s.add(s).mul_add(series, V::splat(0.0).max(x))
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) unsafe fn softplus<V: Simd>(x: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe { vector::map::<V, _>(x, &Softplus) }
 }
 
 #[inline(always)]

@@ -147,6 +147,22 @@ fn exponential() {
 }
 
 #[test]
+fn softplus() {
+    let grid: Vec<f32> = (0..400_000).map(|i| -80.0 + i as f32 * (160.0 / 400_000.0)).collect();
+    for (tier, k) in tiers() {
+        for x in [&grid, &everywhere()] {
+            for (&x, &y) in x.iter().zip(&guarded(x, |x| k.softplus(x))) {
+                let wide = f64::from(x);
+                let want = wide.max(0.0) + (-wide.abs()).exp().ln_1p();
+                // Subnormal results are halved and doubled on the way.
+                let rel = 5e-7 + 7.75e-8 * wide.abs().min(200.0) + 3.0 * 2.0f64.powi(-149) / want.max(1e-300);
+                close(y, if x.is_nan() { f64::NAN } else { want }, 0.0, rel, &format!("{tier:?} softplus {x:e}"));
+            }
+        }
+    }
+}
+
+#[test]
 fn streaming_softmax() {
     for (tier, k) in tiers() {
         for n in LENGTHS {
@@ -320,6 +336,57 @@ fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
             let out = RowsMut::new(&mut last, 1, width, width);
             rule(&kernels, StateUpdate { state: &mut start.clone(), q, k, v, rates: &rates, out });
             assert_eq!(last, together.1[(n_tokens - 1) * width..], "{what}");
+        }
+    }
+}
+
+/// Against the recurrence as it is written down, and bit for bit however many tokens a call has.
+#[test]
+fn the_scan_of_channels() {
+    for (tier, kernels) in tiers() {
+        for (dim, width, n_tokens) in [(16, 8, 5), (16, 64, 7), (5, 3, 4), (10, 33, 9), (64, 17, 40), (3, 80, 1)] {
+            let what = format!("{tier:?} {dim} x {width}, {n_tokens} tokens");
+            let [q, k] = [1, 2].map(|seed| noise(seed, n_tokens * (dim + 3)));
+            let (v, start) = (noise(3, n_tokens * (width + 1)), noise(4, dim * width));
+            let steps: Vec<f32> = noise(5, n_tokens * (width + 4)).iter().map(|x| x.abs()).collect();
+            let rates: Vec<f32> = noise(6, dim * (width + 5)).iter().map(|x| -3.0 * x.abs()).collect();
+            let mut state: Vec<f64> = wide(&start).collect();
+            let mut want = Vec::new();
+            for t in 0..n_tokens {
+                let [q, k] = [&q, &k].map(|x| wide(&x[t * (dim + 3)..][..dim]).collect::<Vec<_>>());
+                for i in 0..width {
+                    let (step, value) = (f64::from(steps[t * (width + 4) + i]), f64::from(v[t * (width + 1) + i]));
+                    for j in 0..dim {
+                        let s = &mut state[j * width + i];
+                        *s = *s * (step * f64::from(rates[j * (width + 5) + i])).exp() + step * value * k[j];
+                    }
+                    want.push((0..dim).map(|j| state[j * width + i] * q[j]).sum());
+                }
+            }
+            let run = |state: &mut [f32], tokens: std::ops::Range<usize>, n_read: usize| {
+                let mut out = vec![7.25; n_read * (width + 2)];
+                let rows = |x, len, more| some_rows(x, len, len + more, tokens.clone());
+                kernels.channel_scan(ChannelUpdate {
+                    state,
+                    q: rows(&q, dim, 3),
+                    k: rows(&k, dim, 3),
+                    v: rows(&v, width, 1),
+                    steps: rows(&steps, width, 4),
+                    rates: some_rows(&rates, width, width + 5, 0..dim),
+                    out: RowsMut::new(&mut out, n_read, width, width + 2),
+                });
+                assert!(out.chunks_exact(width + 2).all(|row| row[width..] == [7.25; 2]), "{what}");
+                out.chunks_exact(width + 2).flat_map(|row| row[..width].to_vec()).collect::<Vec<_>>()
+            };
+            let mut together = start.clone();
+            let all = run(&mut together, 0..n_tokens, n_tokens);
+            all_close(&together, state.into_iter(), 1.0, 1e-5, &what);
+            all_close(&all, want.into_iter(), dim as f64, 1e-6, &what);
+            let (mut apart, half) = (start.clone(), n_tokens / 2);
+            let mut read = run(&mut apart, 0..half, half);
+            read.extend(run(&mut apart, half..n_tokens, n_tokens - half));
+            assert!((&apart, &read) == (&together, &all), "{what}");
+            assert_eq!(run(&mut start.clone(), 0..n_tokens, 1), all[(n_tokens - 1) * width..], "{what}");
         }
     }
 }
