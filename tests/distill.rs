@@ -199,6 +199,7 @@ fn what_cannot_be_trained_is_named() {
         ("qwen35", "the gated delta rule"),
         ("granitehybrid", "a selective scan"),
         ("nemotron_h", "a selective scan"),
+        ("jamba", "a selective scan"),
     ] {
         let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();
         assert!(refused.contains(what), "{name}: {refused}");

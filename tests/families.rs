@@ -71,7 +71,7 @@ families! {
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
-    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied mamba mamba_normed
+    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied mamba mamba_normed jamba jamba_dense
     gemma4 gemma4_plain gemma4_experts
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gpt2 starcoder bloom mpt mpt_learned jais
@@ -96,6 +96,7 @@ fn quantised_experts_and_heads_stay_close() {
         "bitnet",
         "nemotron_h_moe",
         "mamba_normed",
+        "jamba_dense",
     ] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
@@ -231,6 +232,8 @@ fn states_do_not_share() {
         ("nemotron_h", "5:3", "layer 5 (shared): it has no attention"),
         ("mamba2", "1", "layer 1 (shared): it has no attention"),
         ("mamba", "2:0", "layer 2 (shared): it has no attention"),
+        ("jamba", "4:1", "layer 4 (shared): it has no attention"),
+        ("jamba", "3:2", "layer 3 (shared): layer 2 has no attention"),
     ] {
         let refused = planned(name, plan).err().expect(plan).to_string();
         assert!(refused.contains(what), "{refused}");
@@ -251,6 +254,23 @@ fn attention_beside_states_shares() {
         let run = &shared.reference.runs[0];
         let logits = shared.logits(run, CacheType::F32, 512, 2);
         assert!(run.error(&logits) > 0.5 && run.error(&alone.logits(run, CacheType::F32, 512, 2)) < 1e-4, "{plan}");
+        let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
+        assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
+    }
+}
+
+/// The layers of a hybrid that have attention share it across those that have none.
+#[test]
+fn attention_between_states_shares() {
+    for plan in ["3:1", "kv:3:1"] {
+        let model = planned("jamba", plan).unwrap_or_else(|e| panic!("{plan}: {e}"));
+        let caches: Vec<_> = model.decoder().caches().collect();
+        assert_eq!([1, 3].map(|i| caches[i].key_dim.is_some()), [true, false], "{plan}");
+        let reference = gunzip(&folder("families").join("jamba.json.gz"));
+        let shared = Subject::new("shared", model, serde_json::from_slice(&reference).unwrap());
+        let run = &shared.reference.runs[0];
+        let logits = shared.logits(run, CacheType::F32, 512, 2);
+        assert!(run.error(&logits) > 0.5, "{plan} changes something");
         let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
         assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
     }

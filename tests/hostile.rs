@@ -161,6 +161,7 @@ fn other_families() {
         "falcon_h1",
         "mamba2",
         "mamba",
+        "jamba",
     ] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
         let mut original = Vec::new();

@@ -26,6 +26,7 @@ mod gpt2;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
+mod jamba;
 mod latent;
 mod layer_norm;
 mod lfm2;
@@ -250,6 +251,7 @@ pub const FAMILIES: &[Family] = &[
     nemotron_h::NEMOTRON_H,
     nemotron_h::NEMOTRON_H_MOE,
     mamba1::MAMBA,
+    jamba::FAMILY,
     mamba::MAMBA2,
 ];
 

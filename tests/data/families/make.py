@@ -855,6 +855,11 @@ def models():
         ChannelScan("mamba", "mamba", "mmm", networks=False, varies=False, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         ChannelScan("mamba_normed", "mamba", "mm", rank=5, state=10, conv=3, normed="plain", networks=False, varies=False, tied=True,
                     eps=1e-2),
+        ChannelScan("jamba", "jamba", "mamam", normed="weights", n_ff=48, experts=(5, 2), dense=(0, 2, 3), eps=1e-2,
+                    runs=[(512, 48, 1), (512, 300, 6)]),
+        # Files of models without experts say that there is one.
+        ChannelScan("jamba_dense", "jamba", "ma", rank=5, state=10, conv=3, normed="weights", n_ff=80, experts=(1, 1), dense=(0, 1),
+                    n_head_kv=1, tied=True),
         # As deep as the model whose layers alternate, which is told by that.
         Tiny("exaone4_windows", "exaone4", n_layer=64, emb=6.0, n_head_kv=1, n_ff=8, qk_norm=True, post_norm=True,
              keys={"attention.sliding_window": 8}, runs=[(512, 48, 2), (512, 300, 12)]),
