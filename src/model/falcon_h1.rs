@@ -4,7 +4,7 @@
 use super::Family;
 use super::builder::{Builder, QkNorm};
 use super::decoder::{ContextRope, Decoder, Layer, Mixer};
-use super::mamba::{selective_scan, shape, state_of_all};
+use super::mamba2::{selective_scan, shape, state_of_all};
 use crate::Result;
 use crate::attention::RopeStyle;
 use crate::compute::{Act, Norm};

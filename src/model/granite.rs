@@ -9,7 +9,7 @@
 use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
 use super::decoder::{ContextRope, Decoder, Mixer};
-use super::mamba::{scan_alone, shape as scan_shape, state_of_some};
+use super::mamba2::{scan_alone, shape as scan_shape, state_of_some};
 use crate::attention::{AttentionShape, Rope, RopeStyle};
 use crate::compute::Act;
 use crate::{Error, Result};

@@ -5,7 +5,7 @@ use super::Family;
 use super::builder::Builder;
 use super::config::{Keys, MAX_HEAD_DIM, MAX_WIDTH};
 use super::decoder::{ContextRope, Decoder, Layer};
-use super::mamba::MAX_FILTER;
+use super::mamba2::MAX_FILTER;
 use crate::Result;
 use crate::attention::{ChannelScan, Recurrence, RecurrentShape, Rope, Rule};
 use crate::compute::{Linear, Norm};

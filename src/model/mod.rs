@@ -32,8 +32,8 @@ mod layer_norm;
 mod lfm2;
 mod llama;
 mod llama4;
-mod mamba;
 mod mamba1;
+mod mamba2;
 mod minicpm3;
 mod mixtures;
 mod nemotron_h;
@@ -252,7 +252,7 @@ pub const FAMILIES: &[Family] = &[
     nemotron_h::NEMOTRON_H_MOE,
     mamba1::MAMBA,
     jamba::FAMILY,
-    mamba::MAMBA2,
+    mamba2::MAMBA2,
 ];
 
 /// How a model is loaded.

@@ -6,7 +6,7 @@ use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
 use super::config::Keys;
 use super::decoder::{ContextRope, Decoder, Layer, Mixer};
-use super::mamba::{scan_alone, shape};
+use super::mamba2::{scan_alone, shape};
 use super::mixtures::mixture;
 use crate::Result;
 use crate::attention::{AttentionShape, Rope};
