@@ -188,6 +188,7 @@ fn what_cannot_be_trained_is_named() {
     for (name, what) in [
         ("deepseek2", "multi-head latent attention"),
         ("gemma4", "norms on values"),
+        ("gemma3n", "several rows"),
         ("gpt_oss", "sinks"),
         ("hunyuan", "after their rotation"),
         ("lfm2", "convolution"),

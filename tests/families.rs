@@ -71,8 +71,9 @@ families! {
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
-    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied mamba mamba_normed jamba jamba_dense
-    gemma4 gemma4_plain gemma4_experts
+    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied
+    mamba mamba_normed jamba jamba_dense
+    gemma4 gemma4_plain gemma4_experts gemma3n
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gpt2 starcoder bloom mpt mpt_learned jais
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
@@ -180,6 +181,7 @@ fn windows_are_all_that_is_seen() {
         "gemma4",
         "gemma4_plain",
         "gemma4_experts",
+        "gemma3n",
         "cohere2",
         "lfm2_attention_last",
     ] {
@@ -208,6 +210,57 @@ fn built_in_sharing_of_keys_and_values_stays() {
     let cached: Vec<_> = model.decoder().caches().map(|c| (c.key_dim, c.value_dim)).collect();
     assert_eq!(cached[2], (None, Some(16)), "weights from another layer, values of its own");
     assert_eq!(cached[5..], [(None, None); 3]);
+}
+
+/// The same where the layers are as many as in Gemma 3n, and their residual stream has several rows: layers before those can share.
+#[test]
+fn layers_of_several_streams_share() {
+    for (plan, what) in [("21:3", "layer 21 (shared): the model has it take"), ("19", "layer 21 needs its keys")] {
+        let refused = planned("gemma3n", plan).err().expect(plan).to_string();
+        assert!(refused.contains(what), "{refused}");
+    }
+    let alone = load("gemma3n");
+    for (plan, cached) in [("2:0", (None, Some(16))), ("kv:3:1", (None, None))] {
+        let model = planned("gemma3n", plan).unwrap_or_else(|e| panic!("{plan}: {e}"));
+        let caches: Vec<_> = model.decoder().caches().map(|c| (c.key_dim, c.value_dim)).collect();
+        assert_eq!(caches.iter().filter(|&&c| c == cached).count(), if cached.1.is_some() { 1 } else { 3 }, "{plan}");
+        assert_eq!(caches[20..], [(None, None); 2]);
+        let reference = gunzip(&folder("families").join("gemma3n.json.gz"));
+        let shared = Subject::new("shared", model, serde_json::from_slice(&reference).unwrap());
+        let run = &shared.reference.runs[0];
+        let logits = shared.logits(run, CacheType::F32, 512, 2);
+        assert!(run.error(&logits) > 0.1 && run.error(&alone.logits(run, CacheType::F32, 512, 2)) < 1e-4, "{plan}");
+        let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
+        assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
+    }
+}
+
+/// Files without a key that says what a layer computes, or with one that says what none here does, are refused by the key's name.
+#[test]
+fn keys_of_several_streams_are_asked_for() {
+    let bytes = gunzip(&folder("families").join("gemma3n.gguf.gz"));
+    let load = |overrides: Vec<Override>, bytes: &[u8]| {
+        let mut file = ModelFile::from_bytes("gemma3n", bytes.to_vec());
+        file.set_overrides(overrides).unwrap();
+        Model::load(&file, ModelParams::default()).err().expect("refused").to_string()
+    };
+    for (key, value, what) in [
+        ("altup.active_idx", 1, "altup.active_idx: 1, expected 0"),
+        ("altup.num_inputs", 1, "altup.num_inputs: 1 is out of range, expected 2 to 16"),
+        ("altup.num_inputs", 3, "tensor altup_proj.weight has shape [64, 64, 3], expected [64, 64, 2]"),
+    ] {
+        let refused = load(vec![Override::new(format!("gemma3n.{key}"), OverrideValue::Int(value))], &bytes);
+        assert!(refused.contains(what), "{refused}");
+    }
+    // Keys under other names of the same length are missing.
+    for key in ["activation_sparsity_scale", "attention.shared_kv_layers", "altup.num_inputs"] {
+        let name = format!("gemma3n.{key}");
+        let at = bytes.windows(name.len()).position(|w| w == name.as_bytes()).unwrap();
+        let mut bytes = bytes.clone();
+        bytes[at + name.len() - 1] = b'_';
+        let refused = load(vec![], &bytes);
+        assert!(refused.contains(&format!("{name}: is missing")), "{refused}");
+    }
 }
 
 /// A convolution is no attention: it has no weights to take, and none to give.

@@ -144,12 +144,13 @@ fn multi_byte_mutations() {
     });
 }
 
-/// Families with parts that the embedded model has not: experts, states, latents, convolutions, inputs beside the residual stream, learned
+/// Families with parts that the embedded model has not: experts, states, latents, convolutions, inputs beside the residual stream, several rows of it, learned
 /// positions, linear biases, clips.
 #[test]
 fn other_families() {
     for name in [
         "gemma4_experts",
+        "gemma3n",
         "qwen3next",
         "qwen35_guessing",
         "deepseek2",

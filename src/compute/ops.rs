@@ -9,7 +9,7 @@ use ggml_ext::pack::{MatrixRef, ROWS};
 
 use super::buffer::Rounded;
 use super::chunks::Chunks;
-use super::{Linear, Matrix, Norm, Operand, SharedBuf, Stack, Worker, sigmoid};
+use super::{Linear, Matrix, Norm, Operand, SharedBuf, Stack, Worker, mean, sigmoid};
 
 /// One member's tools: its place in the team, the kernels, its scratch.
 pub struct Ops<'a> {
@@ -234,6 +234,20 @@ impl Ops<'_> {
         });
         worker.barrier();
         true
+    }
+
+    /// `x = max(x - mean - deviations * std, 0)` with the mean and the (sample) standard deviation of each of the first `n_rows` rows of `n`.
+    pub fn cut(&self, x: &SharedBuf<f32>, n_rows: usize, n: usize, deviations: f32) {
+        for i in self.worker.share(n_rows) {
+            // SAFETY: rows are shared out disjointly.
+            let row = unsafe { x.get_mut(i * n..(i + 1) * n) };
+            let mean = mean(row);
+            row.iter_mut().for_each(|x| *x -= mean);
+            let variance = self.kernels.float.dot(row, row) / (n as f32 - 1.0).max(1.0);
+            let cut = deviations * variance.sqrt();
+            row.iter_mut().for_each(|x| *x = (*x - cut).max(0.0));
+        }
+        self.worker.barrier();
     }
 
     /// `out = act(gate) * up`, row by row.

@@ -237,6 +237,10 @@ impl<'m> DenseModel<'m> {
                 let what = "layers that normalise queries and keys after their rotation are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
+            if layer.streams.is_some() || layer.laurel.is_some() || ffn.network().is_some_and(|n| n.deviations.is_some()) {
+                let what = "models whose residual stream has several rows, that add something beside attention, or that cut gates off, are not supported here";
+                return Err(Error::Impossible(what.into()));
+            }
             if attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
                 let what = "layers with norms on values or with inputs of their own are not supported here";
                 return Err(Error::Impossible(what.into()));

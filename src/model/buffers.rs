@@ -6,6 +6,8 @@ use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
 use super::decoder::{Attention, Decoder};
 use super::latent::LatentBuffers;
+use super::laurel::LaurelBuffers;
+use super::streams::Streams;
 use crate::attention::{
     AttentionScratch, AttentionShape, AttnWeights, PartialSums, RecurrentBuffers, RopeTable, attention_scratch,
 };
@@ -30,7 +32,7 @@ pub struct Buffers {
     pub(super) heads: Widths,
     /// What a sub-layer adds to the residual stream.
     pub(super) delta: SharedBuf<f32>,
-    /// The same of the feed-forward half of a layer whose halves are parallel, and of a state beside attention.
+    /// The same of the feed-forward half of a layer whose halves are parallel, of a state beside attention, and of a product of low rank.
     pub(super) beside: SharedBuf<f32>,
     pub(super) gate: SharedBuf<f32>,
     pub(super) up: SharedBuf<f32>,
@@ -38,6 +40,10 @@ pub struct Buffers {
     pub(super) experts: Option<ExpertBuffers>,
     /// The layers' inputs beside the residual stream, `[n_ubatch, n_layer * width]`, and the projection that is a part of them.
     pub(super) side: Option<[SharedBuf<f32>; 2]>,
+    /// The rows of the residual stream, where there are several; `x` is then the one that a layer computes. For each `[n_ubatch, n_embd]`.
+    pub(super) streams: Option<Box<[SharedBuf<f32>]>>,
+    /// For layers that add something beside attention.
+    pub(super) laurel: Option<LaurelBuffers>,
     /// `[n_logit_rows, n_vocab]`.
     pub(super) logits: SharedBuf<f32>,
     /// What `shared` layers' linear compensation adds.
@@ -164,6 +170,8 @@ impl Buffers {
             hidden: Widths::new(model.n_ffs(), activations),
             experts: model.experts().map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, ty)),
             side: model.side.as_ref().map(|s| [(); 2].map(|()| SharedBuf::new(n_ubatch * s.embed.cols()))),
+            streams: Streams::buffers(model, n_ubatch),
+            laurel: LaurelBuffers::new(model, n_ubatch, activations),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             latent: LatentBuffers::new(model, kernels, n_ubatch, ty),

@@ -414,7 +414,7 @@ impl Builder<'_, '_, '_, '_> {
             |part: &str, rows, cols| self.loader.linear(&format!("blk.{i}.ffn_{part}{suffix}"), rows, cols);
         let (gate, up, down) =
             (linear("gate", n_ff, n_embd)?, linear("up", n_ff, n_embd)?, linear("down", n_embd, n_ff)?);
-        Ok(FeedForward { gate, up: Some(up), norm: None, down, act })
+        Ok(FeedForward { gate, up: Some(up), norm: None, deviations: None, down, act })
     }
 
     /// The feed-forward half of layer `i` without gates.
@@ -433,7 +433,7 @@ impl Builder<'_, '_, '_, '_> {
         let n_embd = self.config.n_embd;
         let gate = self.loader.linear(&format!("blk.{i}.ffn_up{suffix}"), n_ff, n_embd)?;
         let down = self.loader.linear(&format!("blk.{i}.ffn_down{suffix}"), n_embd, n_ff)?;
-        Ok(FeedForward { gate, up: None, norm: None, down, act })
+        Ok(FeedForward { gate, up: None, norm: None, deviations: None, down, act })
     }
 
     /// The feed-forward half of layer `i` with separate projections, in a family without mixtures of experts.
@@ -530,7 +530,7 @@ impl Builder<'_, '_, '_, '_> {
         let gate = self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?;
         let up = self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?;
         let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
-        Ok(Ffn::One(Box::new(FeedForward { gate, up: Some(up), norm: None, down, act })))
+        Ok(Ffn::One(Box::new(FeedForward { gate, up: Some(up), norm: None, deviations: None, down, act })))
     }
 
     /// A pre-norm layer from its halves.
@@ -628,6 +628,7 @@ impl Builder<'_, '_, '_, '_> {
             positions: None,
             embed_norm: None,
             side: None,
+            streams: None,
             layers,
             ropes,
             output_norm,

@@ -199,6 +199,16 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok((0..n_layer).map(|i| window.filter(|_| is_local(i))).collect())
     }
 
+    /// Numbers given per layer, infinite ones among them; none where the key is missing.
+    pub fn layer_floats(&self, key: &str, n_layer: usize) -> Result<Option<Vec<f32>>> {
+        match self.gguf.f32s(&self.key(key)).map_err(|e| gguf_error(self.file, e))? {
+            Some(all) if all.len() < n_layer => {
+                Err(self.error(key, format_args!("has {} values, expected one per layer: {n_layer}", all.len())))
+            }
+            all => Ok(all.map(|all| all[..n_layer].to_vec())),
+        }
+    }
+
     /// Numbers given once or per layer, under a `key` that does not begin with the architecture.
     pub fn common_floats(&self, key: &str, n_layer: usize) -> Result<Vec<f32>> {
         let error = |what: String| model_error(self.file, format!("key {key}: {what}"));

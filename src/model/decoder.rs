@@ -2,6 +2,8 @@
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
 use super::latent::Latent;
+use super::laurel::Laurel;
+use super::streams::{StreamLayer, Streams};
 use crate::attention::{
     AttentionShape, Convolution, LayerCacheSpec, LisaAttention, Recurrence, Rope, Routes, Temperature,
 };
@@ -214,6 +216,9 @@ pub struct FeedForward {
     pub up: Option<Linear>,
     /// Norm on the hidden units, where the family has it.
     pub norm: Option<Norm>,
+    /// Gates of a token are left by as much as they are above their mean and so many of their standard deviations, and the rest are 0, where the
+    /// family has it.
+    pub deviations: Option<f32>,
     /// Down projection.
     pub down: Linear,
     /// The activation.
@@ -349,6 +354,10 @@ pub struct Layer {
     pub parallel: bool,
     /// What the layer makes of its own input beside the residual stream, where the family has that.
     pub side: Option<SideNetwork>,
+    /// What is added beside attention, where the family has it.
+    pub laurel: Option<Laurel>,
+    /// How it keeps the rows of the residual stream, where there are several; the layer itself computes one, and a side network adds to the others.
+    pub streams: Option<StreamLayer>,
     /// Factor on the residual stream after the layer.
     pub scale: f32,
 }
@@ -390,6 +399,8 @@ impl Layer {
             post_ffn_norm: None,
             parallel: false,
             side: None,
+            laurel: None,
+            streams: None,
             scale: 1.0,
         }
     }
@@ -410,7 +421,8 @@ impl Layer {
         let states = self.recurrence.iter().flat_map(|r| r.matrices());
         let mixer = self.attn.iter().flat_map(Attention::matrices).chain(states);
         let side = self.side.iter().flat_map(|s| [&s.gate, &s.out]);
-        mixer.chain(self.ffn.iter().flat_map(Ffn::matrices)).chain(side)
+        let laurel = self.laurel.iter().flat_map(Laurel::matrices);
+        mixer.chain(self.ffn.iter().flat_map(Ffn::matrices)).chain(side).chain(laurel)
     }
 
     /// What it keeps in the cache.
@@ -480,6 +492,8 @@ pub struct Decoder {
     pub embed_norm: Option<Norm>,
     /// Inputs of the layers beside the residual stream, where the family has them.
     pub side: Option<SideInputs>,
+    /// The rows of the residual stream, where there are several.
+    pub streams: Option<Streams>,
     /// Layers, first to last.
     pub layers: Vec<Layer>,
     /// Rotary embeddings the layers refer to.
@@ -536,7 +550,8 @@ impl Decoder {
     /// Every matrix but those of experts.
     pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let side = self.side.as_ref().map(|s| &s.projection);
-        self.layers.iter().flat_map(Layer::matrices).chain([&self.embed]).chain(&self.output).chain(side)
+        let streams = self.streams.iter().flat_map(Streams::matrices);
+        self.layers.iter().flat_map(Layer::matrices).chain([&self.embed]).chain(&self.output).chain(side).chain(streams)
     }
 
     /// All weights.
@@ -567,13 +582,15 @@ impl Decoder {
         let cached = rest.first().into_iter().flat_map(Layer::cached);
         let macs = |w: &Matrix| w.rows() * w.cols();
         let side = self.side.as_ref().map(|s| &s.projection);
-        let all = cached.chain(side).map(|l| macs(&l.weight));
+        let streams = self.streams.iter().flat_map(|s| &s.expand);
+        let all = cached.chain(side).chain(streams).map(|l| macs(&l.weight));
         all.sum::<usize>() + before.iter().map(|l| l.met(macs)).sum::<usize>()
     }
 
     /// Bytes of matrices that a generated token reads.
     pub fn bytes_per_token(&self) -> usize {
         let others = [self.head()].into_iter().chain(self.side.as_ref().map(|s| &s.projection));
+        let others = others.chain(self.streams.iter().flat_map(Streams::matrices));
         let layers = self.layers.iter().map(|l| l.met(Matrix::n_bytes));
         others.map(|l| l.weight.n_bytes()).sum::<usize>() + layers.sum::<usize>()
     }

@@ -7,7 +7,8 @@ use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
 use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SideInputs, SideNetwork};
-use super::latent;
+use super::streams::StreamLayer;
+use super::{latent, laurel};
 use crate::attention::{
     Attend, AttentionScratch, Convolution, KvCache, LayerCache, Queries, Recurrence, RecurrentStep, ScoreSource,
 };
@@ -152,6 +153,10 @@ impl<'a> Pass<'a> {
         if let (Some(inputs), Some(bufs)) = (&model.side, &buf.side) {
             side_inputs(&mut self.ops, inputs, buf, bufs, ids, out, self.eps);
         }
+        if let (Some(streams), Some(all)) = (&model.streams, &buf.streams) {
+            streams.expand(&mut self.ops, all, &buf.x, n, out);
+            self.predict(0, &(0..n));
+        }
         self.ops.norm(&buf.x, 0..n, norm, self.eps, out);
         self.laps.end(Phase::Embed);
     }
@@ -268,8 +273,13 @@ impl<'a> Pass<'a> {
         match (layer.parallel, layer.ffn_norm.as_ref()) {
             _ if !layer.has_mixer() => (x, given) = (self.input(i).1, fed.len() - n..fed.len()),
             (false, norm) => {
-                let post = layer.post_attn_norm.as_ref();
-                self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, norm, eps, normed);
+                let (post, mut scale) = (layer.post_attn_norm.as_ref(), 1.0);
+                if let Some(of_layer) = &layer.laurel {
+                    let input_norm = layer.attn_norm.as_ref();
+                    laurel::add(&mut self.ops, of_layer, input_norm, buf, asked, (self.form, normed), eps);
+                    scale = laurel::SCALE;
+                }
+                self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, scale, norm, eps, normed);
             }
             (true, Some(norm)) => {
                 self.ops.norm(&buf.x, asked.clone(), Some(norm), eps, normed);
@@ -294,6 +304,9 @@ impl<'a> Pass<'a> {
     /// Adds what layer `i` made to the residual stream, and makes the next layer's input.
     fn add_up(&mut self, i: usize, Through { asked, .. }: &Through) {
         let (layer, buf, eps) = (&self.model.layers[i], self.buf, self.eps);
+        if let (Some(streams), Some(all)) = (&layer.streams, &buf.streams) {
+            return self.add_up_streams(i, streams, all, asked);
+        }
         let mut post = layer.post_ffn_norm.as_ref();
         if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {
             let x = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
@@ -307,6 +320,36 @@ impl<'a> Pass<'a> {
         self.laps.end(Phase::Norm);
     }
 
+    /// The same where the residual stream has several rows, `all`, of which the layer computed one.
+    fn add_up_streams(&mut self, i: usize, streams: &StreamLayer, all: &[SharedBuf<f32>], asked: &Range<usize>) {
+        let (layer, buf, eps) = (&self.model.layers[i], self.buf, self.eps);
+        let x = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
+        let post = layer.post_ffn_norm.as_ref();
+        self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, layer.scale, None, eps, x);
+        streams.correct(&self.ops, all, &buf.x, asked, eps, x);
+        self.laps.end(Phase::Norm);
+        if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {
+            self.side_network(i, side, inputs, x, asked);
+            StreamLayer::add_to_others(&self.ops, all, &buf.delta, &side.norm, asked, eps);
+        }
+        match &self.model.streams {
+            Some(streams) if i + 1 == self.model.layers.len() => {
+                streams.merge(&mut self.ops, all, &buf.x, asked, &buf.delta, x)
+            }
+            _ => self.predict(i + 1, asked),
+        }
+        let (norm, out) = self.input(i + 1);
+        self.ops.norm(&buf.x, asked.clone(), norm, eps, out);
+        self.laps.end(Phase::Norm);
+    }
+
+    /// Leaves in `buf.x` what layer `i` is given of the rows of the residual stream of tokens `asked`, where there are several.
+    fn predict(&mut self, i: usize, asked: &Range<usize>) {
+        if let (Some(streams), Some(all)) = (&self.model.layers[i].streams, &self.buf.streams) {
+            streams.predict(&self.ops, all, &self.buf.x, asked, self.eps);
+        }
+    }
+
     /// What `network` makes of `rows` of `x`, into `out`; its hidden units go to `hidden`.
     fn network(
         &mut self,
@@ -316,15 +359,19 @@ impl<'a> Pass<'a> {
         hidden: Operand,
         out: &SharedBuf<f32>,
     ) {
-        let (FeedForward { gate, up, norm, down, act }, n) = (network, rows.len());
+        let (FeedForward { gate, up, norm, deviations, down, act }, n) = (network, rows.len());
         let (buf, ops, laps, eps) = (self.buf, &mut self.ops, &mut self.laps, self.eps);
+        let in_one = norm.is_none() && deviations.is_none();
         match up {
-            Some(up) if norm.is_none() && ops.gated_products(x, rows.clone(), [gate, up, down], *act, hidden) => {
+            Some(up) if in_one && ops.gated_products(x, rows.clone(), [gate, up, down], *act, hidden) => {
                 laps.end(Phase::GateUp)
             }
             Some(up) => {
                 ops.linear(x, rows, &[(gate, &buf.gate), (up, &buf.up)]);
                 laps.end(Phase::GateUp);
+                if let Some(deviations) = deviations {
+                    ops.cut(&buf.gate, n, gate.weight.rows(), *deviations);
+                }
                 ops.gated(*act, &buf.gate, &buf.up, n, hidden);
                 laps.end(Phase::Gated);
             }
@@ -528,7 +575,7 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usiz
     laps.end(Phase::Head);
 }
 
-/// The products of the layer's normalised input, of tokens `fed`, that its attention and its state start from: what is cached of all, what
+/// The products of the layer's normalised input, of tokens `fed`, that its attention, what is beside it, and its state start from: what is cached of all, what
 /// serves their own results of tokens `asked`, the last of them. In one phase where these are the same.
 fn project(ops: &mut Ops, layer: &Layer, buf: &Buffers, x: Operand, fed: &Range<usize>, asked: &Range<usize>) {
     let (mut cached, mut own) = ([None; 5], [None; 5]);
@@ -538,6 +585,9 @@ fn project(ops: &mut Ops, layer: &Layer, buf: &Buffers, x: Operand, fed: &Range<
         [cached[0], cached[1]] = [job(attn.scores.k(), to_k), job(attn.v.as_ref(), &buf.v)];
         let [comp, gate] = [job(attn.comp.as_ref(), &buf.comp), job(attn.gate.as_ref(), &buf.gates)];
         [own[0], own[1], own[2]] = [job(attn.scores.q(), to_q), comp, gate];
+    }
+    if let (Some(laurel), Some(work)) = (&layer.laurel, &buf.laurel) {
+        own[4] = Some((&laurel.down, &work.low));
     }
     if let (Some(recurrence), Some(work)) = (&layer.recurrence, &buf.recurrent) {
         let (of_state, gate) = recurrence.products(work);

@@ -117,9 +117,11 @@ fn experts(b: &mut Builder, i: usize, mixture: &Mixture, network: FeedForward) -
     Ok(Experts { shared, norms: Some(norms), ..b.bare_experts(i, mixture)? })
 }
 
+/// How many layers, the last ones, have none.
+pub(super) const SHARED: &str = "attention.shared_kv_layers";
+
 /// How many layers, the first ones, have keys and values of their own.
-fn n_owners(b: &Builder, windows: &Windows) -> Result<usize> {
-    const SHARED: &str = "attention.shared_kv_layers";
+pub(super) fn n_owners(b: &Builder, windows: &Windows) -> Result<usize> {
     let (n_layer, n_shared) = (windows.len(), b.keys.count(SHARED)?.unwrap_or(0));
     let n_owners = n_layer.saturating_sub(n_shared);
     // The last two layers with keys of their own serve those after them.
@@ -135,7 +137,8 @@ fn n_owners(b: &Builder, windows: &Windows) -> Result<usize> {
     }
 }
 
-fn own_attention(b: &mut Builder, i: usize, shape: AttentionShape, rope: usize) -> Result<Attention> {
+/// The attention half of layer `i` with keys and values of its own, and norms on all heads of these.
+pub(super) fn own_attention(b: &mut Builder, i: usize, shape: AttentionShape, rope: usize) -> Result<Attention> {
     let has_values =
         b.loader.has(&format!("blk.{i}.attn_v.weight")) || b.loader.has(&format!("blk.{i}.attn_qkv.weight"));
     if let Some(share) = b.sharing.plan.get(i).filter(|_| !has_values) {

@@ -20,6 +20,7 @@ mod file;
 mod forward;
 mod gemma;
 mod gemma3;
+mod gemma3n;
 mod gemma4;
 mod glm4;
 mod gpt2;
@@ -28,6 +29,7 @@ mod granite;
 mod hunyuan;
 mod jamba;
 mod latent;
+mod laurel;
 mod layer_norm;
 mod lfm2;
 mod llama;
@@ -48,6 +50,7 @@ mod seed_oss;
 mod sharing;
 mod smallthinker;
 mod smollm3;
+mod streams;
 mod weights;
 
 use std::path::Path;
@@ -221,6 +224,7 @@ pub const FAMILIES: &[Family] = &[
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma3::FAMILY,
+    gemma3n::FAMILY,
     gemma4::FAMILY,
     phi3::PHI3,
     phi3::PHIMOE,

@@ -246,6 +246,18 @@ impl<'p> Loader<'p> {
         self.linear_parts(name, 2 * n * len, cols, &rows)
     }
 
+    /// `n` matrices of `rows` x `cols`, each by itself, which the file has as one tensor of three dimensions, `<name>.weight`.
+    pub fn linears(&mut self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Box<[Linear]>> {
+        let tensor = format!("{name}.weight");
+        let (file, info) = self.take(&tensor, &[cols, rows, n])?;
+        let (start, len) = (info.offset as usize, info.n_bytes as usize / n);
+        let matrix = |i: usize| {
+            let weight = self.load(&file, &info, [rows, cols], start + i * len..start + (i + 1) * len);
+            Linear { name: tensor.as_str().into(), weight, scale: None, bias: None }
+        };
+        Ok((0..n).map(matrix).collect())
+    }
+
     /// `n` matrices of `rows` x `cols`, those of all experts or of all heads, which the file has as one tensor of three dimensions:
     /// `<name>.weight` with `<name>.scale`, one factor for each, and `<name>.bias` where the file has them.
     pub fn stack(&mut self, name: &str, n: usize, rows: usize, cols: usize) -> Result<Stack> {

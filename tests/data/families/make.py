@@ -351,6 +351,69 @@ class Gemma4(Tiny):
         w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
 
 
+class Gemma3n(Tiny):
+    """A residual stream of four rows, a product of low rank beside attention, and inputs for every layer. llama.cpp takes the number of layers
+    with keys, of those with cut gates, and two widths for granted, so that the models are deep, and some of their matrices large."""
+
+    ROWS, SIDE, RANK, N_OWNERS, N_CUT = 4, 256, 64, 20, 10
+
+    def __init__(self, name, windows, **rest):
+        n = len(windows)
+        keys = {
+            "feed_forward_length": [rest["n_ff"]] * n, "attention.sliding_window": 8, "attention.sliding_window_pattern": windows,
+            "attention.shared_kv_layers": n - self.N_OWNERS, "embedding_length_per_layer_input": self.SIDE,
+            "altup.num_inputs": self.ROWS, "altup.active_idx": 0,
+            "activation_sparsity_scale": [1.6448533535003662] * self.N_CUT + [-np.inf] * (n - self.N_CUT)}
+        rest["n_ff"], self.width = None, rest["n_ff"]
+        super().__init__(name, "gemma3n", n_layer=n, freq_base=100000.0, keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def rolled(self, n_out, n_in, gain):
+        """Every row but one in `n_in` is the one before, rolled: large matrices that compress well."""
+        first = self.matrix(-(-n_out // n_in), n_in, gain)
+        return np.stack([np.roll(first[i // n_in], i % n_in) for i in range(n_out)])
+
+    def add_tensors(self, w):
+        d, n, side, rows, n_ff = N_EMBD, self.n_layer, self.SIDE, self.ROWS, self.width
+        d_q, d_kv = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, d, 0.35 * np.sqrt(d)))
+        of_tokens = self.matrix(self.n_vocab, side, 1.0)
+        w.add_tensor("per_layer_token_embd.weight", np.concatenate([np.roll(of_tokens, 7 * i, axis=1) for i in range(n)], axis=1))
+        w.add_tensor("per_layer_model_proj.weight", self.rolled(n * side, d, 8.0))
+        w.add_tensor("per_layer_proj_norm.weight", self.vector(side, 1.0, 0.2))
+        for name in ("altup_proj", "altup_unembd_proj"):
+            w.add_tensor(f"{name}.weight", np.stack([self.matrix(d, d, 1.0) for _ in range(rows - 1)]))
+        for i in range(n):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}.weight", tensor)
+
+            add("attn_norm", self.vector(d, 1.0, 0.2))
+            # The last layers' keys and values are in files too.
+            for name, n_out, gain in (("q", d_q, 1.4), ("k", d_kv, 1.4), ("v", d_kv, 1.0)):
+                add(f"attn_{name}", self.matrix(n_out, d, gain))
+            for name in ("q", "k"):
+                add(f"attn_{name}_norm", self.vector(self.head_dim, 0.6, 0.1))
+            add("attn_output", self.matrix(d, d_q, 1.5))
+            # So many layers: each adds less than elsewhere, the few hidden units that are left least.
+            add("post_attention_norm", self.vector(d, 0.3, 0.1))
+            add("post_ffw_norm", self.vector(d, 0.2, 0.05))
+            add("ffn_norm", self.vector(d, 1.0, 0.2))
+            for name, n_out, n_in in (("gate", n_ff, d), ("up", n_ff, d), ("down", d, n_ff)):
+                add(f"ffn_{name}", self.rolled(n_out, n_in, 1.3))
+            add("inp_gate", self.rolled(side, d, 1.3))
+            add("proj", self.rolled(d, side, 1.3))
+            add("post_norm", self.vector(d, 0.3, 0.1))
+            add("laurel_l", self.rolled(self.RANK, d, 1.3))
+            add("laurel_r", self.rolled(d, self.RANK, 1.3))
+            add("laurel_post_norm", self.vector(d, 0.3, 0.1))
+            # The router's input is divided by its width.
+            add("altup_router_norm", self.vector(d, 16.0, 4.0))
+            add("altup_router", self.matrix(rows, d, 2.5))
+            add("altup_predict_coef", self.matrix(rows * rows, rows, 0.2))
+            add("altup_correct_coef", self.matrix(rows, rows, 0.6))
+            add("altup_correct_scale", self.vector(d, 1.0, 0.3))
+        w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
+
+
 class Lfm2(Tiny):
     """Convolutions where a layer has no key/value heads. With `experts`, mixtures from the second layer on."""
 
@@ -662,6 +725,7 @@ def models():
             "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}, runs=[(512, 48, 1), SHIFTED]),
         DeltaNet("qwen3next_fused", "qwen3next", n_ff=96, experts=(6, 4), shared=48, interleaved="all", keys={
             "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}),
+        Gemma3n("gemma3n", [True, False] * 11, n_ff=128, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Gemma4("gemma4", [True, False, True, True, False, True, False, True], side=32, n_shared=3, n_ff=(64, 96), eps=1e-2,
                runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Gemma4("gemma4_plain", [True, True, False, True, False], keys={"final_logit_softcapping": 5.0}),
