@@ -79,21 +79,21 @@ fn run(file: &ModelFile, lisa: Option<&ModelFile>) -> Result<(), String> {
     Ok(())
 }
 
-/// Peaks are the whole process's, so the tests take turns.
+/// Peaks are the whole process's, so the tests take turns, and read their files in these.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// Runs every mutation and reports those that panicked or allocated more than twice the file above its own copy.
 fn check(
-    original: &[u8],
+    original: impl FnOnce() -> Vec<u8>,
     n: usize,
     run: impl Fn(&[u8]) -> Result<(), String>,
     mut mutate: impl FnMut(&mut Random, &mut Vec<u8>),
 ) {
     let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
-    let mut random = Random(1);
+    let (original, mut random) = (original(), Random(1));
     let (mut ok, mut refused) = (0, 0);
     for i in 0..n {
-        let mut bytes = original.to_vec();
+        let mut bytes = original.clone();
         mutate(&mut random, &mut bytes);
         let before = LIVE.load(Ordering::Relaxed);
         PEAK.store(before, Ordering::Relaxed);
@@ -126,7 +126,7 @@ fn position(random: &mut Random, len: usize) -> usize {
 
 #[test]
 fn single_byte_mutations() {
-    check(&embedded(), 10_000, load_and_run, |random, bytes| {
+    check(embedded, 10_000, load_and_run, |random, bytes| {
         let at = position(random, bytes.len());
         bytes[at] = random.next() as u8;
     });
@@ -134,7 +134,7 @@ fn single_byte_mutations() {
 
 #[test]
 fn multi_byte_mutations() {
-    check(&embedded(), 1_000, load_and_run, |random, bytes| {
+    check(embedded, 1_000, load_and_run, |random, bytes| {
         for _ in 0..1 + random.below(16) {
             let at = position(random, bytes.len());
             let n = (1 + random.below(8)).min(bytes.len() - at);
@@ -165,9 +165,12 @@ fn other_families() {
         "jamba",
     ] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
-        let mut original = Vec::new();
-        GzDecoder::new(&*std::fs::read(path).unwrap()).read_to_end(&mut original).unwrap();
-        check(&original, 400, load_and_run, |random, bytes| {
+        let original = || {
+            let mut original = Vec::new();
+            GzDecoder::new(&*std::fs::read(path).unwrap()).read_to_end(&mut original).unwrap();
+            original
+        };
+        check(original, 400, load_and_run, |random, bytes| {
             let at = position(random, bytes.len());
             bytes[at] = random.next() as u8;
         });
@@ -176,11 +179,16 @@ fn other_families() {
 
 #[test]
 fn sidecars() {
-    let original = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories260K.lisa.gguf")).unwrap();
-    check(&original, 2_000, load_beside_and_run, |random, bytes| {
-        let at = position(random, bytes.len().min(4096));
-        bytes[at] = random.next() as u8;
-    });
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/models/stories260K.lisa.gguf");
+    check(
+        || std::fs::read(path).unwrap(),
+        2_000,
+        load_beside_and_run,
+        |random, bytes| {
+            let at = position(random, bytes.len().min(4096));
+            bytes[at] = random.next() as u8;
+        },
+    );
 }
 
 #[test]
