@@ -144,8 +144,8 @@ fn multi_byte_mutations() {
     });
 }
 
-/// Families with parts that the embedded model has not: experts, states, latents, convolutions, inputs beside the residual stream, several rows of it, learned
-/// positions, linear biases, clips.
+/// Families with parts that the embedded model has not: experts, states, latents, convolutions, inputs beside the residual stream, several rows of
+/// it, learned positions, linear biases, clips.
 #[test]
 fn other_families() {
     for name in [
