@@ -212,6 +212,17 @@ fn built_in_sharing_of_keys_and_values_stays() {
     assert_eq!(cached[5..], [(None, None); 3]);
 }
 
+/// With `plan`, `model` is more than `least` of the spread away from what `name` gives without, and gives the same however its steps are cut.
+fn computes_something_else(model: Model, name: &str, plan: &str, least: f64) {
+    let reference = gunzip(&folder("families").join(format!("{name}.json.gz")));
+    let shared = Subject::new("shared", model, serde_json::from_slice(&reference).unwrap());
+    let run = &shared.reference.runs[0];
+    let logits = shared.logits(run, CacheType::F32, 512, 2);
+    assert!(run.error(&logits) > least, "{plan} changes something");
+    let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
+    assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
+}
+
 /// The same where the layers are as many as in Gemma 3n, and their residual stream has several rows: layers before those can share.
 #[test]
 fn layers_of_several_streams_share() {
@@ -220,18 +231,14 @@ fn layers_of_several_streams_share() {
         assert!(refused.contains(what), "{refused}");
     }
     let alone = load("gemma3n");
+    let run = &alone.reference.runs[0];
+    assert!(run.error(&alone.logits(run, CacheType::F32, 512, 2)) < 1e-4);
     for (plan, cached) in [("2:0", (None, Some(16))), ("kv:3:1", (None, None))] {
         let model = planned("gemma3n", plan).unwrap_or_else(|e| panic!("{plan}: {e}"));
         let caches: Vec<_> = model.decoder().caches().map(|c| (c.key_dim, c.value_dim)).collect();
         assert_eq!(caches.iter().filter(|&&c| c == cached).count(), if cached.1.is_some() { 1 } else { 3 }, "{plan}");
         assert_eq!(caches[20..], [(None, None); 2]);
-        let reference = gunzip(&folder("families").join("gemma3n.json.gz"));
-        let shared = Subject::new("shared", model, serde_json::from_slice(&reference).unwrap());
-        let run = &shared.reference.runs[0];
-        let logits = shared.logits(run, CacheType::F32, 512, 2);
-        assert!(run.error(&logits) > 0.1 && run.error(&alone.logits(run, CacheType::F32, 512, 2)) < 1e-4, "{plan}");
-        let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
-        assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
+        computes_something_else(model, "gemma3n", plan, 0.1);
     }
 }
 
@@ -297,18 +304,14 @@ fn states_do_not_share() {
 #[test]
 fn attention_beside_states_shares() {
     let alone = load("falcon_h1");
+    let run = &alone.reference.runs[0];
+    assert!(run.error(&alone.logits(run, CacheType::F32, 512, 2)) < 1e-4);
     for plan in ["1", "kv:2"] {
         let model = planned("falcon_h1", plan).unwrap_or_else(|e| panic!("{plan}: {e}"));
         let states: Vec<_> = model.decoder().caches().map(|c| (c.key_dim.is_some(), c.n_state > 0)).collect();
         assert_eq!(states.iter().filter(|s| s.0).count(), 2, "{plan}");
         assert!(states.iter().all(|s| s.1), "{plan}");
-        let reference = gunzip(&folder("families").join("falcon_h1.json.gz"));
-        let shared = Subject::new("shared", model, serde_json::from_slice(&reference).unwrap());
-        let run = &shared.reference.runs[0];
-        let logits = shared.logits(run, CacheType::F32, 512, 2);
-        assert!(run.error(&logits) > 0.5 && run.error(&alone.logits(run, CacheType::F32, 512, 2)) < 1e-4, "{plan}");
-        let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
-        assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
+        computes_something_else(model, "falcon_h1", plan, 0.5);
     }
 }
 
@@ -319,13 +322,7 @@ fn attention_between_states_shares() {
         let model = planned("jamba", plan).unwrap_or_else(|e| panic!("{plan}: {e}"));
         let caches: Vec<_> = model.decoder().caches().collect();
         assert_eq!([1, 3].map(|i| caches[i].key_dim.is_some()), [true, false], "{plan}");
-        let reference = gunzip(&folder("families").join("jamba.json.gz"));
-        let shared = Subject::new("shared", model, serde_json::from_slice(&reference).unwrap());
-        let run = &shared.reference.runs[0];
-        let logits = shared.logits(run, CacheType::F32, 512, 2);
-        assert!(run.error(&logits) > 0.5, "{plan} changes something");
-        let (_, most) = differences(&logits, &shared.logits(run, CacheType::F32, 3, 1), run.spread());
-        assert!(most <= reference::TOLERANCE, "{plan}: ubatches of 3 are {most} of the spread away");
+        computes_something_else(model, "jamba", plan, 0.5);
     }
 }
 
