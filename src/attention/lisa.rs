@@ -21,9 +21,9 @@ use super::kv_cache::LayerCache;
 use super::{AttentionShape, Holds};
 use crate::compute::{Floats, Linear};
 
-/// The parameters of a `lisa` layer's attention weights. Matrices lie as the products need them: one row per result.
+/// The parameters of a `lisa` layer's attention weights. Matrices of the network lie as in the file: one row per operand.
 pub struct LisaAttention {
-    /// `[n_head, n_head]`: row g, column h.
+    /// `[n_head, n_head]`: row h, column g.
     pub skip: Box<[f32]>,
     /// The hidden units, where there are any.
     pub hidden: Option<Hidden>,
@@ -37,18 +37,18 @@ pub struct LisaAttention {
 
 /// Hidden units of the alignment network, in the kernel's terms.
 pub struct Hidden {
-    /// `[n_hidden, n_head]`: row m, column h.
+    /// `[n_head, n_hidden]`: row h, column m.
     up: Box<[f32]>,
     /// `[n_hidden]`
     bias: Box<[f32]>,
-    /// `[n_head, n_hidden]`: row g, column m.
+    /// `[n_hidden, n_head]`: row m, column g.
     down: Box<[f32]>,
     act: UnitAct,
 }
 
 impl Hidden {
-    /// Units with weights `up` `[n_hidden, n_head]` and `bias` `[n_hidden]`, whose `activation` goes to the heads by `down`
-    /// `[n_head, n_hidden]`.
+    /// Units with weights `up` `[n_head, n_hidden]` and `bias` `[n_hidden]`, whose `activation` goes to the heads by `down`
+    /// `[n_hidden, n_head]`.
     pub fn new(mut up: Box<[f32]>, mut bias: Box<[f32]>, mut down: Box<[f32]>, activation: Activation) -> Self {
         let act = match activation {
             Activation::Relu => UnitAct::Relu,
@@ -157,8 +157,8 @@ impl LisaAttention {
         let bias = &mut scratch.bias[..hidden.bias.len()];
         bias.copy_from_slice(&hidden.bias);
         if self.domain == Domain::Log {
-            for (bias, up) in bias.iter_mut().zip(hidden.up.chunks_exact(n_head)) {
-                *bias -= float.dot(up, lse);
+            for (up, &lse) in hidden.up.chunks_exact(bias.len()).zip(lse) {
+                float.axpy(-lse, up, bias);
             }
         }
         let Hidden { up, down, act, .. } = hidden;

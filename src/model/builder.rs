@@ -364,13 +364,13 @@ impl Builder<'_, '_, '_, '_> {
         let meta = self.sharing.meta.expect("only metadata make lisa layers");
         let (n_head, n_head_kv, n_embd) = (shape.n_head, shape.n_head_kv, self.config.n_embd);
         let l = &mut *self.loader;
-        let skip = l.transposed(&Part::AlignSkip.tensor(i), n_head, n_head)?;
+        let skip = l.values(&Part::AlignSkip.tensor(i), &[n_head, n_head])?;
         let hidden = match l.first_dim(&Part::AlignUp.tensor(i)) {
             None => None,
             Some(n) => Some(Hidden::new(
-                l.transposed(&Part::AlignUp.tensor(i), n_head, n)?,
+                l.values(&Part::AlignUp.tensor(i), &[n, n_head])?,
                 l.vector(&Part::AlignUpBias.tensor(i), n)?,
-                l.transposed(&Part::AlignDown.tensor(i), n, n_head)?,
+                l.values(&Part::AlignDown.tensor(i), &[n_head, n])?,
                 meta.activation,
             )),
         };

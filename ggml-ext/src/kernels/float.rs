@@ -412,9 +412,9 @@ impl FloatKernels {
     pub fn align_heads(&self, net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) {
         let (n_in, n_hidden, n_out) = (x.n_rows(), net.bias.len(), out.n_rows());
         assert_eq!(x.len(), out.len(), "input and output have different numbers of columns");
-        assert_eq!(net.skip.len(), n_out * n_in, "skip is not {n_out} x {n_in}");
-        assert_eq!(net.up.len(), n_hidden * n_in, "up is not {n_hidden} x {n_in}");
-        assert_eq!(net.down.len(), n_out * n_hidden, "down is not {n_out} x {n_hidden}");
+        assert_eq!(net.skip.len(), n_out * n_in, "skip is not {n_in} x {n_out}");
+        assert_eq!(net.up.len(), n_hidden * n_in, "up is not {n_in} x {n_hidden}");
+        assert_eq!(net.down.len(), n_out * n_hidden, "down is not {n_hidden} x {n_out}");
         assert!(units.len() >= n_hidden * UNIT_FLOATS, "work space for {n_hidden} hidden units is too small");
         // SAFETY: see the impl.
         unsafe { (self.align_heads)(net, x, units, out) }

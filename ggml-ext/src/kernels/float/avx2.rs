@@ -38,6 +38,8 @@ impl Simd for V {
     const NT_ROWS: usize = 3;
     const NN_ROWS: usize = 6;
     const NN_VECS: usize = 2;
+    // Two fifths faster (Zen 3): a chain waits longer than its operations take.
+    const SHORT_CHAINS: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -173,6 +175,14 @@ impl Simd for V {
             let half = _mm256_srai_epi32::<1>(n);
             let rest = _mm256_sub_epi32(n, half);
             V(_mm256_mul_ps(_mm256_mul_ps(self.0, pow2(half)), pow2(rest)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale2_bounded(self, n: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let n = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n.0));
+            V(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), n)))
         }
     }
 

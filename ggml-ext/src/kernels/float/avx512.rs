@@ -23,6 +23,7 @@ impl Simd for V {
     const NT_ROWS: usize = 4;
     const NN_ROWS: usize = 4;
     const NN_VECS: usize = 4;
+    const SCALES_DOWN: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -145,9 +146,14 @@ impl Simd for V {
     }
 
     #[inline(always)]
-    unsafe fn floor_and_rest(self) -> (Self, Self) {
-        // SAFETY: see the impl. `scale2` rounds down itself.
-        (self, V(unsafe { _mm512_reduce_ps::<FLOOR>(self.0) }))
+    unsafe fn bounded_nearest_and_rest(self) -> (Self, Self) {
+        // SAFETY: the caller's contract.
+        unsafe { self.nearest_and_rest() }
+    }
+    #[inline(always)]
+    unsafe fn above_integer(self) -> Self {
+        // SAFETY: see the impl.
+        V(unsafe { _mm512_reduce_ps::<FLOOR>(self.0) })
     }
 
     #[inline(always)]

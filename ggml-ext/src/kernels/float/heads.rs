@@ -9,17 +9,17 @@ use super::rows::{Rows, RowsMut};
 use super::simd::{LINE, Simd};
 use super::vector::Unary;
 
-/// The network `out[g] = sum_h skip[g][h] in[h] + sum_m down[g][m] act(bias[m] + sum_h up[m][h] in[h])`. Matrices have one row per
-/// result.
+/// The network `out[g] = sum_h skip[h][g] in[h] + sum_m down[m][g] act(bias[m] + sum_h up[h][m] in[h])`. Matrices have one row per
+/// operand, as in the file, so that what one operand is multiplied with lies together.
 #[derive(Clone, Copy)]
 pub struct HeadNet<'a> {
-    /// `[n_out, n_in]`
+    /// `[n_in, n_out]`
     pub skip: &'a [f32],
-    /// `[n_hidden, n_in]`
+    /// `[n_in, n_hidden]`
     pub up: &'a [f32],
     /// `[n_hidden]`
     pub bias: &'a [f32],
-    /// `[n_out, n_hidden]`
+    /// `[n_hidden, n_out]`
     pub down: &'a [f32],
     /// `act`.
     pub act: UnitAct,
@@ -148,14 +148,19 @@ unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
                 for (r, row) in acc.iter_mut().enumerate() {
                     *row = [V::splat(net.bias[m + r]); NV];
                 }
-                input.add_products::<V, R, NV, PARTIAL>(net.up.as_ptr().add(m * n_in), &mut acc);
+                input.add_products::<V, R, NV, PARTIAL>(net.up.as_ptr().add(m), n_hidden, &mut acc);
                 for (r, row) in acc.into_iter().enumerate() {
                     for (j, v) in row.into_iter().enumerate() {
-                        act.apply(v).store(units.add(((m + r) * NV + j) * V::LANES));
+                        v.store(units.add(((m + r) * NV + j) * V::LANES));
                     }
                 }
             });
             m += rows;
+        }
+        // By itself, so that the constants of the activation stay in registers.
+        for v in 0..n_hidden * NV {
+            let p = units.add(v * V::LANES);
+            act.apply(V::load(p)).store(p);
         }
         let mut g = 0;
         while g < n_out {
@@ -163,8 +168,8 @@ unsafe fn strip<V: Simd, A: Unary, const NV: usize, const PARTIAL: bool>(
             ahead.fetch::<V>();
             each_size!(rows, R => {
                 let mut acc = [[V::splat(0.0); NV]; R];
-                input.add_products::<V, R, NV, PARTIAL>(net.skip.as_ptr().add(g * n_in), &mut acc);
-                hidden.add_products::<V, R, NV, false>(net.down.as_ptr().add(g * n_hidden), &mut acc);
+                input.add_products::<V, R, NV, PARTIAL>(net.skip.as_ptr().add(g), n_out, &mut acc);
+                hidden.add_products::<V, R, NV, false>(net.down.as_ptr().add(g), n_out, &mut acc);
                 for (r, row) in acc.into_iter().enumerate() {
                     for (j, v) in row.into_iter().enumerate() {
                         let p = out.row_ptr(g + r).add(at + j * V::LANES);
@@ -231,30 +236,33 @@ struct Columns {
 }
 
 impl Columns {
-    /// `acc[r] += sum_k w[r][k] * row[k]`.
+    /// `acc[r] += sum_k w[k][r] * row[k]`.
     ///
     /// # Safety
-    /// `w` points at `R` rows of `self.n`, and each row of the strip holds `NV` vectors, or `left` lanes where `PARTIAL`.
+    /// `w` points at `self.n` rows of `R` values, `w_stride` apart, and each row of the strip holds `NV` vectors, or `left` lanes where
+    /// `PARTIAL`.
     #[inline(always)]
     unsafe fn add_products<V: Simd, const R: usize, const NV: usize, const PARTIAL: bool>(
         &self,
-        w: *const f32,
+        mut w: *const f32,
+        w_stride: usize,
         acc: &mut [[V; NV]; R],
     ) {
         // SAFETY: offsets as the contract allows.
         unsafe {
-            for k in 0..self.n {
-                let row = self.p.add(k * self.stride);
+            let mut row = self.p;
+            for _ in 0..self.n {
                 let mut v = [V::splat(0.0); NV];
                 for (j, v) in v.iter_mut().enumerate() {
                     *v = if PARTIAL { V::load_partial(row, self.left) } else { V::load(row.add(j * V::LANES)) };
                 }
                 for (r, sums) in acc.iter_mut().enumerate() {
-                    let w = V::splat(*w.add(r * self.n + k));
+                    let w = V::splat(*w.add(r));
                     for (sum, v) in sums.iter_mut().zip(v) {
                         *sum = w.mul_add(v, *sum);
                     }
                 }
+                (row, w) = (row.wrapping_add(self.stride), w.wrapping_add(w_stride));
             }
         }
     }

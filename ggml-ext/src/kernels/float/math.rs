@@ -7,26 +7,55 @@ use super::vector::{self, Binary, Unary};
 
 /// `2^x` within 2 units in the last place: gradual underflow to 0, overflow to infinity, NaN to NaN.
 ///
-/// A power of two for the nearest integer times a polynomial of degree 5 for what is left (relative error 9.1e-8, minimax with `2^0 = 1`).
-///
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
 unsafe fn exp2<V: Simd>(x: V) -> V {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (n, r) = x.nearest_and_rest();
+        exp2_rest(r).scale2(n)
+    }
+}
+
+/// [`exp2`] of [`LEAST_EXPONENT`] or more: less work where a tier has no instruction for scaling.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn exp2_bounded<V: Simd>(x: V) -> V {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (n, r) = x.bounded_nearest_and_rest();
+        exp2_rest(r).scale2_bounded(n)
+    }
+}
+
+/// `2^r` for -1/2 to 1/2: a polynomial of degree 5 (relative error 9.1e-8, minimax with `2^0 = 1`).
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn exp2_rest<V: Simd>(r: V) -> V {
     #[expect(clippy::approx_constant, reason = "the first is near ln 2, and better than it")]
     const C: [f32; 5] = [0.693_147, 0.240_222_42, 0.055_507_34, 0.009_671_513, 0.001_326_471_5];
     // SAFETY: the caller's contract.
     unsafe {
-        let (n, r) = x.nearest_and_rest();
-        let q = r.mul_add(V::splat(C[4]), V::splat(C[3]));
-        let q = q.mul_add(r, V::splat(C[2]));
+        let last = r.mul_add(V::splat(C[4]), V::splat(C[3]));
+        if V::SHORT_CHAINS {
+            let square = r.mul(r);
+            let first = r.mul_add(V::splat(C[0]), V::splat(1.0));
+            let middle = r.mul_add(V::splat(C[2]), V::splat(C[1]));
+            return last.mul_add(square, middle).mul_add(square, first);
+        }
+        let q = last.mul_add(r, V::splat(C[2]));
         let q = q.mul_add(r, V::splat(C[1]));
         let q = q.mul_add(r, V::splat(C[0]));
-        q.mul_add(r, V::splat(1.0)).scale2(n)
+        q.mul_add(r, V::splat(1.0))
     }
 }
 
-/// `2^x` with a relative error of 2e-7, `2^0` among them: less work than [`exp2`] where a tier scales by the integer below.
+/// As [`exp2_bounded`] with a relative error of 2e-7, `2^0` among them, where that is less work.
 ///
 /// # Safety
 /// As [`Simd`]'s.
@@ -36,12 +65,15 @@ unsafe fn exp2_near<V: Simd>(x: V) -> V {
     const C: [f32; 6] = [0.999_999_93, 0.693_153_1, 0.240_153_62, 0.055_826_32, 0.008_989_34, 0.001_877_58];
     // SAFETY: the caller's contract.
     unsafe {
-        let (n, r) = x.floor_and_rest();
+        if !V::SCALES_DOWN {
+            return exp2_bounded(x);
+        }
+        let r = x.above_integer();
         let q = r.mul_add(V::splat(C[5]), V::splat(C[4]));
         let q = q.mul_add(r, V::splat(C[3]));
         let q = q.mul_add(r, V::splat(C[2]));
         let q = q.mul_add(r, V::splat(C[1]));
-        q.mul_add(r, V::splat(C[0])).scale2(n)
+        q.mul_add(r, V::splat(C[0])).scale2(x)
     }
 }
 
@@ -69,7 +101,7 @@ const LEAST_LOG: f32 = -80.0;
 #[inline(always)]
 unsafe fn weight<V: Simd>(x: V) -> V {
     // SAFETY: the caller's contract.
-    unsafe { exp(V::splat(LEAST_LOG).max(x)) }
+    unsafe { exp2_bounded(V::splat(LEAST_LOG).max(x).mul(V::splat(LOG2_E))) }
 }
 
 /// `x / (1 + 2^-z)`, `z` given as `-z`: `x` times a logistic function.
@@ -79,7 +111,7 @@ unsafe fn weight<V: Simd>(x: V) -> V {
 #[inline(always)]
 unsafe fn gated<V: Simd>(x: V, minus_z: V) -> V {
     // SAFETY: the caller's contract.
-    unsafe { x.div(exp2(V::splat(LEAST_EXPONENT).max(minus_z)).add(V::splat(1.0))) }
+    unsafe { x.div(exp2_bounded(V::splat(LEAST_EXPONENT).max(minus_z)).add(V::splat(1.0))) }
 }
 
 /// # Safety

@@ -164,6 +164,14 @@ impl Simd for V {
             V(vmulq_f32(vmulq_f32(self.0, pow2(half)), pow2(rest)))
         }
     }
+    #[inline(always)]
+    unsafe fn scale2_bounded(self, n: Self) -> Self {
+        // SAFETY: see the impl.
+        unsafe {
+            let n = vshlq_n_s32::<23>(vcvtq_s32_f32(n.0));
+            V(vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(self.0), n)))
+        }
+    }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {

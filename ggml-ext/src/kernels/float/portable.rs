@@ -136,6 +136,10 @@ impl Simd for V {
         let half = n >> 1;
         V(self.0 * pow2(half) * pow2(n - half))
     }
+    #[inline(always)]
+    unsafe fn scale2_bounded(self, n: Self) -> Self {
+        V(cast(cast::<_, i32x4>(self.0) + (n.0.fast_round_int() << 23)))
+    }
 
     #[inline(always)]
     unsafe fn sum(self) -> f32 {

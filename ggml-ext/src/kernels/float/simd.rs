@@ -23,6 +23,10 @@ pub(super) trait Simd: Copy {
     const NN_ROWS: usize;
     /// Vectors in a row of the tile of [`super::gemm::nn`] when it is `NN_ROWS` high.
     const NN_VECS: usize;
+    /// Whether a polynomial is faster in short chains than in one that has an operation less.
+    const SHORT_CHAINS: bool = false;
+    /// Whether [`Self::scale2`] rounds its operand down, so that nothing else need do it.
+    const SCALES_DOWN: bool = false;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -62,23 +66,30 @@ pub(super) trait Simd: Copy {
     /// rest is 0; a NaN comes through.
     #[inline(always)]
     unsafe fn nearest_and_rest(self) -> (Self, Self) {
-        /// Adding it leaves the nearest integer in the low bits of the sum; subtracting it again gives it as a float.
-        const ROUND: f32 = 12_582_912.0;
         // SAFETY: the caller's contract.
-        unsafe {
-            let x = Self::splat(250.0).min(Self::splat(-250.0).max(self));
-            let n = x.add(Self::splat(ROUND)).sub(Self::splat(ROUND));
-            (n, x.sub(n))
-        }
+        unsafe { split(Self::splat(250.0).min(Self::splat(-250.0).max(self))) }
     }
 
-    /// What [`Self::scale2`] takes for the integer below, and what is left, 0 to 1; otherwise as [`Self::nearest_and_rest`].
+    /// [`Self::scale2`] of `2^rest` by `n`, both from [`Self::bounded_nearest_and_rest`]: no result is below the normal numbers, and only
+    /// 1 meets 128, which is infinity by adding up exponents, too.
     #[inline(always)]
-    unsafe fn floor_and_rest(self) -> (Self, Self) {
+    unsafe fn scale2_bounded(self, n: Self) -> Self {
+        // SAFETY: the caller's contract.
+        unsafe { self.scale2(n) }
+    }
+    /// [`Self::nearest_and_rest`] of -126 or more; what is above 128 may be taken as 128.
+    #[inline(always)]
+    unsafe fn bounded_nearest_and_rest(self) -> (Self, Self) {
+        // SAFETY: the caller's contract.
+        unsafe { split(Self::splat(128.0).min(self)) }
+    }
+    /// What is above the integer below, 0 to 1.
+    #[inline(always)]
+    unsafe fn above_integer(self) -> Self {
         // SAFETY: the caller's contract.
         unsafe {
-            let (n, rest) = self.sub(Self::splat(0.5)).nearest_and_rest();
-            (n, rest.add(Self::splat(0.5)))
+            let (_, rest) = self.sub(Self::splat(0.5)).bounded_nearest_and_rest();
+            rest.add(Self::splat(0.5))
         }
     }
 
@@ -88,4 +99,19 @@ pub(super) trait Simd: Copy {
     unsafe fn lane_max(self) -> f32;
     /// `p[i] = alpha * sum of the lanes of v[i]` for four vectors; every one is summed in the same order.
     unsafe fn store_sums(v: [Self; 4], alpha: f32, p: *mut f32);
+}
+
+/// The nearest integer, and what is left, of at most 250 off 0.
+///
+/// # Safety
+/// As [`Simd`]'s.
+#[inline(always)]
+unsafe fn split<V: Simd>(x: V) -> (V, V) {
+    /// Adding it leaves the nearest integer in the low bits of the sum; subtracting it again gives it as a float.
+    const ROUND: f32 = 12_582_912.0;
+    // SAFETY: the caller's contract.
+    unsafe {
+        let n = x.add(V::splat(ROUND)).sub(V::splat(ROUND));
+        (n, x.sub(n))
+    }
 }

@@ -745,14 +745,14 @@ fn head_network() {
                                 assert_eq!(y, 7.0, "{what}: written beyond its row");
                                 continue;
                             }
-                            let sum = |w: &[f32]| {
-                                let products = w.iter().enumerate();
-                                products.map(|(h, &w)| f64::from(w) * f64::from(x[h * stride + i])).sum::<f64>()
+                            let sum = |w: &[f32], at: usize, n: usize| {
+                                let products = (0..n_in).map(|h| (w[h * n + at], x[h * stride + i]));
+                                products.map(|(w, x)| f64::from(w) * f64::from(x)).sum::<f64>()
                             };
-                            let mut want = sum(&skip[g * n_in..(g + 1) * n_in]);
+                            let mut want = sum(&skip, g, n_out);
                             for m in 0..n_hidden {
-                                let z = f64::from(bias[m]) + sum(&up[m * n_in..(m + 1) * n_in]);
-                                want += f64::from(down[g * n_hidden + m]) * unit(z);
+                                let z = f64::from(bias[m]) + sum(&up, m, n_hidden);
+                                want += f64::from(down[m * n_out + g]) * unit(z);
                             }
                             close(y, want, 40.0 * (1 + n_hidden) as f64, 1e-6, &what);
                         }
