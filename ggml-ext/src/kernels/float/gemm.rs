@@ -13,9 +13,10 @@ use std::mem::MaybeUninit;
 /// Columns (rows of `b`) of the tile of [`sgemm_nt`].
 const NT_COLS: usize = 4;
 
-/// How far ahead a few query rows' keys and values are asked for: the hardware stops at the end of a small page, and a block is over
-/// before it has found its stride. Measured on Zen 4, generating at depth 4096: a sixth faster than without; 2 and 8 KiB gain little.
-const PREFETCH_BYTES: usize = 4 << 10;
+/// Bytes of values that all columns of a few query rows' results pass over before the next: a quarter of a small first-level cache. What
+/// comes next is asked for meanwhile, evenly: the hardware stops at the end of a small page, and a block is over before it has found its
+/// stride.
+const PASS_BYTES: usize = 8 << 10;
 
 /// `c[i][j] = alpha * a[i] . b[j]`.
 #[inline(always)]
@@ -98,21 +99,10 @@ unsafe fn nt_tile<V: Simd, const M: usize>(
     }
 }
 
-/// Asks for what lies [`PREFETCH_BYTES`] beyond elements `at..at + n` of a row.
-///
-/// # Safety
-/// As [`Simd`]'s.
-#[inline(always)]
-unsafe fn prefetch<V: Simd, B: Elem>(row: *const B, at: usize, n: usize) {
-    let first = row.cast::<u8>().wrapping_add(PREFETCH_BYTES + at * size_of::<B>() / B::LEN);
-    for i in (0..n * size_of::<B>() / B::LEN).step_by(LINE) {
-        // SAFETY: a hint, which any address may be given.
-        unsafe { V::prefetch(first.wrapping_add(i)) }
-    }
-}
-
 /// What becomes of a tile's sums.
 trait Finish: Copy {
+    /// Whether a sum may be computed in parts, one after the other.
+    const IN_PARTS: bool = false;
     /// What the sum for `c` starts from: zero, unless the sum is to be added to what is there.
     ///
     /// # Safety
@@ -133,6 +123,7 @@ trait Finish: Copy {
 #[derive(Clone, Copy)]
 struct Add;
 impl Finish for Add {
+    const IN_PARTS: bool = true;
     #[inline(always)]
     unsafe fn start<V: Simd>(self, c: *const f32, left: usize) -> V {
         // SAFETY: the caller's contract.
@@ -194,9 +185,13 @@ unsafe fn load<V: Simd>(p: *const f32, left: usize) -> V {
 /// As [`Simd`]'s; the shapes agree.
 #[inline(always)]
 unsafe fn nn<V: Simd, B: Elem, R: Finish, const AHEAD: bool>(p: Rows<f32>, v: Rows<B>, c: RowsMut<f32>, result: R) {
+    let n = v.n_rows();
+    let row_bytes = v.len() * size_of::<B>();
+    let ahead = AHEAD && v.stride() == v.len();
+    let part = if ahead && R::IN_PARTS { (PASS_BYTES / row_bytes.max(1)).max(1) } else { n };
     let (m, d) = (p.n_rows(), c.len());
-    let t = NnTile {
-        n: v.n_rows(),
+    let mut t = NnTile {
+        n,
         p: p.as_ptr(),
         p_stride: p.stride(),
         v: v.as_ptr(),
@@ -204,38 +199,27 @@ unsafe fn nn<V: Simd, B: Elem, R: Finish, const AHEAD: bool>(p: Rows<f32>, v: Ro
         v_stride: v.stride(),
         c: c.as_ptr(),
         c_stride: c.stride(),
-        ahead: AHEAD && v.stride() == v.len(),
+        ahead,
         result,
     };
-    let mut x = 0;
-    // SAFETY: strips start at `x` with `x + width <= d`, row tiles at `i` with `i + rows <= m`, so every row and
-    // element a tile names exists in `p`, `v` and `c`.
-    unsafe {
-        while x < d {
-            let left = d - x;
-            let width = strip::<V>(m, left);
-            let mut i = 0;
-            while i < m {
-                // A single row needs a wide strip to have enough independent sums in flight; a wide strip leaves
-                // registers for only a few rows.
-                let rows = if width > V::NN_VECS * V::LANES { 1 } else { V::NN_ROWS.min(m - i) };
-                match width / V::LANES {
-                    8 => t.run::<V, 1, 8>(i, x, left),
-                    4 => t.rows::<V, 4>(i, rows, x, left),
-                    2 => t.rows::<V, 2>(i, rows, x, left),
-                    _ => t.rows::<V, 1>(i, rows, x, left),
-                }
-                i += rows;
-            }
-            x += if width == 0 { left } else { width };
+    let mut left = n;
+    loop {
+        t.n = part.min(left);
+        // SAFETY: rows up to the `n`th exist.
+        unsafe { t.all::<V>(m, d) };
+        left -= t.n;
+        if left == 0 {
+            break;
         }
+        (t.p, t.v) = (t.p.wrapping_add(t.n), t.v.wrapping_add(t.n * t.v_stride));
     }
 }
 
-/// Width in elements of the next strip of columns: 8, 4, 2 or 1 vectors, 0 when less than a vector is left.
+/// Width in elements of the next strip of columns: 8, 4, 2 or 1 vectors, 0 when less than a vector is left. One or two rows take wider ones
+/// than [`Simd::NN_VECS`], to have enough independent sums in flight; for three there are not the registers.
 #[inline(always)]
 fn strip<V: Simd>(m: usize, left: usize) -> usize {
-    let widest = if m == 1 { 8 } else { V::NN_VECS };
+    let widest = if m <= 2 { (8 / m.max(1)).max(V::NN_VECS) } else { V::NN_VECS };
     [8, 4, 2, 1].into_iter().map(|vecs| vecs * V::LANES).find(|&w| w <= left && w <= widest * V::LANES).unwrap_or(0)
 }
 
@@ -257,6 +241,36 @@ struct NnTile<B, R> {
 }
 
 impl<B: Elem, R: Finish> NnTile<B, R> {
+    /// All `m` rows and `d` columns of the results.
+    ///
+    /// # Safety
+    /// `p` and `c` are valid for these rows, `v` for `n` rows; rows of `p` hold `n` elements, rows of `v` and `c` these columns.
+    #[inline(always)]
+    unsafe fn all<V: Simd>(self, m: usize, d: usize) {
+        let mut x = 0;
+        // SAFETY: strips start at `x` with `x + width <= d`, row tiles at `i` with `i + rows <= m`, so every row and
+        // element a tile names exists in `p`, `v` and `c`.
+        unsafe {
+            while x < d {
+                let left = d - x;
+                let width = strip::<V>(m, left);
+                let mut i = 0;
+                while i < m {
+                    // A strip is wider only where the registers have room for all rows.
+                    let rows = if width > V::NN_VECS * V::LANES { m } else { V::NN_ROWS.min(m - i) };
+                    match width / V::LANES {
+                        8 => self.run::<V, 1, 8>(i, x, left),
+                        4 => self.rows::<V, 4>(i, rows, x, left),
+                        2 => self.rows::<V, 2>(i, rows, x, left),
+                        _ => self.rows::<V, 1>(i, rows, x, left),
+                    }
+                    i += rows;
+                }
+                x += if width == 0 { left } else { width };
+            }
+        }
+    }
+
     /// # Safety
     /// As [`Self::run`].
     #[inline(always)]
@@ -298,11 +312,15 @@ impl<B: Elem, R: Finish> NnTile<B, R> {
                     }
                 }
             } else {
-                let ahead = self.ahead && i == 0;
+                let bytes = |columns| columns * size_of::<B>() / B::LEN;
+                let ahead = self.v.wrapping_add(self.n * self.v_stride).cast::<u8>().wrapping_add(bytes(x) * self.n);
                 for k in 0..self.n {
                     let v = self.v.add(k * self.v_stride);
-                    if ahead {
-                        prefetch::<V, B>(v, x, NV * V::LANES);
+                    if self.ahead && i == 0 {
+                        let at = ahead.wrapping_add(bytes(NV * V::LANES) * k);
+                        for line in (0..bytes(NV * V::LANES)).step_by(LINE) {
+                            V::prefetch(at.wrapping_add(line));
+                        }
                     }
                     let y = B::vectors::<V, NV>(v, x);
                     for (i, row) in acc.iter_mut().enumerate() {
