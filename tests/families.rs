@@ -68,7 +68,7 @@ families! {
     granite granite_unturned minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
-    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse pangu baichuan baichuan_slopes refact bitnet bitnet_plain
+    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied
@@ -81,7 +81,8 @@ families! {
 }
 
 /// Experts and heads of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding; and so do
-/// matrices whose operands are normalised and whose results have factors, and those between convolutions and scan.
+/// matrices whose operands are normalised and whose results have factors, those between convolutions and scan, and those in the place of
+/// attention.
 #[test]
 fn quantised_experts_and_heads_stay_close() {
     let program = env!("CARGO_BIN_EXE_lisa-cpp");
@@ -98,6 +99,7 @@ fn quantised_experts_and_heads_stay_close() {
         "nemotron_h_moe",
         "mamba_normed",
         "jamba_dense",
+        "deci",
     ] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
@@ -281,7 +283,7 @@ fn convolutions_do_not_share() {
     assert!(load("3:1").is_ok());
 }
 
-/// A layer that knows the sequence as a whole has no weights to take, and none to give.
+/// A layer that knows the sequence as a whole has no weights to take, and none to give; nor has one without attention.
 #[test]
 fn states_do_not_share() {
     for (name, plan, what) in [
@@ -294,6 +296,10 @@ fn states_do_not_share() {
         ("mamba", "2:0", "layer 2 (shared): it has no attention"),
         ("jamba", "4:1", "layer 4 (shared): it has no attention"),
         ("jamba", "3:2", "layer 3 (shared): layer 2 has no attention"),
+        ("deci", "1", "layer 1 (shared): it has no attention"),
+        ("deci", "3:0", "layer 3 (shared): it has no attention"),
+        ("deci", "4:2", "layer 4 (shared): layer 2 has no attention"),
+        ("deci", "kv:4:0", "layer 4 (kv): it has 4 query and 1 key/value heads, its source 0 has 4 query and 2"),
     ] {
         let refused = planned(name, plan).err().expect(plan).to_string();
         assert!(refused.contains(what), "{refused}");
@@ -318,11 +324,13 @@ fn attention_beside_states_shares() {
 /// The layers of a hybrid that have attention share it across those that have none.
 #[test]
 fn attention_between_states_shares() {
-    for plan in ["3:1", "kv:3:1"] {
-        let model = planned("jamba", plan).unwrap_or_else(|e| panic!("{plan}: {e}"));
+    for (name, plan, [owner, sharer]) in
+        [("jamba", "3:1", [1, 3]), ("jamba", "kv:3:1", [1, 3]), ("deci", "6:0", [0, 6]), ("deci", "kv:6:0", [0, 6])]
+    {
+        let model = planned(name, plan).unwrap_or_else(|e| panic!("{name} {plan}: {e}"));
         let caches: Vec<_> = model.decoder().caches().collect();
-        assert_eq!([1, 3].map(|i| caches[i].key_dim.is_some()), [true, false], "{plan}");
-        computes_something_else(model, "jamba", plan, 0.5);
+        assert_eq!([owner, sharer].map(|i| caches[i].key_dim.is_some()), [true, false], "{name} {plan}");
+        computes_something_else(model, name, plan, 0.5);
     }
 }
 
@@ -506,6 +514,8 @@ fn chunks_begin_anew() {
 fn what_files_leave_unsaid_is_not_guessed() {
     for (name, key, value, what) in [
         ("baichuan", "block_count", OverrideValue::Int(31), "31, expected 32 or 40"),
+        ("deci", "attention.head_count_kv", OverrideValue::Int(0), "no layer has any"),
+        ("deci", "attention.head_count_kv", OverrideValue::Int(3), "3 in layer 0 does not divide the 4 query heads"),
         ("llama4", "attention.sliding_window", OverrideValue::Int(0), "without chunks"),
         ("mpt", "attention.clamp_kqv", OverrideValue::Float(-1.0), "-1 is negative"),
         ("jais", "attention.max_alibi_bias", OverrideValue::Float(-1.0), "-1 is negative"),

@@ -163,6 +163,7 @@ fn other_families() {
         "mamba2",
         "mamba",
         "jamba",
+        "deci",
     ] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
         let original = || {

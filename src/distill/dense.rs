@@ -204,6 +204,9 @@ impl<'m> DenseModel<'m> {
             if let Some(recurrence) = &layer.recurrence {
                 return Err(unsupported(&format!("has {}", recurrence.rule.name())));
             }
+            if layer.map.is_some() {
+                return Err(unsupported("has a linear map in the place of attention"));
+            }
             let (Some(attn), Some(ffn)) = (&layer.attn, &layer.ffn) else {
                 return Err(unsupported("has one half alone"));
             };

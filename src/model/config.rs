@@ -100,7 +100,7 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// That `n_head` query heads divide among `n_head_kv` key/value heads, those of `layer` where layers differ.
     pub fn check_heads(&self, n_head_kv: usize, n_head: usize, layer: Option<usize>) -> Result<()> {
-        if n_head_kv == 0 || !n_head.is_multiple_of(n_head_kv) {
+        if n_head_kv == 0 || n_head == 0 || !n_head.is_multiple_of(n_head_kv) {
             let place = layer.map_or(String::new(), |i| format!(" in layer {i}"));
             let what = format_args!("{n_head_kv}{place} does not divide the {n_head} query heads");
             return Err(self.error("attention.head_count_kv", what));
@@ -170,6 +170,14 @@ impl<'g, 'a> Keys<'g, 'a> {
             return Err(self.error(key, format_args!("has {} values, expected one per layer: {n_layer}", flags.len())));
         }
         Ok(Some(flags))
+    }
+
+    /// Query heads and key/value heads of every layer; either may be none.
+    pub fn heads(&self, n_layer: usize) -> Result<Vec<[usize; 2]>> {
+        const QUERIES: &str = "attention.head_count";
+        let n_head = self.per_layer(QUERIES, n_layer)?.ok_or_else(|| self.error(QUERIES, "is missing"))?;
+        let n_head_kv = self.per_layer("attention.head_count_kv", n_layer)?.unwrap_or_else(|| n_head.clone());
+        Ok(n_head.into_iter().zip(n_head_kv).map(|(n, n_kv)| [n, n_kv]).collect())
     }
 
     /// Key/value heads of every layer: none where a hybrid has no attention.
@@ -256,9 +264,9 @@ pub struct Config {
     pub n_expert: usize,
     /// How many of them are chosen for a token.
     pub n_expert_used: usize,
-    /// Query heads.
+    /// Query heads, the most of any layer where these differ.
     pub n_head: usize,
-    /// Key/value heads, the most of any layer where these differ.
+    /// Key/value heads, the same.
     pub n_head_kv: usize,
     /// Length of a query or key head.
     pub head_dim_k: usize,
@@ -320,10 +328,18 @@ impl Config {
             None if !family.attends => 0,
             None => return Err(missing("feed_forward_length")),
         };
+        const N_HEAD: &str = "attention.head_count";
         let heads = match family.attends {
-            true => Heads::read(keys, n_embd, uniform("attention.head_count")?, most("attention.head_count_kv")?)?,
+            true => {
+                let n_head = if family.heads_vary { most(N_HEAD)? } else { uniform(N_HEAD)? };
+                Heads::read(keys, n_embd, n_head, most("attention.head_count_kv")?)?
+            }
             false => Heads::default(),
         };
+        // Those of different layers need not fit each other.
+        if family.attends && !family.heads_vary {
+            keys.check_heads(heads.n_head_kv, heads.n_head, None)?;
+        }
         let key_of_eps = match family.layer_norm {
             true => "attention.layer_norm_epsilon",
             false => "attention.layer_norm_rms_epsilon",
@@ -370,7 +386,6 @@ impl Heads {
     fn read(keys: &Keys, n_embd: usize, n_head: Option<usize>, n_head_kv: Option<usize>) -> Result<Self> {
         let n_head = n_head.ok_or_else(|| keys.error("attention.head_count", "is missing"))?;
         let n_head_kv = n_head_kv.unwrap_or(n_head);
-        keys.check_heads(n_head_kv, n_head, None)?;
         let head_dim = |key: &str| match keys.positive_width(key)? {
             None if !n_embd.is_multiple_of(n_head) => {
                 Err(keys.error(key, format_args!("is missing and {n_head} heads do not divide {n_embd}")))

@@ -312,28 +312,36 @@ impl Ffn {
     }
 }
 
-/// What of a layer lets tokens know of those before.
+/// What of a layer lets tokens know of those before, or is in its place.
 #[derive(Default)]
 pub struct Mixer {
     /// Attention.
     pub attn: Option<Attention>,
     /// A state, in place of attention or beside it.
     pub recurrence: Option<Box<Recurrence>>,
+    /// A linear map in their place, by which tokens know of none before.
+    pub map: Option<Linear>,
 }
 
 impl From<Attention> for Mixer {
     fn from(attn: Attention) -> Self {
-        Self { attn: Some(attn), recurrence: None }
+        Self { attn: Some(attn), ..Self::default() }
     }
 }
 
 impl From<Recurrence> for Mixer {
     fn from(recurrence: Recurrence) -> Self {
-        Self { attn: None, recurrence: Some(recurrence.into()) }
+        Self { recurrence: Some(recurrence.into()), ..Self::default() }
     }
 }
 
-/// A decoder layer. One of its halves may be missing.
+impl From<Linear> for Mixer {
+    fn from(map: Linear) -> Self {
+        Self { map: Some(map), ..Self::default() }
+    }
+}
+
+/// A decoder layer. Its halves may be missing; without both, the residual stream passes by.
 pub struct Layer {
     /// Norm before the first half, where the family has it.
     pub attn_norm: Option<Norm>,
@@ -341,6 +349,8 @@ pub struct Layer {
     pub attn: Option<Attention>,
     /// A state in its place; or beside it, when both are given the same and what they make is added up.
     pub recurrence: Option<Box<Recurrence>>,
+    /// A linear map in the place of both, where the layer has it.
+    pub map: Option<Linear>,
     /// Norm on the attention's result, where the family has it.
     pub post_attn_norm: Option<Norm>,
     /// Norm before the feed-forward network, where the family has it.
@@ -388,11 +398,12 @@ pub struct SideInputs {
 impl Layer {
     /// A layer without norms.
     pub fn bare(mixer: impl Into<Mixer>, ffn: Option<Ffn>) -> Self {
-        let Mixer { attn, recurrence } = mixer.into();
+        let Mixer { attn, recurrence, map } = mixer.into();
         Self {
             attn_norm: None,
             attn,
             recurrence,
+            map,
             post_attn_norm: None,
             ffn_norm: None,
             ffn,
@@ -407,7 +418,7 @@ impl Layer {
 
     /// Whether it has a first half.
     pub fn has_mixer(&self) -> bool {
-        self.attn.is_some() || self.recurrence.is_some()
+        self.attn.is_some() || self.recurrence.is_some() || self.map.is_some()
     }
 
     /// The matrices that make what later tokens need.
@@ -419,7 +430,7 @@ impl Layer {
     /// Every matrix but those of experts.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let states = self.recurrence.iter().flat_map(|r| r.matrices());
-        let mixer = self.attn.iter().flat_map(Attention::matrices).chain(states);
+        let mixer = self.attn.iter().flat_map(Attention::matrices).chain(states).chain(&self.map);
         let side = self.side.iter().flat_map(|s| [&s.gate, &s.out]);
         let laurel = self.laurel.iter().flat_map(Laurel::matrices);
         mixer.chain(self.ffn.iter().flat_map(Ffn::matrices)).chain(side).chain(laurel)

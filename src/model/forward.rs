@@ -210,6 +210,11 @@ impl<'a> Pass<'a> {
             }
             self.laps.end(Phase::AttnOut);
         }
+        if let Some(map) = &layer.map {
+            let last = through.fed.len() - n..through.fed.len();
+            self.ops.linear(self.input(i).1, last, &[(map, &buf.delta)]);
+            self.laps.end(Phase::AttnOut);
+        }
     }
 
     /// What the attention of layer `i`, or a convolution in its place, makes of the tokens asked for, into `buf.delta`.
@@ -307,6 +312,12 @@ impl<'a> Pass<'a> {
         if let (Some(streams), Some(all)) = (&layer.streams, &buf.streams) {
             return self.add_up_streams(i, streams, all, asked);
         }
+        let (norm, out) = self.input(i + 1);
+        if !layer.has_mixer() && layer.ffn.is_none() {
+            // It made nothing.
+            self.ops.norm(&buf.x, asked.clone(), norm, eps, out);
+            return self.laps.end(Phase::Norm);
+        }
         let mut post = layer.post_ffn_norm.as_ref();
         if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {
             let x = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
@@ -315,7 +326,6 @@ impl<'a> Pass<'a> {
             self.side_network(i, side, inputs, x, asked);
             post = Some(&side.norm);
         }
-        let (norm, out) = self.input(i + 1);
         self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, layer.scale, norm, eps, out);
         self.laps.end(Phase::Norm);
     }
@@ -594,7 +604,7 @@ fn project(ops: &mut Ops, layer: &Layer, buf: &Buffers, x: Operand, fed: &Range<
         cached[2..].copy_from_slice(&of_state);
         own[3] = Some(gate);
     }
-    if !layer.has_mixer() {
+    if layer.attn.is_none() && layer.recurrence.is_none() {
         return;
     }
     let rows = 0..fed.len();

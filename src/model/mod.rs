@@ -11,6 +11,7 @@ mod buffers;
 mod builder;
 mod config;
 mod dbrx;
+mod deci;
 mod decoder;
 mod deepseek2;
 mod describe;
@@ -94,6 +95,8 @@ pub struct Family {
     n_state: fn(&Keys, usize) -> Result<usize>,
     /// Whether layers may have key/value heads and feed-forward networks of different sizes.
     varies: bool,
+    /// Whether layers may have different numbers of query heads too.
+    heads_vary: bool,
     /// Whether norms are LayerNorm.
     layer_norm: bool,
     /// Whether there is attention in it, and are feed-forward networks.
@@ -114,6 +117,7 @@ impl Family {
             windows: no_windows,
             n_state: |_, _| Ok(0),
             varies: false,
+            heads_vary: false,
             layer_norm: false,
             attends: true,
         }
@@ -142,6 +146,11 @@ impl Family {
     /// The same with layers of different sizes.
     const fn with_varying_layers(self) -> Self {
         Self { varies: true, ..self }
+    }
+
+    /// The same with query heads in different numbers besides.
+    const fn with_varying_heads(self) -> Self {
+        Self { varies: true, heads_vary: true, ..self }
     }
 }
 
@@ -181,6 +190,7 @@ pub const FAMILIES: &[Family] = &[
     llama::MISTRAL3,
     llama::ARCEE,
     llama::XVERSE,
+    deci::FAMILY,
     llama::BAICHUAN,
     llama::REFACT,
     llama4::FAMILY,

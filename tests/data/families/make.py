@@ -75,7 +75,8 @@ class Tiny:
         w.add_uint32(f"{a}.block_count", self.n_layer)
         if self.n_ff is not None:
             w.add_uint32(f"{a}.feed_forward_length", self.ff_key or self.n_ff)
-        w.add_uint32(f"{a}.attention.head_count", self.n_head)
+        if self.n_head is not None:
+            w.add_uint32(f"{a}.attention.head_count", self.n_head)
         if self.n_head_kv is not None:
             w.add_uint32(f"{a}.attention.head_count_kv", self.n_head_kv)
         w.add_float32(f"{a}.attention.layer_norm_{'epsilon' if self.layer_norm in ('bias', 'plain', 'bare') else 'rms_epsilon'}", self.eps)
@@ -250,6 +251,41 @@ class Tiny:
 
     def ids(self, n):
         return [1] + self.rng.integers(3, self.n_vocab, n - 1).tolist()
+
+
+class Varying(Tiny):
+    """Layers with query heads, key/value heads and hidden units of their own number, `(heads, kv, n_ff)`: without key/value heads a linear map is in
+    the place of attention, without any heads nothing, and without hidden units there is no network."""
+
+    def __init__(self, name, arch, layers, **rest):
+        self.layers = layers
+        names = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+        keys = {key: [layer[i] for layer in layers] for i, key in enumerate(names)}
+        super().__init__(name, arch, n_layer=len(layers), n_head=None, n_head_kv=None, n_ff=None,
+                         keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def add_tensors(self, w):
+        d = N_EMBD
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, d, (self.emb or (0.35 if self.tied else 1.0)) * np.sqrt(d)))
+        for name, tensor in self.tensors.items():
+            w.add_tensor(name, np.asarray(tensor, dtype=np.float32))
+        for i, (self.n_head, self.n_head_kv, n_ff) in enumerate(self.layers):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            if self.n_head:
+                add("attn_norm.weight", self.vector(d, 1.0, 0.2))
+                if self.n_head_kv:
+                    self.attention(add)
+                else:
+                    add("attn_output.weight", self.matrix(d, d, 1.2))
+            if n_ff:
+                add("ffn_norm.weight", self.vector(d, 1.0, 0.2))
+                for name, n_out, n_in in (("gate", n_ff, d), ("up", n_ff, d), ("down", d, n_ff)):
+                    add(f"ffn_{name}.weight", self.matrix(n_out, n_in, 1.3))
+        w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
+        if not self.tied:
+            w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
 
 
 class DeepSeek2(Tiny):
@@ -696,6 +732,11 @@ def models():
         Tiny("xverse", "xverse", eps=1e-2),
         # As deep as the model that rotates, which is told by that.
         Tiny("baichuan", "baichuan", n_layer=32, emb=2.0, n_head_kv=None, n_ff=8, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Varying("deci", "deci", [(4, 2, 112), (4, 0, 64), (0, 0, 80), (0, 0, 0), (4, 1, 96), (2, 2, 48), (4, 2, 72)], head_dim=16, n_rot=16,
+                freq_base=500000.0, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)},
+                runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        # The last layers have no attention.
+        Varying("deci_attention_first", "deci", [(4, 4, 48), (4, 1, 80), (0, 0, 0), (4, 0, 64), (0, 0, 96)], head_dim=16, n_rot=16, tied=True),
         Tiny("pangu", "pangu-embedded", bias=("q", "k", "v", "o"), eps=1e-2),
         Tiny("gemma3", "gemma3", n_layer=7, n_head_kv=1, head_dim=32, n_ff=48, keys={"attention.sliding_window": 8},
              runs=[(512, 48, 1), (512, 300, 6), SHIFTED], **gemma),
