@@ -71,7 +71,7 @@ families! {
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
-    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe mamba2 mamba2_tied
+    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents mamba2 mamba2_tied
     mamba mamba_normed jamba jamba_dense
     gemma4 gemma4_plain gemma4_experts gemma3n
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
@@ -97,6 +97,7 @@ fn quantised_experts_and_heads_stay_close() {
         "deepseek2_old_dense",
         "bitnet",
         "nemotron_h_moe",
+        "nemotron_h_moe_latents",
         "mamba_normed",
         "jamba_dense",
         "deci",
@@ -299,6 +300,7 @@ fn states_do_not_share() {
         ("deci", "1", "layer 1 (shared): it has no attention"),
         ("deci", "3:0", "layer 3 (shared): it has no attention"),
         ("deci", "4:2", "layer 4 (shared): layer 2 has no attention"),
+        ("nemotron_h_moe_latents", "2:0", "layer 2 (shared): layer 0 has no attention"),
         ("deci", "kv:4:0", "layer 4 (kv): it has 4 query and 1 key/value heads, its source 0 has 4 query and 2"),
     ] {
         let refused = planned(name, plan).err().expect(plan).to_string();

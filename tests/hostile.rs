@@ -158,7 +158,7 @@ fn other_families() {
         "gpt2",
         "mpt",
         "granitehybrid_experts",
-        "nemotron_h_moe",
+        "nemotron_h_moe_latents",
         "falcon_h1",
         "mamba2",
         "mamba",

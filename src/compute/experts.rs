@@ -133,6 +133,8 @@ pub struct ExpertSizes {
     pub n_used: usize,
     /// Hidden units of one.
     pub n_ff: usize,
+    /// Values of what one is given, and of what it makes.
+    pub width: usize,
 }
 
 impl Networks {
@@ -148,12 +150,13 @@ impl Networks {
     /// How large they are.
     pub fn sizes(&self) -> ExpertSizes {
         let Choice { n_expert, n_used, .. } = self.choice;
-        ExpertSizes { n_expert, n_used, n_ff: self.down.weight.cols() }
+        let down = &self.down.weight;
+        ExpertSizes { n_expert, n_used, n_ff: down.cols(), width: down.rows() / n_expert }
     }
 }
 
 impl ExpertBuffers {
-    /// Room for passes of up to `n_tokens`, whose rows have `n_embd` values.
+    /// Room for passes of up to `n_tokens`, whose rows outside of experts have `n_embd` values.
     pub fn new(kernels: &Kernels, n_tokens: usize, n_embd: usize, s: ExpertSizes, ty: ActivationType) -> Self {
         let n = n_tokens * s.n_used;
         Self {
@@ -162,10 +165,10 @@ impl ExpertBuffers {
             weights: SharedBuf::new(n),
             places: SharedBuf::new(n),
             starts: SharedBuf::new(s.n_expert + 1),
-            input: Activations::of_either_form(kernels, n, n_embd, ty),
+            input: Activations::of_either_form(kernels, n, s.width, ty),
             inner: SharedBuf::new(n * 2 * s.n_ff),
             hidden: Activations::of_either_form(kernels, n, s.n_ff, ty),
-            output: SharedBuf::new(n * n_embd),
+            output: SharedBuf::new(n * s.width),
             shared: SharedBuf::new(n_tokens * n_embd),
             most_experts: s.n_expert,
         }

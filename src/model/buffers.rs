@@ -38,6 +38,9 @@ pub struct Buffers {
     pub(super) up: SharedBuf<f32>,
     pub(super) hidden: Widths,
     pub(super) experts: Option<ExpertBuffers>,
+    /// Latents that experts are given and make: results of products, and operands.
+    pub(super) latents: SharedBuf<f32>,
+    pub(super) latent_rows: Widths,
     /// The layers' inputs beside the residual stream, `[n_ubatch, n_layer * width]`, and the projection that is a part of them.
     pub(super) side: Option<[SharedBuf<f32>; 2]>,
     /// The rows of the residual stream, where there are several; `x` is then the one that a layer computes. For each `[n_ubatch, n_embd]`.
@@ -152,6 +155,7 @@ impl Buffers {
         let bf16 = attention_digits(model, kernels, n_ubatch, ty);
         let n_channels = model.convolutions().map(|s| s.head_dim_v).max().unwrap_or(0);
         let scratch = || attention_scratch(model.attentions(), n_hidden, rank, n_channels, bf16);
+        let latents = || model.layers.iter().filter_map(|l| Some(l.experts()?.latent.as_ref()?.up.weight.cols()));
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
@@ -168,6 +172,8 @@ impl Buffers {
             gate: SharedBuf::new(n_ubatch * n_ff),
             up: SharedBuf::new(n_ubatch * n_ff),
             hidden: Widths::new(model.n_ffs(), activations),
+            latents: SharedBuf::new(n_ubatch * latents().max().unwrap_or(0)),
+            latent_rows: Widths::new(latents(), activations),
             experts: model.experts().map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, ty)),
             side: model.side.as_ref().map(|s| [(); 2].map(|()| SharedBuf::new(n_ubatch * s.embed.cols()))),
             streams: Streams::buffers(model, n_ubatch),

@@ -5,8 +5,8 @@ use ggml_ext::pack::ROWS;
 
 use super::config::{Config, Keys, MAX_WIDTH};
 use super::decoder::{
-    Attention, ContextRope, Decoder, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer, QueryKey, Scores, SharedExpert,
-    SideInputs, SideNetwork,
+    Attention, ContextRope, Decoder, ExpertLatent, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer, QueryKey, Scores,
+    SharedExpert, SideInputs, SideNetwork,
 };
 use super::weights::Loader;
 use crate::Result;
@@ -90,6 +90,8 @@ pub struct Mixture {
     pub n_ff_shared: usize,
     /// Whether each token weighs that network's results by itself.
     pub weighed: bool,
+    /// Values of the latents that experts are given, where they are given such.
+    pub latent: Option<usize>,
 }
 
 impl Projection {
@@ -484,7 +486,7 @@ impl Builder<'_, '_, '_, '_> {
             }
         };
         let choice = Choice { n_expert, n_used, gating: Gating::Softmax, normalised: true, scale: 1.0, groups };
-        Ok(Mixture { n_ff, choice, act: Act::Silu, gated: true, n_ff_shared: 0, weighed: false })
+        Ok(Mixture { n_ff, choice, act: Act::Silu, gated: true, n_ff_shared: 0, weighed: false, latent: None })
     }
 
     /// The feed-forward half of layer `i` as a mixture of experts.
@@ -494,19 +496,28 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The experts of layer `i`. Gate and up projections may be stored as one tensor, `ffn_gate_up_exps`, the gate's rows first.
     pub fn bare_experts(&mut self, i: usize, mixture: &Mixture) -> Result<Experts> {
-        let Mixture { n_ff, choice, act, gated, n_ff_shared, weighed } = *mixture;
+        let Mixture { n_ff, choice, act, gated, n_ff_shared, weighed, latent } = *mixture;
         let (n_embd, n_expert) = (self.config.n_embd, choice.n_expert);
+        let width = latent.unwrap_or(n_embd);
         let l = &mut *self.loader;
         let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
         let selection_bias = l.optional_vector(&format!("blk.{i}.exp_probs_b.bias"), n_expert)?;
         let fused = l.has(&format!("blk.{i}.ffn_gate_up_exps.weight"));
         let mut stack = |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps"), n_expert, rows, cols);
         let units = match (gated, fused) {
-            (false, _) => Units::Ungated(stack("up", n_ff, n_embd)?),
-            (true, true) => Units::Fused(stack("gate_up", 2 * n_ff, n_embd)?),
-            (true, false) => Units::Gated { gate: stack("gate", n_ff, n_embd)?, up: stack("up", n_ff, n_embd)? },
+            (false, _) => Units::Ungated(stack("up", n_ff, width)?),
+            (true, true) => Units::Fused(stack("gate_up", 2 * n_ff, width)?),
+            (true, false) => Units::Gated { gate: stack("gate", n_ff, width)?, up: stack("up", n_ff, width)? },
         };
-        let down = stack("down", n_embd, n_ff)?;
+        let down = stack("down", width, n_ff)?;
+        let latent = latent.map(|_| {
+            let down = l.linear(&format!("blk.{i}.ffn_latent_down"), width, n_embd)?;
+            Ok::<_, crate::Error>(ExpertLatent {
+                down,
+                up: l.linear(&format!("blk.{i}.ffn_latent_up"), n_embd, width)?,
+            })
+        });
+        let latent = latent.transpose()?;
         let networks = Networks { choice, selection_bias, units, down, act, weighs_input: false };
         let shared = match n_ff_shared {
             0 => None,
@@ -520,7 +531,7 @@ impl Builder<'_, '_, '_, '_> {
                     .transpose()?,
             }),
         };
-        Ok(Experts { router, by_input: false, networks, shared, norms: None })
+        Ok(Experts { router, by_input: false, networks, latent, shared, norms: None })
     }
 
     /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.

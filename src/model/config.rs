@@ -172,6 +172,12 @@ impl<'g, 'a> Keys<'g, 'a> {
         Ok(Some(flags))
     }
 
+    /// Hidden units of every layer's network; there may be none.
+    pub fn hidden_units(&self, n_layer: usize) -> Result<Vec<usize>> {
+        const KEY: &str = "feed_forward_length";
+        self.per_layer(KEY, n_layer)?.ok_or_else(|| self.error(KEY, "is missing"))
+    }
+
     /// Query heads and key/value heads of every layer; either may be none.
     pub fn heads(&self, n_layer: usize) -> Result<Vec<[usize; 2]>> {
         const QUERIES: &str = "attention.head_count";

@@ -18,9 +18,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;
     b.refuse_experts()?;
     let (c, keys) = (b.config, b.keys);
-    const UNITS: &str = "feed_forward_length";
-    let n_ff = keys.per_layer(UNITS, c.n_layer)?.ok_or_else(|| keys.error(UNITS, "is missing"))?;
-    let heads = keys.heads(c.n_layer)?;
+    let (heads, n_ff) = (keys.heads(c.n_layer)?, keys.hidden_units(c.n_layer)?);
     if heads.iter().all(|&[_, n_head_kv]| n_head_kv == 0) {
         return Err(keys.error("attention.head_count_kv", "no layer has any: none is left to mix tokens"));
     }

@@ -245,6 +245,8 @@ pub struct Experts {
     pub by_input: bool,
     /// Who is chosen, and the networks.
     pub networks: Networks,
+    /// What makes the rows that the networks are given, where these are latents.
+    pub latent: Option<ExpertLatent>,
     /// A network that all tokens meet besides.
     pub shared: Option<SharedExpert>,
     /// Norms of their own, where the family has them.
@@ -262,6 +264,14 @@ pub struct ExpertNorms {
     pub result: Box<[f32]>,
     /// RMSNorm on what the network makes.
     pub shared: Box<[f32]>,
+}
+
+/// Narrow rows that experts are given in the place of the layer's, and make: what is read for a token shrinks with them (Nemotron 3 Super).
+pub struct ExpertLatent {
+    /// To them, `[width, n_embd]`.
+    pub down: Linear,
+    /// From what experts make together, weighed and added up, `[n_embd, width]`.
+    pub up: Linear,
 }
 
 /// An expert that all tokens meet.
@@ -292,7 +302,8 @@ impl Ffn {
     /// The matrices that every token meets.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let router = self.experts().map(|e| &e.router);
-        self.network().into_iter().flat_map(FeedForward::matrices).chain(router)
+        let latent = self.experts().and_then(|e| e.latent.as_ref()).into_iter().flat_map(|l| [&l.down, &l.up]);
+        self.network().into_iter().flat_map(FeedForward::matrices).chain(router).chain(latent)
     }
 
     /// The experts, if there are any.
@@ -555,6 +566,7 @@ impl Decoder {
             n_expert: a.n_expert.max(b.n_expert),
             n_used: a.n_used.max(b.n_used),
             n_ff: a.n_ff.max(b.n_ff),
+            width: a.width.max(b.width),
         })
     }
 

@@ -411,7 +411,6 @@ impl<'a> Pass<'a> {
     fn mixture(&mut self, i: usize, experts: &Experts, x: Operand, asked: &Range<usize>, out: &SharedBuf<f32>) {
         let (buf, eps, n) = (self.buf, self.eps, asked.len());
         let b = buf.experts.as_ref().expect("work space for experts");
-        let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(|usual| self.step(i, usual));
         let beside = experts.shared.as_ref();
         if let (Some(norms), Some(beside)) = (&experts.norms, beside) {
             // What the norms make of the residual stream lies in one place after the other.
@@ -419,15 +418,14 @@ impl<'a> Pass<'a> {
             self.ops.norm(&buf.x, asked.clone(), Some(&norms.router), eps, x);
             self.route(experts, x, n);
             self.ops.norm(&buf.x, asked.clone(), Some(&norms.experts), eps, x);
-            self.ops.experts(x, n, &experts.networks, b, steps, out);
+            self.chosen(i, experts, x, n, out);
             self.ops.add_normed(out, &b.shared, n, [&norms.result, &norms.shared], eps);
             return self.laps.end(Phase::Experts);
         }
         if !experts.by_input {
             self.route(experts, x, n);
         }
-        self.ops.experts(x, n, &experts.networks, b, steps, out);
-        self.laps.end(Phase::Experts);
+        self.chosen(i, experts, x, n, out);
         if let Some(beside) = beside {
             self.network(&beside.network, x, 0..n, self.hidden(i, beside.network.n_hidden()), &b.shared);
             match &beside.gate {
@@ -436,6 +434,25 @@ impl<'a> Pass<'a> {
             }
             self.laps.end(Phase::Down);
         }
+    }
+
+    /// What those of the `experts` of layer `i` that the router's scores choose make together of the first `n` rows of `x`, into `out`.
+    fn chosen(&mut self, i: usize, experts: &Experts, x: Operand, n: usize, out: &SharedBuf<f32>) {
+        let (buf, eps) = (self.buf, self.eps);
+        let b = buf.experts.as_ref().expect("work space for experts");
+        let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(|usual| self.step(i, usual));
+        match &experts.latent {
+            None => self.ops.experts(x, n, &experts.networks, b, steps, out),
+            Some(latent) => {
+                let (low, rows) = (&buf.latents, buf.latent_rows.of(latent.up.weight.cols()).with(self.form, steps[0]));
+                self.ops.linear(x, 0..n, &[(&latent.down, low)]);
+                self.ops.norm(low, 0..n, None, eps, rows);
+                self.ops.experts(rows, n, &experts.networks, b, steps, low);
+                self.ops.norm(low, 0..n, None, eps, rows);
+                self.ops.linear(rows, 0..n, &[(&latent.up, out)]);
+            }
+        }
+        self.laps.end(Phase::Experts);
     }
 
     /// What layer `i` makes of the first rows of `x`, the residual stream of tokens `asked`, and of its `inputs` beside it. Into `buf.delta`.

@@ -1,6 +1,6 @@
 //! Nemotron-H (arXiv 2504.03624) and Nemotron 3 Nano (arXiv 2512.20848), its mixtures of experts: layers with a selective scan, with attention without
 //! positions, or with a feed-forward network, never two of these. What a layer is follows from two lists: it has attention where it has
-//! key/value heads, a network where it has hidden units, and a scan where it has neither.
+//! key/value heads, a network where it has hidden units, and a scan where it has neither. The experts of Nemotron 3 Super are given latents.
 
 use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
@@ -28,8 +28,7 @@ enum Kind {
 }
 
 fn kinds(keys: &Keys, n_layer: usize) -> Result<Vec<Kind>> {
-    const UNITS: &str = "feed_forward_length";
-    let n_ff = keys.per_layer(UNITS, n_layer)?.ok_or_else(|| keys.error(UNITS, "is missing"))?;
+    let n_ff = keys.hidden_units(n_layer)?;
     let kind = |(n_kv, n_ff)| match (n_kv, n_ff) {
         (0, 0) => Kind::Scan,
         (n_kv, 0) => Kind::Attention(n_kv),
@@ -75,9 +74,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
 }
 
 fn experts(b: &Builder) -> Result<Mixture> {
-    if let Some(n) = b.keys.count("moe_latent_size")?.filter(|&n| n > 0) {
-        return Err(b.keys.error("moe_latent_size", format_args!("{n}: experts on latents are not supported")));
-    }
+    let latent = b.keys.width("moe_latent_size")?;
     let mixture = mixture(b, Gating::Sigmoid, false)?;
-    Ok(Mixture { gated: false, act: Act::ReluSquared, ..mixture })
+    Ok(Mixture { gated: false, act: Act::ReluSquared, latent, ..mixture })
 }

@@ -574,12 +574,13 @@ class DeltaNet(Tiny):
 
 class Scan(Tiny):
     """Layers with a selective scan (m), attention (a), both side by side (b), or a feed-forward network alone (f). `networks`: those of the other kinds have
-    one too, those in `dense` without experts. `normed`: gated results are normalised, group by group."""
+    one too, those in `dense` without experts. `normed`: gated results are normalised, group by group. `latent`: values that experts are given in the
+    place of all, where they are given such."""
 
     def __init__(self, name, arch, kinds, *, heads=4, groups=2, state=16, inner=128, conv=4, normed=True, networks=True,
-                 dense=(), n_ff=None, varies=True, **rest):
+                 dense=(), n_ff=None, varies=True, latent=None, **rest):
         self.kinds, self.sizes, self.normed, self.networks = kinds, (heads, groups, state, inner, conv), normed, networks
-        self.dense = dense
+        self.dense, self.latent = dense, latent
         keys = {"ssm.conv_kernel": conv, "ssm.inner_size": inner, "ssm.state_size": state, "ssm.time_step_rank": heads,
                 "ssm.group_count": groups}
         self.kv = rest.pop("n_head_kv", 2)
@@ -641,8 +642,12 @@ class Scan(Tiny):
         if experts:
             n, n_ff = experts[0], self.keys.get("expert_feed_forward_length", n_ff)
             add("ffn_gate_inp.weight", self.matrix(n, d, 2.0))
-            for name, n_out, n_in in (*((g, n_ff, d) for g in gates), ("up", n_ff, d), ("down", d, n_ff)):
+            width = self.latent or d
+            for name, n_out, n_in in (*((g, n_ff, width) for g in gates), ("up", n_ff, width), ("down", width, n_ff)):
                 add(f"ffn_{name}_exps.weight", np.stack([self.matrix(n_out, n_in, 1.5) for _ in range(n)]))
+            if self.latent:
+                add("ffn_latent_down.weight", self.matrix(width, d, 1.2))
+                add("ffn_latent_up.weight", self.matrix(d, width, 1.2))
             if self.expert_bias:
                 add("exp_probs_b.bias", self.vector(n, 0.0, 0.3))
             if not self.shared:
@@ -953,6 +958,11 @@ def models():
              head_dim=32, experts=(8, 3), shared=48, expert_bias=True, eps=1e-2, keys={
                  "attention.layer_norm_epsilon": 1e-5, "expert_feed_forward_length": 32,
                  "expert_shared_feed_forward_length": 48, "expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 2.5}),
+        Scan("nemotron_h_moe_latents", "nemotron_h_moe", "mfaf", heads=4, groups=1, networks=False, ungated=True, n_ff=48,
+             head_dim=16, experts=(6, 3), shared=80, latent=32, expert_bias=True, tied=True, eps=1e-2, keys={
+                 "attention.layer_norm_epsilon": 1e-5, "expert_feed_forward_length": 48, "moe_latent_size": 32,
+                 "expert_shared_feed_forward_length": 80, "expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 1.5},
+             runs=[(512, 48, 1), (512, 300, 6)]),
         Scan("mamba2", "mamba2", "mmm", heads=8, groups=2, state=16, networks=False, varies=False,
              eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         Scan("mamba2_tied", "mamba2", "mm", heads=6, groups=3, state=40, inner=120, conv=5, networks=False, varies=False,
