@@ -118,6 +118,8 @@ fn end_to_end_gradients_of_every_family() {
         "apertus",
         // Norms without weights, learned positions, linear biases.
         "olmo",
+        // Layers of different sizes.
+        "openelm",
         "gpt2",
         "bloom",
         "jais",

@@ -64,7 +64,7 @@ families! {
     deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense minicpm3
     gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe minimax_m2 afmoe dbrx smallthinker smallthinker_windows llama4
     internlm2 ernie4_5 exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha smollm3 smollm3_tied
-    olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
+    openelm olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
@@ -101,6 +101,7 @@ fn quantised_experts_and_heads_stay_close() {
         "mamba_normed",
         "jamba_dense",
         "deci",
+        "openelm",
     ] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
@@ -284,7 +285,8 @@ fn convolutions_do_not_share() {
     assert!(load("3:1").is_ok());
 }
 
-/// A layer that knows the sequence as a whole has no weights to take, and none to give; nor has one without attention.
+/// A layer that knows the sequence as a whole has no weights to take, and none to give; nor has one without attention, or with heads in
+/// another number.
 #[test]
 fn states_do_not_share() {
     for (name, plan, what) in [
@@ -300,6 +302,7 @@ fn states_do_not_share() {
         ("deci", "1", "layer 1 (shared): it has no attention"),
         ("deci", "3:0", "layer 3 (shared): it has no attention"),
         ("deci", "4:2", "layer 4 (shared): layer 2 has no attention"),
+        ("openelm", "3", "layer 3 (shared): it has 6 query and 2 key/value heads, its source 2 has 4 query and 1"),
         ("nemotron_h_moe_latents", "2:0", "layer 2 (shared): layer 0 has no attention"),
         ("deci", "kv:4:0", "layer 4 (kv): it has 4 query and 1 key/value heads, its source 0 has 4 query and 2"),
     ] {
@@ -323,12 +326,17 @@ fn attention_beside_states_shares() {
     }
 }
 
-/// The layers of a hybrid that have attention share it across those that have none.
+/// The layers of a hybrid that have attention share it across those that have none, and those that have as many heads.
 #[test]
 fn attention_between_states_shares() {
-    for (name, plan, [owner, sharer]) in
-        [("jamba", "3:1", [1, 3]), ("jamba", "kv:3:1", [1, 3]), ("deci", "6:0", [0, 6]), ("deci", "kv:6:0", [0, 6])]
-    {
+    for (name, plan, [owner, sharer]) in [
+        ("jamba", "3:1", [1, 3]),
+        ("jamba", "kv:3:1", [1, 3]),
+        ("deci", "6:0", [0, 6]),
+        ("deci", "kv:6:0", [0, 6]),
+        ("openelm", "2:1", [1, 2]),
+        ("openelm", "kv:5:4", [4, 5]),
+    ] {
         let model = planned(name, plan).unwrap_or_else(|e| panic!("{name} {plan}: {e}"));
         let caches: Vec<_> = model.decoder().caches().collect();
         assert_eq!([owner, sharer].map(|i| caches[i].key_dim.is_some()), [true, false], "{name} {plan}");

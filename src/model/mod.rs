@@ -43,6 +43,7 @@ mod nemotron_h;
 mod olmo;
 mod olmo2;
 mod olmoe;
+mod openelm;
 mod overrides;
 mod phi3;
 mod qwen;
@@ -205,6 +206,7 @@ pub const FAMILIES: &[Family] = &[
     olmo::FAMILY,
     olmo2::FAMILY,
     olmoe::FAMILY,
+    openelm::FAMILY,
     mixtures::DEEPSEEK,
     mixtures::BAILINGMOE,
     mixtures::BAILINGMOE2,
