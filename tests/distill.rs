@@ -188,6 +188,7 @@ fn attention_gradients() {
 #[test]
 fn what_cannot_be_trained_is_named() {
     for (name, what) in [
+        ("plm", "multi-head latent attention"),
         ("deepseek2", "multi-head latent attention"),
         ("gemma4", "norms on values"),
         ("gemma3n", "several rows"),

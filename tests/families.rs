@@ -64,7 +64,7 @@ families! {
     deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense minicpm3
     gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe minimax_m2 afmoe dbrx smallthinker smallthinker_windows llama4
     internlm2 ernie4_5 exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha smollm3 smollm3_tied
-    openelm olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
+    openelm plm olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
@@ -102,6 +102,7 @@ fn quantised_experts_and_heads_stay_close() {
         "jamba_dense",
         "deci",
         "openelm",
+        "plm",
     ] {
         std::fs::write(&base, gunzip(&self::folder("families").join(format!("{name}.gguf.gz")))).unwrap();
         let run = std::process::Command::new(program).arg("quantize").args([&base, &out]).arg("Q8_0").output().unwrap();
@@ -435,8 +436,10 @@ fn latents_share() {
             assert!(most <= reference::TOLERANCE, "{plan:?}: ubatches of 3 are {most} of the spread away");
         }
     }
-    let refused = planned("deepseek2_old", "1").err().expect("an older file").to_string();
-    assert!(refused.contains("layer 1 (shared)") && refused.contains("attn_kv_b"), "{refused}");
+    for name in ["deepseek2_old", "plm"] {
+        let refused = planned(name, "1").err().expect("an older file").to_string();
+        assert!(refused.contains("layer 1 (shared)") && refused.contains("attn_kv_b"), "{refused}");
+    }
 }
 
 /// Where all keys weigh the same, layers differ in their values alone, and sharing weights changes nothing.

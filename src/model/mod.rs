@@ -46,6 +46,7 @@ mod olmoe;
 mod openelm;
 mod overrides;
 mod phi3;
+mod plm;
 mod qwen;
 mod qwen35;
 mod seed_oss;
@@ -218,6 +219,7 @@ pub const FAMILIES: &[Family] = &[
     afmoe::FAMILY,
     deepseek2::FAMILY,
     minicpm3::FAMILY,
+    plm::FAMILY,
     dbrx::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,

@@ -812,6 +812,7 @@ def models():
         DeepSeek2("minicpm3", "minicpm3", old=True, q_rank=48, rot=16, value=32, emb=1 / 12, tied=True, n_ctx=1024, eps=1e-2,
                   tensors={"rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
                   keys={"rope.scaling.original_context_length": 256}, runs=[(256, 48, 1), (512, 48, 1)]),
+        DeepSeek2("plm", "plm", old=True, rot=16, plain=24, value=32, ungated=True, tied=True, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("bailingmoe", "bailingmoe", experts=(8, 3), shared=32, eps=1e-2, keys={
             "expert_feed_forward_length": 32, "expert_shared_count": 1, "expert_weights_norm": True}),
         Tiny("bailingmoe2", "bailingmoe2", fused="qkv", qk_norm=True, n_rot=8, experts=(16, 4), shared=48, expert_bias=True,
