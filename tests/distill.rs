@@ -200,6 +200,7 @@ fn what_cannot_be_trained_is_named() {
         ("bitnet", "factors on their results"),
         ("bitnet_plain", "norms inside"),
         ("smallthinker", "chosen by the layer's input"),
+        ("arctic", "given that input"),
         ("qwen35", "the gated delta rule"),
         ("granitehybrid", "a selective scan"),
         ("nemotron_h", "a selective scan"),

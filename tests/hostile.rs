@@ -164,6 +164,7 @@ fn other_families() {
         "mamba",
         "jamba",
         "deci",
+        "arctic",
         "openelm",
     ] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));

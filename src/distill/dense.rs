@@ -7,7 +7,7 @@ use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
 use crate::compute::{Matrix, Norm, Units, mean};
-use crate::model::{Decoder, Experts, HeadNorm, Model, QueryKey, Scores};
+use crate::model::{Decoder, ExpertInput, Experts, HeadNorm, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
 /// `y = a b^T`, rows of both of length `len`.
@@ -251,10 +251,10 @@ impl<'m> DenseModel<'m> {
             let is_odd = |e: &Experts| {
                 let n = &e.networks;
                 let is_fused = matches!(n.units, Units::Fused(_));
-                e.norms.is_some() || e.latent.is_some() || e.by_input || n.stacks().any(|s| s.scales.is_some()) || is_fused || n.weighs_input
+                e.norms.is_some() || e.latent.is_some() || !matches!(e.input, ExpertInput::Half) || n.stacks().any(|s| s.scales.is_some()) || is_fused || n.weighs_input
             };
             if ffn.experts().is_some_and(is_odd) {
-                let what = "experts with norms or factors of their own, on latents, with fused gates, or chosen by the layer's input, are not supported here";
+                let what = "experts with norms or factors of their own, on latents, with fused gates, chosen by the layer's input or given that input, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
             if attn.sub_norm.is_some() || ffn.network().is_some_and(|n| n.norm.is_some()) {

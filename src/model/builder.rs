@@ -5,8 +5,8 @@ use ggml_ext::pack::ROWS;
 
 use super::config::{Config, Keys, MAX_WIDTH};
 use super::decoder::{
-    Attention, ContextRope, Decoder, ExpertLatent, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer, QueryKey, Scores,
-    SharedExpert, SideInputs, SideNetwork,
+    Attention, ContextRope, Decoder, ExpertInput, ExpertLatent, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer,
+    QueryKey, Scores, SharedExpert, SideInputs, SideNetwork,
 };
 use super::weights::Loader;
 use crate::Result;
@@ -531,7 +531,7 @@ impl Builder<'_, '_, '_, '_> {
                     .transpose()?,
             }),
         };
-        Ok(Experts { router, by_input: false, networks, latent, shared, norms: None })
+        Ok(Experts { router, input: ExpertInput::Half, networks, latent, shared, norms: None })
     }
 
     /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.

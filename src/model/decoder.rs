@@ -241,8 +241,8 @@ impl FeedForward {
 pub struct Experts {
     /// Makes the scores that experts are chosen by.
     pub router: Linear,
-    /// Whether it is given the layer's input, and not what the feed-forward half is given.
-    pub by_input: bool,
+    /// What it is given.
+    pub input: ExpertInput,
     /// Who is chosen, and the networks.
     pub networks: Networks,
     /// What makes the rows that the networks are given, where these are latents.
@@ -251,6 +251,16 @@ pub struct Experts {
     pub shared: Option<SharedExpert>,
     /// Norms of their own, where the family has them.
     pub norms: Option<ExpertNorms>,
+}
+
+/// What a mixture in the feed-forward half of a layer is given.
+pub enum ExpertInput {
+    /// What the half is given.
+    Half,
+    /// The same, but the router is given the layer's input.
+    RoutedBefore,
+    /// What this norm makes of the layer's input. The half is the network beside the mixture then, which knows what attention has added.
+    Before(Norm),
 }
 
 /// Norms around a mixture beside a network that all tokens meet: the network is given what the layer's norm makes of the residual stream, the

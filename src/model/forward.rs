@@ -6,7 +6,9 @@ use std::sync::Arc;
 use ggml_ext::kernels::{Kernels, MatmulScratch};
 
 use super::buffers::Buffers;
-use super::decoder::{Attention, Decoder, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SideInputs, SideNetwork};
+use super::decoder::{
+    Attention, Decoder, ExpertInput, Experts, FeedForward, Ffn, Layer, QueryKey, Scores, SideInputs, SideNetwork,
+};
 use super::streams::StreamLayer;
 use super::{latent, laurel};
 use crate::attention::{
@@ -268,10 +270,8 @@ impl<'a> Pass<'a> {
         let (layer, buf, eps, n) = (&self.model.layers[i], self.buf, self.eps, asked.len());
         let Some(ffn) = &layer.ffn else { return };
         let normed = buf.n.with(self.form, self.step(i, fine_step::FEED_FORWARD));
-        if let Some(experts) = ffn.experts().filter(|e| e.by_input) {
-            // The residual stream still is the layer's input.
-            self.ops.norm(&buf.x, asked.clone(), None, eps, normed);
-            self.route(experts, normed, n);
+        if let Some(experts) = ffn.experts() {
+            self.before_half(i, experts, normed, asked);
         }
         // Which rows of the operand the half is given, and where its result goes.
         let (mut x, mut given, mut made) = (normed, 0..n, &buf.delta);
@@ -407,6 +407,21 @@ impl<'a> Pass<'a> {
         self.laps.end(Phase::Experts);
     }
 
+    /// What the `experts` of layer `i`, or their router, make of its input: what the residual stream of tokens `asked` still is. `x`: room for
+    /// these.
+    fn before_half(&mut self, i: usize, experts: &Experts, x: Operand, asked: &Range<usize>) {
+        let norm = match &experts.input {
+            ExpertInput::Half => return,
+            ExpertInput::RoutedBefore => None,
+            ExpertInput::Before(norm) => Some(norm),
+        };
+        self.ops.norm(&self.buf.x, asked.clone(), norm, self.eps, x);
+        self.route(experts, x, asked.len());
+        if norm.is_some() {
+            self.chosen(i, experts, x, asked.len(), &self.buf.beside);
+        }
+    }
+
     /// What the `experts` of layer `i` make of the first rows of `x`, those of tokens `asked`, into `out`.
     fn mixture(&mut self, i: usize, experts: &Experts, x: Operand, asked: &Range<usize>, out: &SharedBuf<f32>) {
         let (buf, eps, n) = (self.buf, self.eps, asked.len());
@@ -422,7 +437,13 @@ impl<'a> Pass<'a> {
             self.ops.add_normed(out, &b.shared, n, [&norms.result, &norms.shared], eps);
             return self.laps.end(Phase::Experts);
         }
-        if !experts.by_input {
+        if let (ExpertInput::Before(_), Some(beside)) = (&experts.input, beside) {
+            // What the experts make lies ready.
+            self.network(&beside.network, x, 0..n, self.hidden(i, beside.network.n_hidden()), out);
+            self.ops.add(out, &buf.beside, n * x.k());
+            return self.laps.end(Phase::Down);
+        }
+        if let ExpertInput::Half = experts.input {
             self.route(experts, x, n);
         }
         self.chosen(i, experts, x, n, out);

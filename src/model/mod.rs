@@ -6,6 +6,7 @@
 
 mod afmoe;
 mod apertus;
+mod arctic;
 mod bitnet;
 mod buffers;
 mod builder;
@@ -70,7 +71,7 @@ pub use overrides::{Override, OverrideValue};
 pub use sharing::SharingSource;
 
 pub(crate) use buffers::Buffers;
-pub(crate) use decoder::{Experts, FeedForward, Ffn, HeadNorm, QueryKey, Scores};
+pub(crate) use decoder::{ExpertInput, Experts, FeedForward, Ffn, HeadNorm, QueryKey, Scores};
 pub(crate) use forward::{Mode, Tokens, forward, head};
 
 use builder::Builder;
@@ -221,6 +222,7 @@ pub const FAMILIES: &[Family] = &[
     minicpm3::FAMILY,
     plm::FAMILY,
     dbrx::FAMILY,
+    arctic::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,
     granite::MINICPM,

@@ -3,7 +3,7 @@
 
 use super::builder::{Builder, Mixture, QkNorm};
 use super::config::Keys;
-use super::decoder::{ContextRope, Decoder, Experts, Ffn};
+use super::decoder::{ContextRope, Decoder, ExpertInput, Experts, Ffn};
 use super::{Family, Windows};
 use crate::Result;
 use crate::attention::{AttentionShape, Rope, RopeStyle};
@@ -48,7 +48,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
             None => GLOBAL,
         };
         let attn = b.attention(i, AttentionShape { window, ..b.shape() }, rope, QkNorm::None)?;
-        let experts = Experts { by_input: true, ..b.bare_experts(i, &mixture)? };
+        let experts = Experts { input: ExpertInput::RoutedBefore, ..b.bare_experts(i, &mixture)? };
         layers.push(b.layer(i, attn, Ffn::Experts(Box::new(experts)))?);
     }
     b.decoder(layers, ropes)

@@ -183,6 +183,11 @@ class Tiny:
                     for name, n_out, n_in in (
                             ("gate", self.shared, N_EMBD), ("up", self.shared, N_EMBD), ("down", N_EMBD, self.shared)):
                         add(f"ffn_{name}_shexp.weight", self.matrix(n_out, n_in, 1.4))
+                if self.arch == "arctic":
+                    # The experts' own norm, and the network beside them.
+                    norm("ffn_norm_exps")
+                    for name in ("gate", "up", "down"):
+                        add(f"ffn_{name}.weight", self.matrix(N_EMBD, N_EMBD, 1.3))
                 if self.shared_gate:
                     add("ffn_gate_inp_shexp.weight", self.matrix(1, N_EMBD, 2.0)[0])
                 if self.sandwich or self.post_norm:
@@ -847,6 +852,7 @@ def models():
             tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
         Tiny("dbrx", "dbrx", fused="qkv", layer_norm="plain", ffn_norm="attn_output_norm", n_ff=48, experts=(8, 3), eps=1e-2,
              keys={"attention.clamp_kqv": 1.5}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("arctic", "arctic", n_ff=48, experts=(8, 2), eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("afmoe", "afmoe", n_layer=5, emb=0.04, qk_norm=True, sandwich=True, attn_gate=True, experts=(16, 4), shared=32,
              expert_bias=True, eps=1e-2, keys={
                  "expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1,
