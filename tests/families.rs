@@ -71,7 +71,7 @@ families! {
     qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
-    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents mamba2 mamba2_tied
+    granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
     mamba mamba_normed jamba jamba_dense
     gemma4 gemma4_plain gemma4_experts gemma3n
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
@@ -99,6 +99,7 @@ fn quantised_experts_and_heads_stay_close() {
         "bitnet",
         "nemotron_h_moe",
         "nemotron_h_moe_latents",
+        "nemotron_h_moe_varying",
         "mamba_normed",
         "jamba_dense",
         "deci",
@@ -529,6 +530,7 @@ fn what_files_leave_unsaid_is_not_guessed() {
     for (name, key, value, what) in [
         ("baichuan", "block_count", OverrideValue::Int(31), "31, expected 32 or 40"),
         ("deci", "attention.head_count_kv", OverrideValue::Int(0), "no layer has any"),
+        ("arctic", "expert_used_count", OverrideValue::Int(9), "9 is out of range, expected 1 to 8"),
         ("deci", "attention.head_count_kv", OverrideValue::Int(3), "3 in layer 0 does not divide the 4 query heads"),
         ("llama4", "attention.sliding_window", OverrideValue::Int(0), "without chunks"),
         ("mpt", "attention.clamp_kqv", OverrideValue::Float(-1.0), "-1 is negative"),

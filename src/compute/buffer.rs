@@ -347,3 +347,24 @@ impl<'a> Operand<'a> {
         }
     }
 }
+
+/// Activations of every width that some layer has.
+pub struct Widths(Vec<Activations>);
+
+impl Widths {
+    /// Those of these `widths`, some of which may be equal, made by `activations`.
+    pub fn new(widths: impl Iterator<Item = usize>, activations: impl Fn(usize) -> Activations) -> Self {
+        let mut all: Vec<usize> = widths.collect();
+        all.sort_unstable();
+        all.dedup();
+        Self(all.into_iter().map(activations).collect())
+    }
+
+    /// Those of one of the widths.
+    ///
+    /// # Panics
+    /// Where it is none of them.
+    pub fn of(&self, width: usize) -> &Activations {
+        self.0.iter().find(|a| a.k == width).expect("made for all layers")
+    }
+}

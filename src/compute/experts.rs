@@ -10,7 +10,7 @@ use ggml_ext::kernels::Kernels;
 use ggml_ext::pack::ROWS;
 
 use super::chunks::Chunks;
-use super::{Act, ActivationType, Activations, Form, Matrix, Operand, Ops, SharedBuf};
+use super::{Act, ActivationType, Activations, Form, Matrix, Operand, Ops, SharedBuf, Widths};
 
 /// The matrices of all experts, or of all heads, one below the other.
 pub struct Stack {
@@ -86,7 +86,7 @@ pub struct ExpertBuffers {
     input: Activations,
     /// Gates, and after them what they gate; or units without gates.
     inner: SharedBuf<f32>,
-    hidden: Activations,
+    hidden: Widths,
     output: SharedBuf<f32>,
     /// What a network that all tokens meet makes of them.
     pub shared: SharedBuf<f32>,
@@ -156,8 +156,16 @@ impl Networks {
 }
 
 impl ExpertBuffers {
-    /// Room for passes of up to `n_tokens`, whose rows outside of experts have `n_embd` values.
-    pub fn new(kernels: &Kernels, n_tokens: usize, n_embd: usize, s: ExpertSizes, ty: ActivationType) -> Self {
+    /// Room for passes of up to `n_tokens`, whose rows outside of experts have `n_embd` values, in mixtures of up to these sizes; `n_ffs`: hidden
+    /// units of an expert in each.
+    pub fn new(
+        kernels: &Kernels,
+        n_tokens: usize,
+        n_embd: usize,
+        s: ExpertSizes,
+        n_ffs: impl Iterator<Item = usize>,
+        ty: ActivationType,
+    ) -> Self {
         let n = n_tokens * s.n_used;
         Self {
             scores: SharedBuf::new(n_tokens * s.n_expert),
@@ -167,7 +175,7 @@ impl ExpertBuffers {
             starts: SharedBuf::new(s.n_expert + 1),
             input: Activations::of_either_form(kernels, n, s.width, ty),
             inner: SharedBuf::new(n * 2 * s.n_ff),
-            hidden: Activations::of_either_form(kernels, n, s.n_ff, ty),
+            hidden: Widths::new(n_ffs, |n_ff| Activations::of_either_form(kernels, n, n_ff, ty)),
             output: SharedBuf::new(n * s.width),
             shared: SharedBuf::new(n_tokens * n_embd),
             most_experts: s.n_expert,
@@ -291,7 +299,7 @@ impl Ops<'_> {
         // SAFETY: places are given out before, and not again before the last product.
         let places = |e: usize| unsafe { b.places_of(e) };
         let (n_ff, n_embd) = (net.sizes().n_ff, x.k());
-        let hidden = b.hidden.with(form, fine_step[1]);
+        let hidden = b.hidden.of(net.sizes().n_ff).with(form, fine_step[1]);
         let [to_units, to_gates, to_ups] =
             [(1, 0), (2, 0), (2, n_ff)].map(|(n, column)| move |e: usize| places(e).start * n * n_ff + column);
         let gates = |stack| StackJob { stack, out: &b.inner, start: &to_gates, stride: 2 * n_ff };

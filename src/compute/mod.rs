@@ -19,7 +19,7 @@ pub use pool::{Pool, default_threads};
 pub use profile::{Phase, Profile};
 
 // What members of a team do together: sound where its rules are kept, which the compiler does not check.
-pub(crate) use buffer::{Activations, Floats, Form, Operand, SharedBuf};
+pub(crate) use buffer::{Activations, Floats, Form, Operand, SharedBuf, Widths};
 pub(crate) use chunks::Chunks;
 pub(crate) use experts::{Choice, ExpertBuffers, ExpertSizes, Gating, MAX_GROUPS, Networks, Stack, Units, sigmoid};
 pub(crate) use heads::Heads;

@@ -73,7 +73,6 @@ impl PlanCost {
         let files = parts.iter().chain(sidecar);
         let tensors: HashMap<&str, &TensorInfo> =
             files.flat_map(|g| g.tensors()).map(|t| (t.name.as_str(), t)).collect();
-        let chosen = parts.first().map_or([1, 1], chosen_experts);
         let mut cost =
             Self { layers: Vec::new(), weights: BeforeAfter::default(), cache_per_token: BeforeAfter::default() };
         for (i, heads) in geometry.layers.iter().enumerate() {
@@ -85,6 +84,7 @@ impl PlanCost {
             let cache_per_token =
                 BeforeAfter { before: cache(cached(unshared, 0, heads))?, after: cache(cached(kind, rank, heads))? };
             let from_plan = share.map_or(Kind::Full, |s| s.kind);
+            let chosen = parts.first().map_or([1, 1], |head| chosen_experts(head, i));
             let weights = layer_weights(&tensors, i, from_plan, geometry.n_embd, heads, chosen);
             cost.cache_per_token.add(cache_per_token);
             cost.weights.add(weights);
@@ -150,10 +150,14 @@ fn layer_of(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
-/// How many of a layer's experts a token meets, and of how many; the same of one network.
-fn chosen_experts(gguf: &Gguf) -> [u64; 2] {
+/// How many of the experts of layer `i` a token meets, and of how many; the same of one network.
+fn chosen_experts(gguf: &Gguf, i: usize) -> [u64; 2] {
     let arch = gguf.str("general.architecture").ok().flatten().unwrap_or_default();
-    let count = |key: &str| gguf.u64(&format!("{arch}.{key}")).ok().flatten().filter(|&n| n > 0);
+    let count = |key: &str| {
+        let key = format!("{arch}.{key}");
+        let of_layer = gguf.u32s(&key).ok().flatten().and_then(|all| all.get(i).copied().map(u64::from));
+        of_layer.or_else(|| gguf.u64(&key).ok().flatten()).filter(|&n| n > 0)
+    };
     match [count("expert_used_count"), count("expert_count")] {
         [Some(used), Some(all)] => [used.min(all), all],
         _ => [1, 1],

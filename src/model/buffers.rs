@@ -11,7 +11,7 @@ use super::streams::Streams;
 use crate::attention::{
     AttentionScratch, AttentionShape, AttnWeights, PartialSums, RecurrentBuffers, RopeTable, attention_scratch,
 };
-use crate::compute::{ActivationType, Activations, ExpertBuffers, Linear, Matrix, SharedBuf, Worker};
+use crate::compute::{ActivationType, Activations, ExpertBuffers, Linear, Matrix, SharedBuf, Widths, Worker};
 
 /// Everything a pass writes besides the cache, allocated once per session.
 pub struct Buffers {
@@ -61,22 +61,6 @@ pub struct Buffers {
     pub(super) bf16_attention: bool,
     pub(super) n_ctx: usize,
     pub(super) n_logit_rows: usize,
-}
-
-/// Activations of every width that some layer has.
-pub(super) struct Widths(Vec<Activations>);
-
-impl Widths {
-    pub(super) fn new(widths: impl Iterator<Item = usize>, activations: impl Fn(usize) -> Activations) -> Self {
-        let mut all: Vec<usize> = widths.collect();
-        all.sort_unstable();
-        all.dedup();
-        Self(all.into_iter().map(activations).collect())
-    }
-
-    pub(super) fn of(&self, width: usize) -> &Activations {
-        self.0.iter().find(|a| a.k == width).expect("made for all layers")
-    }
 }
 
 /// One member's own work space.
@@ -156,6 +140,7 @@ impl Buffers {
         let n_channels = model.convolutions().map(|s| s.head_dim_v).max().unwrap_or(0);
         let scratch = || attention_scratch(model.attentions(), n_hidden, rank, n_channels, bf16);
         let latents = || model.layers.iter().filter_map(|l| Some(l.experts()?.latent.as_ref()?.up.weight.cols()));
+        let n_ffs_of_experts = model.layers.iter().filter_map(|l| Some(l.experts()?.networks.sizes().n_ff));
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),
@@ -174,7 +159,9 @@ impl Buffers {
             hidden: Widths::new(model.n_ffs(), activations),
             latents: SharedBuf::new(n_ubatch * latents().max().unwrap_or(0)),
             latent_rows: Widths::new(latents(), activations),
-            experts: model.experts().map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, ty)),
+            experts: model
+                .experts()
+                .map(|sizes| ExpertBuffers::new(kernels, n_ubatch, n_embd, sizes, n_ffs_of_experts, ty)),
             side: model.side.as_ref().map(|s| [(); 2].map(|()| SharedBuf::new(n_ubatch * s.embed.cols()))),
             streams: Streams::buffers(model, n_ubatch),
             laurel: LaurelBuffers::new(model, n_ubatch, activations),

@@ -3,7 +3,7 @@
 use ggml_ext::lisa::{Domain, Kind, LisaMeta, Part};
 use ggml_ext::pack::ROWS;
 
-use super::config::{Config, Keys, MAX_WIDTH};
+use super::config::{Config, Keys, MAX_WIDTH, USED};
 use super::decoder::{
     Attention, ContextRope, Decoder, ExpertInput, ExpertLatent, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer,
     QueryKey, Scores, SharedExpert, SideInputs, SideNetwork,
@@ -465,10 +465,17 @@ impl Builder<'_, '_, '_, '_> {
     /// # Errors
     /// Names the key where the file has no experts, or where their groups are impossible.
     pub fn mixture(&self, n_ff: usize) -> Result<Mixture> {
-        let (n_expert, n_used) = (self.config.n_expert, self.config.n_expert_used);
+        let n_used = self.keys.uniform(USED)?.unwrap_or(self.config.n_expert_used);
+        self.mixture_of(n_ff, n_used)
+    }
+
+    /// The same where `n_used` experts are chosen for a token.
+    pub fn mixture_of(&self, n_ff: usize, n_used: usize) -> Result<Mixture> {
+        let n_expert = self.config.n_expert;
         if n_expert == 0 {
             return Err(self.keys.error("expert_count", "is missing or 0"));
         }
+        self.keys.check_experts_used(n_used, n_expert)?;
         if n_ff == 0 || n_ff > MAX_WIDTH || !n_ff.is_multiple_of(ROWS) {
             let what = format_args!("{n_ff}, expected a multiple of {ROWS} up to {MAX_WIDTH}");
             return Err(self.keys.error("expert_feed_forward_length", what));
@@ -477,7 +484,8 @@ impl Builder<'_, '_, '_, '_> {
             0 | 1 => None,
             n_groups => {
                 let n_best = self.keys.required("expert_group_used_count", n_groups)?;
-                if n_groups > MAX_GROUPS || n_expert % n_groups != 0 || n_expert / n_groups * n_best < n_used {
+                if n_groups > MAX_GROUPS || !n_expert.is_multiple_of(n_groups) || n_expert / n_groups * n_best < n_used
+                {
                     let what =
                         format_args!("{n_groups} groups of {n_expert} experts, {n_best} of them for {n_used} chosen");
                     return Err(self.keys.error("expert_group_count", what));

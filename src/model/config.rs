@@ -6,6 +6,9 @@ use super::Family;
 use crate::attention::RopeScaling;
 use crate::{Error, Result};
 
+/// How many experts are chosen for a token.
+pub(super) const USED: &str = "expert_used_count";
+
 /// Typed access to `<architecture>.<key>` metadata with errors that name the key.
 pub struct Keys<'g, 'a> {
     gguf: &'g Gguf<'a>,
@@ -178,6 +181,19 @@ impl<'g, 'a> Keys<'g, 'a> {
         self.per_layer(KEY, n_layer)?.ok_or_else(|| self.error(KEY, "is missing"))
     }
 
+    /// How many experts every layer chooses for a token; layers without any may say 0.
+    pub fn experts_used(&self, n_layer: usize) -> Result<Vec<usize>> {
+        self.per_layer(USED, n_layer)?.ok_or_else(|| self.error(USED, "is missing"))
+    }
+
+    /// That so many of `n_expert` can be chosen.
+    pub fn check_experts_used(&self, n: usize, n_expert: usize) -> Result<()> {
+        match (1..=n_expert).contains(&n) {
+            true => Ok(()),
+            false => Err(self.error(USED, format_args!("{n} is out of range, expected 1 to {n_expert}"))),
+        }
+    }
+
     /// Query heads and key/value heads of every layer; either may be none.
     pub fn heads(&self, n_layer: usize) -> Result<Vec<[usize; 2]>> {
         const QUERIES: &str = "attention.head_count";
@@ -268,7 +284,7 @@ pub struct Config {
     pub n_ff: usize,
     /// Experts of a layer, 0 where there is one network.
     pub n_expert: usize,
-    /// How many of them are chosen for a token.
+    /// How many of them are chosen for a token, the most in any layer where these differ.
     pub n_expert_used: usize,
     /// Query heads, the most of any layer where these differ.
     pub n_head: usize,
@@ -314,8 +330,15 @@ impl Config {
                 keys.error("expert_count", format_args!("{n_expert} is out of range, expected 0 to {MAX_EXPERTS}"))
             );
         }
-        let n_expert_used = if n_expert > 0 { keys.required("expert_used_count", n_expert)? } else { 0 };
         let n_layer = keys.n_layer()?;
+        let n_expert_used = match n_expert {
+            0 => 0,
+            _ => {
+                let most = keys.experts_used(n_layer)?.into_iter().max().unwrap_or(0);
+                keys.check_experts_used(most, n_expert)?;
+                most
+            }
+        };
         let n_embd = keys.required("embedding_length", MAX_WIDTH)?;
         let n_ctx_train = keys.required("context_length", 1 << 30)?;
         let uniform = |key: &str| keys.positive_width(key);

@@ -8,10 +8,10 @@
 
 use ggml_ext::kernels::Kernels;
 
-use super::buffers::{Buffers, Widths};
+use super::buffers::Buffers;
 use super::decoder::{Attention, Decoder};
 use super::forward::fine_step;
-use crate::compute::{ActivationType, Activations, Form, Heads, Linear, Norm, Operand, Ops, SharedBuf, Stack};
+use crate::compute::{ActivationType, Activations, Form, Heads, Linear, Norm, Operand, Ops, SharedBuf, Stack, Widths};
 
 /// What a layer's attention has besides, where it is of this kind.
 pub struct Latent {

@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use super::buffers::{Buffers, Widths};
+use super::buffers::Buffers;
 use super::decoder::Decoder;
 use super::forward::fine_step;
-use crate::compute::{Activations, Form, Linear, Norm, Operand, Ops, SharedBuf};
+use crate::compute::{Activations, Form, Linear, Norm, Operand, Ops, SharedBuf, Widths};
 
 /// Factor on the sum of the residual stream, attention's result and this.
 pub const SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;

@@ -79,9 +79,13 @@ fn build(b: &mut Builder, t: &Traits) -> Result<Decoder> {
 
 /// The mixtures that a file's keys describe; `gating` and `normalised` are what it may leave unsaid, see [`Traits`].
 pub fn mixture(b: &Builder, gating: Gating, normalised: bool) -> Result<Mixture> {
-    let keys = b.keys;
-    let n_ff = keys.width("expert_feed_forward_length")?.unwrap_or(b.config.n_ff);
-    let mut mixture = b.mixture(n_ff)?;
+    let n_ff = b.keys.width("expert_feed_forward_length")?.unwrap_or(b.config.n_ff);
+    completed(b, b.mixture(n_ff)?, gating, normalised)
+}
+
+/// A mixture of known size with the rest of what the keys describe.
+pub fn completed(b: &Builder, mut mixture: Mixture, gating: Gating, normalised: bool) -> Result<Mixture> {
+    let (keys, n_ff) = (b.keys, mixture.n_ff);
     mixture.choice.normalised = keys.flag("expert_weights_norm")?.unwrap_or(normalised);
     mixture.choice.scale = keys.float("expert_weights_scale")?.filter(|&s| s != 0.0).unwrap_or(1.0);
     mixture.choice.gating = b.gating(gating)?;

@@ -1,13 +1,14 @@
 //! Nemotron-H (arXiv 2504.03624) and Nemotron 3 Nano (arXiv 2512.20848), its mixtures of experts: layers with a selective scan, with attention without
 //! positions, or with a feed-forward network, never two of these. What a layer is follows from two lists: it has attention where it has
-//! key/value heads, a network where it has hidden units, and a scan where it has neither. The experts of Nemotron 3 Super are given latents.
+//! key/value heads, a network where it has hidden units, and a scan where it has neither. The experts of Nemotron 3 Super are given latents;
+//! those of Nemotron 3 Puzzle besides differ from layer to layer in their size, and in how many of them are chosen.
 
 use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
 use super::config::Keys;
 use super::decoder::{ContextRope, Decoder, Layer, Mixer};
 use super::mamba2::{scan_alone, shape};
-use super::mixtures::mixture;
+use super::mixtures::completed;
 use crate::Result;
 use crate::attention::{AttentionShape, Rope};
 use crate::compute::{Act, Gating};
@@ -48,7 +49,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     if kinds.iter().all(|k| matches!(k, Kind::Network(_))) {
         return Err(keys.error("feed_forward_length", "all layers have hidden units: none is left to mix tokens"));
     }
-    let mixture = (c.arch == NEMOTRON_H_MOE.arch).then(|| experts(b)).transpose()?;
+    let mixtures = (c.arch == NEMOTRON_H_MOE.arch).then(|| Mixtures::read(b)).transpose()?;
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, kind) in kinds.into_iter().enumerate() {
         let (mixer, ffn) = match kind {
@@ -60,8 +61,8 @@ fn build(b: &mut Builder) -> Result<Decoder> {
             }
             Kind::Network(n_ff) => {
                 b.has_no_attention(i)?;
-                let ffn = match &mixture {
-                    Some(mixture) => b.experts(i, mixture)?,
+                let ffn = match &mixtures {
+                    Some(mixtures) => b.experts(i, &mixtures.of_layer(b, i)?)?,
                     None => b.ungated_feed_forward_of(i, n_ff, Act::ReluSquared)?,
                 };
                 (Mixer::default(), Some(ffn))
@@ -73,8 +74,25 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     b.decoder(layers, vec![ContextRope::always(Rope::none())])
 }
 
-fn experts(b: &Builder) -> Result<Mixture> {
-    let latent = b.keys.width("moe_latent_size")?;
-    let mixture = mixture(b, Gating::Sigmoid, false)?;
-    Ok(Mixture { gated: false, act: Act::ReluSquared, latent, ..mixture })
+/// How large the mixtures of all layers are.
+struct Mixtures {
+    /// Hidden units of an expert; 0 stands for those of the layers' networks.
+    n_ff: Vec<usize>,
+    n_used: Vec<usize>,
+    latent: Option<usize>,
+}
+
+impl Mixtures {
+    fn read(b: &Builder) -> Result<Self> {
+        let (c, keys) = (b.config, b.keys);
+        let n_ff = keys.per_layer("expert_feed_forward_length", c.n_layer)?.unwrap_or_else(|| vec![0; c.n_layer]);
+        Ok(Self { n_ff, n_used: keys.experts_used(c.n_layer)?, latent: keys.width("moe_latent_size")? })
+    }
+
+    /// The mixture of layer `i`.
+    fn of_layer(&self, b: &Builder, i: usize) -> Result<Mixture> {
+        let n_ff = if self.n_ff[i] > 0 { self.n_ff[i] } else { b.config.n_ff };
+        let mixture = completed(b, b.mixture_of(n_ff, self.n_used[i])?, Gating::Sigmoid, false)?;
+        Ok(Mixture { gated: false, act: Act::ReluSquared, latent: self.latent, ..mixture })
+    }
 }

@@ -237,8 +237,9 @@ impl Memory {
         // A model may have experts alone.
         let n_ff = per_layer("feed_forward_length").into_iter().flatten().max().unwrap_or(0);
         // Experts: hidden units of those that a token meets, and for each a row that it is given and one that it makes.
-        let n_used = number("expert_used_count").filter(|_| number("expert_count") > Some(0));
-        let n_ff_expert = number("expert_feed_forward_length").filter(|&n| n > 0).unwrap_or(n_ff);
+        let most_of = |key: &str| per_layer(key)?.into_iter().max();
+        let n_used = most_of("expert_used_count").filter(|_| number("expert_count") > Some(0));
+        let n_ff_expert = most_of("expert_feed_forward_length").filter(|&n| n > 0).unwrap_or(n_ff);
         let n_ff = n_used.map_or(n_ff, |n| n.saturating_mul(n_ff_expert));
         let of_experts = n_used.unwrap_or(0).saturating_mul(n_embd).saturating_mul(2);
         let n_ctx = args.ctx_size.filter(|&n| n > 0).or_else(|| number("context_length"))?;

@@ -46,7 +46,7 @@ class Tiny:
         self.ffn_norm, self.gate = ffn_norm, gate
         # "bias" or "plain": LayerNorm with biases or without, "bare": without weights too; "rms": RMSNorm with biases; the norm before the feed-forward half may be missing.
         self.layer_norm, self.ungated = layer_norm, ungated
-        self.experts = experts  # how many, and how many of them are chosen
+        self.experts = experts  # how many, and how many of them are chosen, unless that is among `keys`
         self.gate_up = gate_up  # gates and what they gate are one tensor
         self.shared, self.shared_gate = shared, shared_gate  # hidden units of the network beside them
         self.expert_bias = expert_bias
@@ -89,7 +89,8 @@ class Tiny:
             w.add_uint32(f"{a}.rope.dimension_count", self.n_rot)
         if self.experts:
             w.add_uint32(f"{a}.expert_count", self.experts[0])
-            w.add_uint32(f"{a}.expert_used_count", self.experts[1])
+            if self.experts[1] is not None:
+                w.add_uint32(f"{a}.expert_used_count", self.experts[1])
         for key, value in self.keys.items():
             key = key if key.startswith("xielu.") else f"{a}.{key}"
             if isinstance(value, bool):
@@ -622,7 +623,7 @@ class Scan(Tiny):
             if kind == "f" or self.networks:
                 if kind != "f":
                     add("ffn_norm" if self.arch == "falcon-h1" else "ffn_norm.weight", self.vector(d, 1.0, 0.2))
-                self.network(add, None if i in self.dense else self.experts)
+                self.network(add, i, None if i in self.dense else self.experts)
         w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
         if not self.tied:
             w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
@@ -642,10 +643,11 @@ class Scan(Tiny):
             add("ssm_norm.weight", self.vector(inner, 1.0, 0.3).reshape(groups, -1))
         add("ssm_out.weight", self.matrix(d, inner, 1.4 if self.normed else 2.0))
 
-    def network(self, add, experts):
+    def network(self, add, i, experts):
         d, n_ff, gates = N_EMBD, self.n_ff or self.hidden, () if self.ungated else ("gate",)
         if experts:
             n, n_ff = experts[0], self.keys.get("expert_feed_forward_length", n_ff)
+            n_ff = n_ff[i] if isinstance(n_ff, list) else n_ff
             add("ffn_gate_inp.weight", self.matrix(n, d, 2.0))
             width = self.latent or d
             for name, n_out, n_in in (*((g, n_ff, width) for g in gates), ("up", n_ff, width), ("down", width, n_ff)):
@@ -972,6 +974,11 @@ def models():
                  "attention.layer_norm_epsilon": 1e-5, "expert_feed_forward_length": 48, "moe_latent_size": 32,
                  "expert_shared_feed_forward_length": 80, "expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 1.5},
              runs=[(512, 48, 1), (512, 300, 6)]),
+        Scan("nemotron_h_moe_varying", "nemotron_h_moe", "mfaff", heads=2, groups=1, networks=False, ungated=True, n_ff=48,
+             head_dim=16, experts=(6, None), shared=48, latent=32, expert_bias=True, keys={
+                 "attention.layer_norm_epsilon": 1e-5, "expert_feed_forward_length": [0, 48, 0, 80, 32], "expert_used_count": [0, 2, 0, 5, 3],
+                 "moe_latent_size": 32, "expert_shared_feed_forward_length": 48, "expert_shared_count": 1, "expert_weights_norm": True,
+                 "expert_weights_scale": 1.5}),
         Scan("mamba2", "mamba2", "mmm", heads=8, groups=2, state=16, networks=False, varies=False,
              eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         Scan("mamba2_tied", "mamba2", "mm", heads=6, groups=3, state=40, inner=120, conv=5, networks=False, varies=False,
