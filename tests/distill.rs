@@ -5,7 +5,7 @@ mod common;
 mod testing;
 
 use ggml_ext::gguf::Gguf;
-use ggml_ext::lisa::{Activation, Domain, Kind, LisaMeta, Part, identify};
+use ggml_ext::lisa::{Activation, Domain, Kind, LisaMeta, Part, Provenance, identify, write_sidecar};
 use lisa_cpp::attention::CacheType;
 use lisa_cpp::distill::dense::DenseModel;
 use lisa_cpp::distill::frozen::Precision;
@@ -289,6 +289,32 @@ fn trainer_and_engine_compute_the_same() {
         let with = Model::load(&file, ModelParams { lisa: Some(&sidecar), ..Default::default() }).unwrap();
         assert!(out.loss > 1e-3, "{name}: the modules change nothing");
         same(name, out.nll, engine_nll(with, &ids));
+    }
+}
+
+/// Layers whose heads are fewer than those of others take weights from such of their own number.
+#[test]
+fn modules_of_layers_with_heads_of_their_own_number_run_as_trained() {
+    let name = "openelm";
+    let file = ModelFile::from_bytes(name, common::bytes(&format!("families/{name}.gguf.gz")));
+    let parsed = file.parse().unwrap();
+    let (_, fingerprint) = identify(&parsed).unwrap();
+    let model = family(name);
+    let model = DenseModel::new(&model, 24, Precision::Exact).unwrap();
+    let heads: Vec<usize> = model.layers.iter().map(|l| l.shape.n_head).collect();
+    assert!(heads[2] == heads[1] && heads[5] == heads[4] && heads[5] > heads[2], "{heads:?}");
+    let ids = ids(&model);
+    for domain in [Domain::Log, Domain::Weight] {
+        let all = modules(&model, &[(2, 1, Kind::Lisa), (5, 4, Kind::Lisa)], 5, Activation::Silu, domain);
+        let out = Pair { model: &model, modules: &all }.end_to_end(&mut Workspace::default(), &ids, false);
+        assert!(out.loss > 1e-3, "the modules change nothing");
+        let meta = all.meta(heads.len(), fingerprint.clone(), Provenance::default());
+        let (tensors, mut bytes) = (all.tensors(), Vec::new());
+        write_sidecar(name, &meta, tensors.iter().map(|(t, d)| (t, &d[..])), &mut bytes).unwrap();
+        let sidecar = ModelFile::from_bytes("openelm.lisa", bytes);
+        let with = Model::load(&file, ModelParams { lisa: Some(&sidecar), ..Default::default() }).unwrap();
+        let found = engine_nll(with, &ids);
+        assert!((out.nll - found).abs() < 1e-4 * found, "{domain:?}: {} and {found}", out.nll);
     }
 }
 

@@ -17,8 +17,8 @@ use super::lisa::{LisaAttention, LisaScratch};
 use super::{AttentionShape, Holds};
 use crate::compute::Floats;
 
-/// Positions whose values are fetched while a `lisa` layer aligns one token's heads: where its reading starts for each head.
-const READ_AHEAD: usize = 32;
+/// Bytes of values that are fetched while a `lisa` layer aligns one token's heads: where its reading starts for each head.
+const READ_AHEAD: usize = 96 << 10;
 
 /// What one member works on at a time.
 pub(super) struct Tile {
@@ -301,7 +301,10 @@ impl Attend<'_> {
                     let ahead = unsafe { self.read_ahead(lisa, keys, slot, tile, t, block.clone()) };
                     // SAFETY: passed on to the caller.
                     let (source, lse) = unsafe {
-                        (self.weights.heads(slot, self.step(), row, block.clone()), self.weights.lse(slot, row))
+                        (
+                            self.weights.heads(slot, self.step(), row, self.shape.n_head, block.clone()),
+                            &self.weights.lse(slot, row)[..self.shape.n_head],
+                        )
                     };
                     let into = RowsMut::new(&mut scores[i * stride..], self.shape.n_head, n, n_tokens * stride);
                     lisa.align(self.kernels, source, lse, holds, ahead, lisa_scratch, into);
@@ -410,8 +413,7 @@ impl Attend<'_> {
 
     /// What a `lisa` layer reads after the alignment of token `t`, to be fetched meanwhile. In a tile of several tokens that is the source's
     /// weights of the next token, or of the first in the next block: their rows are too short for the hardware to find its stride, and
-    /// keys and values serve several tiles and are in a cache already. Else it is the low-rank keys, and where each head's values
-    /// begin: the hardware goes on from there.
+    /// keys and values serve several tiles and are in a cache already. Else it is the low-rank keys, and the beginning of each head's values.
     ///
     /// # Safety
     /// Nobody writes the caches or the slot's weights before the next barrier.
@@ -436,9 +438,11 @@ impl Attend<'_> {
                 } else {
                     (tile.tokens.start, block.end..(block.end + BLOCK).min(tile.keys.end))
                 };
-                return [self.weights.heads(slot, self.step(), self.row(next), block).bytes(), none];
+                return [self.weights.heads(slot, self.step(), self.row(next), self.shape.n_head, block).bytes(), none];
             }
-            let values = block.start..block.start + block.len().min(READ_AHEAD);
+            let values = keys.v_bytes(block.start..block.start + 1);
+            let n = READ_AHEAD / (values.n_rows() * values.len()).max(1);
+            let values = block.start..block.start + block.len().min(n);
             let low_rank = lisa.low_rank.as_ref().map_or(none, |_| keys.low_rank().group_rows(block));
             [low_rank, keys.v_bytes(values)]
         }

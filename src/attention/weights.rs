@@ -134,15 +134,15 @@ impl AttnWeights {
         unsafe { self.values.get_mut(self.range(slot, step, t, head, keys)) }
     }
 
-    /// Positions `keys`, of one block of them, of all heads' rows of token `t`.
+    /// Positions `keys`, of one block of them, of the rows of token `t`, of which the layer that left them has `n_head`.
     ///
     /// # Safety
     /// As [`AttnWeights::row`], for the time the result is used.
-    pub unsafe fn heads(&self, slot: usize, step: Step, t: usize, keys: Range<usize>) -> Rows<'_, f32> {
+    pub unsafe fn heads(&self, slot: usize, step: Step, t: usize, n_head: usize, keys: Range<usize>) -> Rows<'_, f32> {
         let first = self.range(slot, step, t, 0, keys.clone());
-        assert!(self.range(slot, step, t, self.n_head - 1, keys).end <= self.values.len());
+        assert!(n_head <= self.n_head && self.range(slot, step, t, n_head - 1, keys).end <= self.values.len());
         // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
-        unsafe { Rows::from_raw(self.values.as_ptr().add(first.start), self.n_head, first.len(), step.head()) }
+        unsafe { Rows::from_raw(self.values.as_ptr().add(first.start), n_head, first.len(), step.head()) }
     }
 
     /// Logarithms of the sums of the exponentials of token `t`'s rows, one per head.

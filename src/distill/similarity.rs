@@ -13,16 +13,16 @@ use super::team::Team;
 /// Of the queries of a window, one in so many is looked at: neighbours tell much the same.
 const QUERY_STEP: usize = 8;
 
-/// All pairs of heads of all layers, summed over windows.
+/// All pairs of heads of all layers, one layer's after the other's, summed over windows.
 struct Sums {
-    /// Products of weights, `[n_layer * n_head]` squared.
+    /// Products of weights, the number of all heads squared.
     dot: Vec<f64>,
     /// Jensen-Shannon divergences in nats, summed over queries.
     divergence: Vec<f64>,
     n_queries: usize,
 }
 
-/// Similarities of all pairs of layers, `[n_layer][n_layer]`, means over heads.
+/// Similarities of all pairs of layers, `[n_layer][n_layer]`, means over heads; NaN for layers that have not as many heads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Similarity {
     /// Layers.
@@ -122,12 +122,14 @@ pub fn measure(
             break;
         }
     }
-    all.map(|s| similarity(model.layers.len(), &s))
+    let n_heads: Vec<usize> = model.layers.iter().map(|l| l.shape.n_head).collect();
+    all.map(|s| similarity(&n_heads, &s))
 }
 
-fn similarity(n_layer: usize, s: &Sums) -> Similarity {
-    let n = (s.dot.len() as f64).sqrt() as usize;
-    let n_head = n / n_layer;
+/// Of layers with so many heads.
+fn similarity(n_heads: &[usize], s: &Sums) -> Similarity {
+    let (n_layer, n) = (n_heads.len(), n_heads.iter().sum::<usize>());
+    let first_of = |layer: usize| n_heads[..layer].iter().sum::<usize>();
     let cosine = |i: usize, j: usize| s.dot[i * n + j] / (s.dot[i * n + i] * s.dot[j * n + j]).sqrt();
     let divergence = |i: usize, j: usize| s.divergence[i * n + j] / s.n_queries as f64;
     let mut out = Similarity {
@@ -139,8 +141,18 @@ fn similarity(n_layer: usize, s: &Sums) -> Similarity {
     };
     for a in 0..n_layer {
         for b in 0..n_layer {
+            let n_head = n_heads[a];
+            if n_heads[b] != n_head {
+                for of_pairs in
+                    [&mut out.cosine, &mut out.divergence, &mut out.cosine_matched, &mut out.divergence_matched]
+                {
+                    of_pairs.push(f64::NAN);
+                }
+                continue;
+            }
+            let (first_a, first_b) = (first_of(a), first_of(b));
             let table = |f: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
-                let heads = (0..n_head).flat_map(|g| (0..n_head).map(move |h| (a * n_head + g, b * n_head + h)));
+                let heads = (0..n_head).flat_map(|g| (0..n_head).map(move |h| (first_a + g, first_b + h)));
                 heads.map(|(i, j)| f(i, j)).collect()
             };
             let mean = |t: &[f64], matching: &[usize]| {
@@ -248,6 +260,18 @@ mod tests {
         let expected = 4.5 / (4.5f64 * 5.0).sqrt();
         assert!((rank_correlation(&[1.0, 2.0, 2.0, 3.0], &[1.0, 2.0, 3.0, 4.0]) - expected).abs() < 1e-12);
         assert!(rank_correlation(&[1.0], &[1.0]).is_nan());
+    }
+
+    #[test]
+    fn layers_with_as_many_heads_are_compared() {
+        // Layers of 1, 2 and 1 heads; the last is the first.
+        let alike = |i: usize, j: usize| if i == j || i + j == 3 && i * j == 0 { 1.0 } else { 0.25 };
+        let dot: Vec<f64> = (0..16).map(|at| alike(at / 4, at % 4)).collect();
+        let s = similarity(&[1, 2, 1], &Sums { dot, divergence: vec![0.5; 16], n_queries: 2 });
+        assert_eq!((s.n_layer, s.cosine[2], s.cosine[4], s.divergence[2]), (3, 1.0, 1.0, 0.25));
+        for of_pairs in [s.cosine, s.divergence, s.cosine_matched, s.divergence_matched] {
+            assert!((0..9).all(|i| of_pairs[i].is_nan() == [1, 3, 5, 7].contains(&i)), "{of_pairs:?}");
+        }
     }
 
     #[test]

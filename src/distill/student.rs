@@ -360,7 +360,7 @@ impl Pair<'_> {
             4 * n_ctx as u64 * (low + logs + if whole { body } else { 0 }) as u64
         };
         let n_layer = d.layers.len();
-        let pair = 2 * of_layer(n_layer - 1, true);
+        let pair = (0..n_layer).map(|i| 2 * of_layer(i, true)).max().unwrap_or(0);
         let rows = logit_rows(d.n_vocab, n_ctx);
         let layers: u64 = match end_to_end {
             true => (first..n_layer).map(|i| of_layer(i, true)).sum::<u64>() + 4 * (2 * rows * d.n_vocab) as u64,

@@ -66,7 +66,7 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
     }
 
-    /// A count given once or per layer; all layers must agree, for no family here varies it.
+    /// A count given once or per layer; all layers must agree: for families and numbers that do not vary.
     pub fn uniform(&self, key: &str) -> Result<Option<usize>> {
         let full = self.key(key);
         if !matches!(self.gguf.get(&full), Some(ggml_ext::gguf::Value::Array(_))) {
@@ -87,17 +87,20 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// Counts given once or per layer.
     pub fn per_layer(&self, key: &str, n_layer: usize) -> Result<Option<Vec<usize>>> {
-        let full = self.key(key);
-        if !matches!(self.gguf.get(&full), Some(ggml_ext::gguf::Value::Array(_))) {
-            return Ok(self.count(key)?.map(|n| vec![n; n_layer]));
-        }
-        let all = self.numbers(key)?;
+        let is_array = matches!(self.gguf.get(&self.key(key)), Some(ggml_ext::gguf::Value::Array(_)));
+        let all: Vec<usize> = match is_array {
+            true => self.numbers(key)?.iter().map(|&n| n as usize).collect(),
+            false => match self.count(key)? {
+                Some(n) => vec![n; n_layer],
+                None => return Ok(None),
+            },
+        };
         if all.len() < n_layer {
             return Err(self.error(key, format_args!("has {} values, expected one per layer: {n_layer}", all.len())));
         }
-        match all.iter().find(|&&n| n as usize > MAX_WIDTH) {
+        match all.iter().find(|&&n| n > MAX_WIDTH) {
             Some(n) => Err(self.error(key, format_args!("{n} is out of range, expected at most {MAX_WIDTH}"))),
-            None => Ok(Some(all[..n_layer].iter().map(|&n| n as usize).collect())),
+            None => Ok(Some(all[..n_layer].to_vec())),
         }
     }
 

@@ -437,7 +437,8 @@ impl<'a> Pass<'a> {
             self.ops.add_normed(out, &b.shared, n, [&norms.result, &norms.shared], eps);
             return self.laps.end(Phase::Experts);
         }
-        if let (ExpertInput::Before(_), Some(beside)) = (&experts.input, beside) {
+        if let ExpertInput::Before(_) = &experts.input {
+            let beside = beside.expect("experts that are given the layer's input are beside its network");
             // What the experts make lies ready.
             self.network(&beside.network, x, 0..n, self.hidden(i, beside.network.n_hidden()), out);
             self.ops.add(out, &buf.beside, n * x.k());

@@ -14,6 +14,10 @@ pub const FAMILY: Family = Family::new("plm", build);
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;
+    const NEWER: &str = "attention.key_length_mla";
+    if b.keys.count(NEWER)?.is_some() {
+        return Err(b.keys.error(NEWER, "is of DeepSeek-V2's newer files, which this family has not"));
+    }
     let (c, shape, sizes) = (b.config, b.shape(), sizes(b)?);
     let rope = ContextRope::always(b.rope(RopeStyle::Norm, None)).turning_from(shape.head_dim_k - c.n_rot);
     let mut layers = Vec::with_capacity(c.n_layer);

@@ -84,6 +84,10 @@ fn heat_map(out: &mut String, f: &Findings, matrix: &[f64], more_is_alike: bool)
 
 /// From white (unlike) to dark blue (alike).
 fn colour(part: f64) -> String {
+    // Layers that cannot be compared.
+    if part.is_nan() {
+        return "#dddddd".into();
+    }
     let mix = |from: f64, to: f64| (from + (to - from) * part).round() as u8;
     format!("#{:02x}{:02x}{:02x}", mix(255.0, 8.0), mix(255.0, 48.0), mix(255.0, 107.0))
 }
@@ -113,5 +117,6 @@ mod tests {
     fn colours_run_from_white_to_blue() {
         assert_eq!(colour(0.0), "#ffffff");
         assert_eq!(colour(1.0), "#08306b");
+        assert_eq!(colour(f64::NAN), "#dddddd");
     }
 }
