@@ -159,6 +159,7 @@ fn other_families() {
         "mpt",
         "granitehybrid_experts",
         "nemotron_h_moe_latents",
+        "nemotron_h_moe_varying",
         "falcon_h1",
         "mamba2",
         "mamba",
@@ -166,6 +167,7 @@ fn other_families() {
         "deci",
         "arctic",
         "openelm",
+        "plm",
     ] {
         let path = format!("{}/tests/data/families/{name}.gguf.gz", env!("CARGO_MANIFEST_DIR"));
         let original = || {

@@ -298,8 +298,8 @@ impl Ops<'_> {
         self.worker.barrier();
         // SAFETY: places are given out before, and not again before the last product.
         let places = |e: usize| unsafe { b.places_of(e) };
-        let (n_ff, n_embd) = (net.sizes().n_ff, x.k());
-        let hidden = b.hidden.of(net.sizes().n_ff).with(form, fine_step[1]);
+        let (n_ff, width) = (net.sizes().n_ff, x.k());
+        let hidden = b.hidden.of(n_ff).with(form, fine_step[1]);
         let [to_units, to_gates, to_ups] =
             [(1, 0), (2, 0), (2, n_ff)].map(|(n, column)| move |e: usize| places(e).start * n * n_ff + column);
         let gates = |stack| StackJob { stack, out: &b.inner, start: &to_gates, stride: 2 * n_ff };
@@ -318,17 +318,17 @@ impl Ops<'_> {
             Units::Ungated(_) => self.activated(net.act, &b.inner, n * n_used, hidden),
             _ => self.gated_halves(net.act, &b.inner, n * n_used, hidden),
         }
-        let down = StackJob { stack: &net.down, out: &b.output, stride: n_embd, start: &|e| places(e).start * n_embd };
+        let down = StackJob { stack: &net.down, out: &b.output, stride: width, start: &|e| places(e).start * width };
         self.products(hidden, choice.n_expert, &places, &[down]);
         for t in self.worker.share(n) {
             let chosen = t * n_used..(t + 1) * n_used;
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
             unsafe {
-                let row = out.get_mut(t * n_embd..(t + 1) * n_embd);
+                let row = out.get_mut(t * width..(t + 1) * width);
                 row.fill(0.0);
                 for (&weight, &place) in b.weights.get(chosen.clone()).iter().zip(b.places.get(chosen)) {
                     let (place, weight) = (place as usize, if net.weighs_input { 1.0 } else { weight });
-                    self.kernels.float.axpy(weight, b.output.get(place * n_embd..(place + 1) * n_embd), row);
+                    self.kernels.float.axpy(weight, b.output.get(place * width..(place + 1) * width), row);
                 }
             }
         }

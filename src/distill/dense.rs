@@ -241,7 +241,8 @@ impl<'m> DenseModel<'m> {
                 return Err(Error::Impossible(what.into()));
             }
             if layer.streams.is_some() || layer.laurel.is_some() || ffn.network().is_some_and(|n| n.deviations.is_some()) {
-                let what = "models whose residual stream has several rows, that add something beside attention, or that cut gates off, are not supported here";
+                let what = "models whose residual stream has several rows, that add something beside attention, or that cut gates \
+                            off, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
             if attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
@@ -254,7 +255,8 @@ impl<'m> DenseModel<'m> {
                 e.norms.is_some() || e.latent.is_some() || !matches!(e.input, ExpertInput::Half) || n.stacks().any(|s| s.scales.is_some()) || is_fused || n.weighs_input
             };
             if ffn.experts().is_some_and(is_odd) {
-                let what = "experts with norms or factors of their own, on latents, with fused gates, chosen by the layer's input or given that input, are not supported here";
+                let what = "experts with norms or factors of their own, on latents, with fused gates, chosen by the layer's input \
+                            or given that input, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
             if attn.sub_norm.is_some() || ffn.network().is_some_and(|n| n.norm.is_some()) {

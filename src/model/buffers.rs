@@ -32,7 +32,8 @@ pub struct Buffers {
     pub(super) heads: Widths,
     /// What a sub-layer adds to the residual stream.
     pub(super) delta: SharedBuf<f32>,
-    /// The same of the feed-forward half of a layer whose halves are parallel, of a state beside attention, and of a product of low rank.
+    /// The same of the feed-forward half of a layer whose halves are parallel, of a state or experts beside the rest, and of a product of low
+    /// rank.
     pub(super) beside: SharedBuf<f32>,
     pub(super) gate: SharedBuf<f32>,
     pub(super) up: SharedBuf<f32>,

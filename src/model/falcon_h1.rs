@@ -23,7 +23,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         let attn_norm = Some(b.norm(&format!("blk.{i}.attn_norm"))?);
         // This one's name has no suffix.
         let ffn_norm = Some(Norm::rms(b.loader.vector(&format!("blk.{i}.ffn_norm"), n_embd)?));
-        layers.push(Layer { attn_norm, ffn_norm, ..Layer::bare(Mixer { attn, recurrence, map: None }, ffn) });
+        layers.push(Layer { attn_norm, ffn_norm, ..Layer::bare(Mixer { attn, recurrence, ..Mixer::default() }, ffn) });
     }
     b.decoder(layers, vec![rope])
 }

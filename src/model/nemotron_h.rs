@@ -62,7 +62,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
             Kind::Network(n_ff) => {
                 b.has_no_attention(i)?;
                 let ffn = match &mixtures {
-                    Some(mixtures) => b.experts(i, &mixtures.of_layer(b, i)?)?,
+                    Some(mixtures) => b.experts(i, &mixtures.of_layer(b, i, n_ff)?)?,
                     None => b.ungated_feed_forward_of(i, n_ff, Act::ReluSquared)?,
                 };
                 (Mixer::default(), Some(ffn))
@@ -76,7 +76,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
 
 /// How large the mixtures of all layers are.
 struct Mixtures {
-    /// Hidden units of an expert; 0 stands for those of the layers' networks.
+    /// Hidden units of an expert; 0 stands for those of the layer's network.
     n_ff: Vec<usize>,
     n_used: Vec<usize>,
     latent: Option<usize>,
@@ -89,9 +89,9 @@ impl Mixtures {
         Ok(Self { n_ff, n_used: keys.experts_used(c.n_layer)?, latent: keys.width("moe_latent_size")? })
     }
 
-    /// The mixture of layer `i`.
-    fn of_layer(&self, b: &Builder, i: usize) -> Result<Mixture> {
-        let n_ff = if self.n_ff[i] > 0 { self.n_ff[i] } else { b.config.n_ff };
+    /// The mixture of layer `i`, whose network has `n_ff` hidden units.
+    fn of_layer(&self, b: &Builder, i: usize, n_ff: usize) -> Result<Mixture> {
+        let n_ff = if self.n_ff[i] > 0 { self.n_ff[i] } else { n_ff };
         let mixture = completed(b, b.mixture_of(n_ff, self.n_used[i])?, Gating::Sigmoid, false)?;
         Ok(Mixture { gated: false, act: Act::ReluSquared, latent: self.latent, ..mixture })
     }
