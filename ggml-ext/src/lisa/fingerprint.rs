@@ -7,12 +7,12 @@ use crate::GgmlType;
 use crate::blocks;
 
 /// Hex SHA-256 over the little-endian F32 values of `blk.0.attn_norm.weight`, `blk.1...`, ..., `output_norm.weight`, with a layer's
-/// `post_attention_norm` where it has no norm before attention: norms are not quantised, so all quantisations of a model have one
-/// fingerprint. Where none has weights, as in OLMo, they tell nothing: all such models have one fingerprint. `tensor` looks a tensor up by
-/// name.
+/// `post_attention_norm` where it has no norm before attention, else its `ffn_norm`: norms are not quantised, so all quantisations of a model
+/// have one fingerprint. Layers without any (DeciLM has such that only pass the residual stream on) tell nothing. Where none has weights, as
+/// in OLMo, all such models have one fingerprint. `tensor` looks a tensor up by name.
 ///
 /// # Errors
-/// [`LisaError::MissingTensor`] where some norms have weights or the file has no embeddings either, and [`LisaError::Tensor`] for a norm that
+/// [`LisaError::MissingTensor`] where layers have norms and there is none after them, or the file has no embeddings either, and [`LisaError::Tensor`] for a norm that
 /// is not in a float type.
 pub fn fingerprint<'a>(
     n_layer: usize,
@@ -20,12 +20,12 @@ pub fn fingerprint<'a>(
 ) -> Result<String, LisaError> {
     let mut hash = Sha256::new();
     let norm = |i: usize| {
-        let [before, after] = ["attn_norm", "post_attention_norm"].map(|norm| format!("blk.{i}.{norm}.weight"));
-        if tensor(&before).is_none() && tensor(&after).is_some() { after } else { before }
+        let names = ["attn_norm", "post_attention_norm", "ffn_norm"].map(|norm| format!("blk.{i}.{norm}.weight"));
+        names.into_iter().find(|name| tensor(name).is_some())
     };
     let last = ["output_norm.weight", "token_embd_norm.weight"];
     let last = last.into_iter().find(|name| tensor(name).is_some()).unwrap_or(last[0]);
-    let norms: Vec<String> = (0..n_layer).map(norm).chain([last.into()]).collect();
+    let norms: Vec<String> = (0..n_layer).filter_map(norm).chain([last.into()]).collect();
     let without_weights = norms.iter().all(|name| tensor(name).is_none()) && tensor("token_embd.weight").is_some();
     for name in if without_weights { vec![] } else { norms } {
         let Some((ty, bytes)) = tensor(&name) else { return Err(LisaError::MissingTensor { name }) };
