@@ -7,26 +7,34 @@ use crate::GgmlType;
 use crate::blocks;
 
 /// Hex SHA-256 over the little-endian F32 values of `blk.0.attn_norm.weight`, `blk.1...`, ..., `output_norm.weight`, with a layer's
-/// `post_attention_norm` where it has no norm before attention, else its `ffn_norm`: norms are not quantised, so all quantisations of a model
-/// have one fingerprint. Layers without any (DeciLM has such that only pass the residual stream on) tell nothing. Where none has weights, as
+/// `post_attention_norm` where it has no norm before attention, and its `ffn_norm` where it has no attention: norms are not quantised, so all
+/// quantisations of a model have one fingerprint. Layers without attention and network (DeciLM's) tell nothing. Where no norm has weights, as
 /// in OLMo, all such models have one fingerprint. `tensor` looks a tensor up by name.
 ///
 /// # Errors
-/// [`LisaError::MissingTensor`] where layers have norms and there is none after them, or the file has no embeddings either, and [`LisaError::Tensor`] for a norm that
+/// [`LisaError::MissingTensor`] where some norms have weights or the file has no embeddings either, and [`LisaError::Tensor`] for a norm that
 /// is not in a float type.
 pub fn fingerprint<'a>(
     n_layer: usize,
     tensor: impl Fn(&str) -> Option<(GgmlType, &'a [u8])>,
 ) -> Result<String, LisaError> {
     let mut hash = Sha256::new();
+    let is_there = |name: &String| tensor(name).is_some();
+    let is_model = tensor("token_embd.weight").is_some();
     let norm = |i: usize| {
-        let names = ["attn_norm", "post_attention_norm", "ffn_norm"].map(|norm| format!("blk.{i}.{norm}.weight"));
-        names.into_iter().find(|name| tensor(name).is_some())
+        let [before, after, of_network, values, fused] =
+            ["attn_norm", "post_attention_norm", "ffn_norm", "attn_v", "attn_qkv"]
+                .map(|t| format!("blk.{i}.{t}.weight"));
+        if is_there(&before) || is_there(&after) {
+            return Some(if is_there(&before) { before } else { after });
+        }
+        let attends = is_there(&values) || is_there(&fused) || !is_model;
+        if attends { Some(before) } else { Some(of_network).filter(is_there) }
     };
     let last = ["output_norm.weight", "token_embd_norm.weight"];
     let last = last.into_iter().find(|name| tensor(name).is_some()).unwrap_or(last[0]);
     let norms: Vec<String> = (0..n_layer).filter_map(norm).chain([last.into()]).collect();
-    let without_weights = norms.iter().all(|name| tensor(name).is_none()) && tensor("token_embd.weight").is_some();
+    let without_weights = is_model && !norms.iter().any(is_there);
     for name in if without_weights { vec![] } else { norms } {
         let Some((ty, bytes)) = tensor(&name) else { return Err(LisaError::MissingTensor { name }) };
         if !ty.is_float() {
