@@ -232,7 +232,8 @@ impl<'m> DenseModel<'m> {
             }
             if let Some(t) = attn.temperature.filter(|t| n_ctx > t.n_ctx) {
                 return Err(Error::Impossible(format!(
-                    "windows of {n_ctx} tokens: layer {i} gives queries beyond {} a temperature, which is not supported here",
+                    "windows of {n_ctx} tokens: layer {i} gives queries beyond {} a temperature, which is not \
+                     supported here",
                     t.n_ctx
                 )));
             }
@@ -241,8 +242,8 @@ impl<'m> DenseModel<'m> {
                 return Err(Error::Impossible(what.into()));
             }
             if layer.streams.is_some() || layer.laurel.is_some() || ffn.network().is_some_and(|n| n.deviations.is_some()) {
-                let what = "models whose residual stream has several rows, that add something beside attention, or that cut gates \
-                            off, are not supported here";
+                let what = "models whose residual stream has several rows, that add something beside attention, or that cut \
+                            gates off, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
             if attn.v_norm.is_some() || layer.side.is_some() || layer.scale != 1.0 {
@@ -252,11 +253,16 @@ impl<'m> DenseModel<'m> {
             let is_odd = |e: &Experts| {
                 let n = &e.networks;
                 let is_fused = matches!(n.units, Units::Fused(_));
-                e.norms.is_some() || e.latent.is_some() || !matches!(e.input, ExpertInput::Half) || n.stacks().any(|s| s.scales.is_some()) || is_fused || n.weighs_input
+                e.norms.is_some()
+                    || e.latent.is_some()
+                    || !matches!(e.input, ExpertInput::Half)
+                    || n.stacks().any(|s| s.scales.is_some())
+                    || is_fused
+                    || n.weighs_input
             };
             if ffn.experts().is_some_and(is_odd) {
-                let what = "experts with norms or factors of their own, on latents, with fused gates, chosen by the layer's input \
-                            or given that input, are not supported here";
+                let what = "experts with norms or factors of their own, on latents, with fused gates, chosen by the layer's \
+                            input or given that input, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
             if attn.sub_norm.is_some() || ffn.network().is_some_and(|n| n.norm.is_some()) {

@@ -132,42 +132,29 @@ fn similarity(n_heads: &[usize], s: &Sums) -> Similarity {
     let first_of = |layer: usize| n_heads[..layer].iter().sum::<usize>();
     let cosine = |i: usize, j: usize| s.dot[i * n + j] / (s.dot[i * n + i] * s.dot[j * n + j]).sqrt();
     let divergence = |i: usize, j: usize| s.divergence[i * n + j] / s.n_queries as f64;
-    let mut out = Similarity {
-        n_layer,
-        cosine: Vec::new(),
-        divergence: Vec::new(),
-        cosine_matched: Vec::new(),
-        divergence_matched: Vec::new(),
-    };
-    for a in 0..n_layer {
-        for b in 0..n_layer {
-            let n_head = n_heads[a];
-            if n_heads[b] != n_head {
-                for of_pairs in
-                    [&mut out.cosine, &mut out.divergence, &mut out.cosine_matched, &mut out.divergence_matched]
-                {
-                    of_pairs.push(f64::NAN);
-                }
-                continue;
-            }
-            let (first_a, first_b) = (first_of(a), first_of(b));
-            let table = |f: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
-                let heads = (0..n_head).flat_map(|g| (0..n_head).map(move |h| (first_a + g, first_b + h)));
-                heads.map(|(i, j)| f(i, j)).collect()
-            };
-            let mean = |t: &[f64], matching: &[usize]| {
-                matching.iter().enumerate().map(|(g, h)| t[g * n_head + h]).sum::<f64>() / n_head as f64
-            };
-            let same: Vec<usize> = (0..n_head).collect();
-            let (c, d) = (table(&cosine), table(&divergence));
-            let costs: Vec<f64> = c.iter().map(|c| -c).collect();
-            out.cosine.push(mean(&c, &same));
-            out.divergence.push(mean(&d, &same));
-            out.cosine_matched.push(mean(&c, &assignment(&costs, n_head)));
-            out.divergence_matched.push(mean(&d, &assignment(&d, n_head)));
+    let of_pair = |a: usize, b: usize| -> [f64; 4] {
+        let n_head = n_heads[a];
+        if n_heads[b] != n_head {
+            return [f64::NAN; 4];
         }
-    }
-    out
+        let (first_a, first_b) = (first_of(a), first_of(b));
+        let table = |f: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
+            let heads = (0..n_head).flat_map(|g| (0..n_head).map(move |h| (first_a + g, first_b + h)));
+            heads.map(|(i, j)| f(i, j)).collect()
+        };
+        let mean = |t: &[f64], matching: &[usize]| {
+            matching.iter().enumerate().map(|(g, h)| t[g * n_head + h]).sum::<f64>() / n_head as f64
+        };
+        let same: Vec<usize> = (0..n_head).collect();
+        let (c, d) = (table(&cosine), table(&divergence));
+        let costs: Vec<f64> = c.iter().map(|c| -c).collect();
+        let matched = [mean(&c, &assignment(&costs, n_head)), mean(&d, &assignment(&d, n_head))];
+        [mean(&c, &same), mean(&d, &same), matched[0], matched[1]]
+    };
+    let pairs: Vec<[f64; 4]> =
+        (0..n_layer).flat_map(|a| (0..n_layer).map(move |b| (a, b))).map(|(a, b)| of_pair(a, b)).collect();
+    let all = |which: usize| pairs.iter().map(|p| p[which]).collect();
+    Similarity { n_layer, cosine: all(0), divergence: all(1), cosine_matched: all(2), divergence_matched: all(3) }
 }
 
 /// The column for every row of the `n` x `n` matrix `cost`, each taken once, so that the sum is least: the Hungarian method with

@@ -518,14 +518,13 @@ impl Builder<'_, '_, '_, '_> {
             (true, false) => Units::Gated { gate: stack("gate", n_ff, width)?, up: stack("up", n_ff, width)? },
         };
         let down = stack("down", width, n_ff)?;
-        let latent = latent.map(|_| {
-            let down = l.linear(&format!("blk.{i}.ffn_latent_down"), width, n_embd)?;
-            Ok::<_, crate::Error>(ExpertLatent {
-                down,
+        let latent = match latent {
+            None => None,
+            Some(_) => Some(ExpertLatent {
+                down: l.linear(&format!("blk.{i}.ffn_latent_down"), width, n_embd)?,
                 up: l.linear(&format!("blk.{i}.ffn_latent_up"), n_embd, width)?,
-            })
-        });
-        let latent = latent.transpose()?;
+            }),
+        };
         let networks = Networks { choice, selection_bias, units, down, act, weighs_input: false };
         let shared = match n_ff_shared {
             0 => None,

@@ -8,6 +8,8 @@ use crate::{Error, Result};
 
 /// How many experts are chosen for a token.
 pub(super) const USED: &str = "expert_used_count";
+/// Query heads.
+const N_HEAD: &str = "attention.head_count";
 
 /// Typed access to `<architecture>.<key>` metadata with errors that name the key.
 pub struct Keys<'g, 'a> {
@@ -104,6 +106,11 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
     }
 
+    /// [`Keys::per_layer`], which must be there.
+    fn of_layers(&self, key: &str, n_layer: usize) -> Result<Vec<usize>> {
+        self.per_layer(key, n_layer)?.ok_or_else(|| self.error(key, "is missing"))
+    }
+
     /// That `n_head` query heads divide among `n_head_kv` key/value heads, those of `layer` where layers differ.
     pub fn check_heads(&self, n_head_kv: usize, n_head: usize, layer: Option<usize>) -> Result<()> {
         if n_head_kv == 0 || n_head == 0 || !n_head.is_multiple_of(n_head_kv) {
@@ -180,13 +187,12 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// Hidden units of every layer's network; there may be none.
     pub fn hidden_units(&self, n_layer: usize) -> Result<Vec<usize>> {
-        const KEY: &str = "feed_forward_length";
-        self.per_layer(KEY, n_layer)?.ok_or_else(|| self.error(KEY, "is missing"))
+        self.of_layers("feed_forward_length", n_layer)
     }
 
     /// How many experts every layer chooses for a token; layers without any may say 0.
     pub fn experts_used(&self, n_layer: usize) -> Result<Vec<usize>> {
-        self.per_layer(USED, n_layer)?.ok_or_else(|| self.error(USED, "is missing"))
+        self.of_layers(USED, n_layer)
     }
 
     /// That so many of `n_expert` can be chosen.
@@ -199,16 +205,14 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// Query heads and key/value heads of every layer; either may be none.
     pub fn heads(&self, n_layer: usize) -> Result<Vec<[usize; 2]>> {
-        const QUERIES: &str = "attention.head_count";
-        let n_head = self.per_layer(QUERIES, n_layer)?.ok_or_else(|| self.error(QUERIES, "is missing"))?;
+        let n_head = self.of_layers(N_HEAD, n_layer)?;
         let n_head_kv = self.per_layer("attention.head_count_kv", n_layer)?.unwrap_or_else(|| n_head.clone());
         Ok(n_head.into_iter().zip(n_head_kv).map(|(n, n_kv)| [n, n_kv]).collect())
     }
 
     /// Key/value heads of every layer: none where a hybrid has no attention.
     pub fn heads_kv(&self, n_layer: usize) -> Result<Vec<usize>> {
-        const KEY: &str = "attention.head_count_kv";
-        self.per_layer(KEY, n_layer)?.ok_or_else(|| self.error(KEY, "is missing"))
+        self.of_layers("attention.head_count_kv", n_layer)
     }
 
     /// For each layer whether it has a state in the place of attention.
@@ -360,7 +364,6 @@ impl Config {
             None if !family.attends => 0,
             None => return Err(missing("feed_forward_length")),
         };
-        const N_HEAD: &str = "attention.head_count";
         let heads = match family.attends {
             true => {
                 let n_head = if family.heads_vary { most(N_HEAD)? } else { uniform(N_HEAD)? };
@@ -416,7 +419,7 @@ struct Heads {
 
 impl Heads {
     fn read(keys: &Keys, n_embd: usize, n_head: Option<usize>, n_head_kv: Option<usize>) -> Result<Self> {
-        let n_head = n_head.ok_or_else(|| keys.error("attention.head_count", "is missing"))?;
+        let n_head = n_head.ok_or_else(|| keys.error(N_HEAD, "is missing"))?;
         let n_head_kv = n_head_kv.unwrap_or(n_head);
         let head_dim = |key: &str| match keys.positive_width(key)? {
             None if !n_embd.is_multiple_of(n_head) => {

@@ -38,7 +38,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         ContextRope::always(Rope::new(RopeStyle::Neox, c.n_rot, local_base, &RopeScaling::None, None, 1.0)),
     ];
     let windows = windows(keys, c.n_layer)?;
-    let n_ff = required(keys, "feed_forward_length", keys.per_layer("feed_forward_length", c.n_layer)?)?;
+    let n_ff = keys.hidden_units(c.n_layer)?;
     required(keys, SHARED, keys.count(SHARED)?)?;
     let n_owners = n_owners(b, &windows)?;
     let deviations = deviations(keys, c.n_layer)?;

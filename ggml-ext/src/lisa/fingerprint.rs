@@ -22,14 +22,11 @@ pub fn fingerprint<'a>(
     let is_there = |name: &String| tensor(name).is_some();
     let is_model = tensor("token_embd.weight").is_some();
     let norm = |i: usize| {
-        let [before, after, of_network, values, fused] =
-            ["attn_norm", "post_attention_norm", "ffn_norm", "attn_v", "attn_qkv"]
-                .map(|t| format!("blk.{i}.{t}.weight"));
-        if is_there(&before) || is_there(&after) {
-            return Some(if is_there(&before) { before } else { after });
-        }
-        let attends = is_there(&values) || is_there(&fused) || !is_model;
-        if attends { Some(before) } else { Some(of_network).filter(is_there) }
+        let name = |part: &str| format!("blk.{i}.{part}.weight");
+        let has = |part: &&str| is_there(&name(part));
+        let attends = !is_model || ["attn_v", "attn_qkv"].iter().any(has);
+        let otherwise = if attends { Some("attn_norm") } else { Some("ffn_norm").filter(has) };
+        ["attn_norm", "post_attention_norm"].into_iter().find(has).or(otherwise).map(name)
     };
     let last = ["output_norm.weight", "token_embd_norm.weight"];
     let last = last.into_iter().find(|name| tensor(name).is_some()).unwrap_or(last[0]);

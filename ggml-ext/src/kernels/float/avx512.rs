@@ -23,7 +23,6 @@ impl Simd for V {
     const NT_ROWS: usize = 4;
     const NN_ROWS: usize = 4;
     const NN_VECS: usize = 4;
-    const SCALES_DOWN: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -151,9 +150,9 @@ impl Simd for V {
         unsafe { self.nearest_and_rest() }
     }
     #[inline(always)]
-    unsafe fn above_integer(self) -> Self {
+    unsafe fn above_integer(self) -> Option<Self> {
         // SAFETY: see the impl.
-        V(unsafe { _mm512_reduce_ps::<FLOOR>(self.0) })
+        Some(V(unsafe { _mm512_reduce_ps::<FLOOR>(self.0) }))
     }
 
     #[inline(always)]

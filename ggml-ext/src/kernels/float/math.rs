@@ -65,10 +65,7 @@ unsafe fn exp2_near<V: Simd>(x: V) -> V {
     const C: [f32; 6] = [0.999_999_93, 0.693_153_1, 0.240_153_62, 0.055_826_32, 0.008_989_34, 0.001_877_58];
     // SAFETY: the caller's contract.
     unsafe {
-        if !V::SCALES_DOWN {
-            return exp2_bounded(x);
-        }
-        let r = x.above_integer();
+        let Some(r) = x.above_integer() else { return exp2_bounded(x) };
         let q = r.mul_add(V::splat(C[5]), V::splat(C[4]));
         let q = q.mul_add(r, V::splat(C[3]));
         let q = q.mul_add(r, V::splat(C[2]));

@@ -25,8 +25,6 @@ pub(super) trait Simd: Copy {
     const NN_VECS: usize;
     /// Whether a polynomial is faster in short chains than in one that has an operation less.
     const SHORT_CHAINS: bool = false;
-    /// Whether [`Self::scale2`] rounds its operand down, so that nothing else need do it.
-    const SCALES_DOWN: bool = false;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -83,14 +81,10 @@ pub(super) trait Simd: Copy {
         // SAFETY: the caller's contract.
         unsafe { split(Self::splat(128.0).min(self)) }
     }
-    /// What is above the integer below, 0 to 1.
+    /// What is above the integer below, 0 to 1, where [`Self::scale2`] rounds its operand down to that integer itself.
     #[inline(always)]
-    unsafe fn above_integer(self) -> Self {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let (_, rest) = self.sub(Self::splat(0.5)).bounded_nearest_and_rest();
-            rest.add(Self::splat(0.5))
-        }
+    unsafe fn above_integer(self) -> Option<Self> {
+        None
     }
 
     /// Sum of the lanes, always in the same order.
