@@ -18,7 +18,7 @@ use super::{AttentionShape, Holds};
 use crate::compute::Floats;
 
 /// Bytes of values that are fetched while a `lisa` layer aligns one token's heads: where its reading starts for each head.
-const READ_AHEAD: usize = 96 << 10;
+const READ_AHEAD: usize = 192 << 10;
 
 /// What one member works on at a time.
 pub(super) struct Tile {

@@ -227,7 +227,7 @@ impl FloatKernels {
     }
 
     /// `x[i] = e^(x[i] - max)`, but 2e-35 where that is less, as for a score of `-inf`: smaller numbers cost far more time than they are worth.
-    /// Returns their sum. All become 0 when `max` is `-inf`: a fully masked tile adds nothing.
+    /// Returns their sum. All become 0 when `max` is `-inf`: a fully masked tile adds nothing. No `x[i]` may be more than 80 above `max`.
     pub fn exp_sub_sum(&self, x: &mut [f32], max: f32) -> f32 {
         // SAFETY: see the impl.
         unsafe { (self.exp_sub_sum)(x, max) }

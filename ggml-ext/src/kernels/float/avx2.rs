@@ -181,7 +181,7 @@ impl Simd for V {
     unsafe fn scale2_bounded(self, n: Self) -> Self {
         // SAFETY: see the impl.
         unsafe {
-            let n = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n.0));
+            let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(n.0));
             V(_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(self.0), n)))
         }
     }

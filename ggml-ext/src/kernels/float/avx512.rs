@@ -145,9 +145,18 @@ impl Simd for V {
     }
 
     #[inline(always)]
-    unsafe fn bounded_nearest_and_rest(self) -> (Self, Self) {
+    unsafe fn scale2_bounded(self, n: Self) -> Self {
         // SAFETY: the caller's contract.
-        unsafe { self.nearest_and_rest() }
+        unsafe { self.scale2(n) }
+    }
+    #[inline(always)]
+    unsafe fn at_most_128(self) -> Self {
+        self
+    }
+    #[inline(always)]
+    unsafe fn bounded_nearest_and_rest(self, factor: Self) -> (Self, Self) {
+        // SAFETY: the caller's contract.
+        unsafe { self.mul(factor).nearest_and_rest() }
     }
     #[inline(always)]
     unsafe fn above_integer(self) -> Option<Self> {

@@ -4,6 +4,8 @@
 //! Each strip of keys goes through the whole network at once, so that its hidden units stay in the first-level cache. A result
 //! depends on its own column alone.
 
+use std::ptr;
+
 use super::math::{Gelu, Relu, Silu2};
 use super::rows::{Rows, RowsMut};
 use super::simd::{LINE, Simd};
@@ -190,39 +192,54 @@ fn tile(left: usize) -> usize {
 
 /// Fetches memory line by line, some lines at a time.
 struct Ahead<'a> {
-    rows: Rows<'a, u8>,
-    then: Option<Rows<'a, u8>>,
-    row: usize,
-    at: usize,
-    lines: usize,
+    rows: [Rows<'a, u8>; 2],
+    /// The rows that come next: which of the two, and of them.
+    next: (usize, usize),
+    /// The rest of the row before.
+    line: *const u8,
+    left: usize,
+    /// Lines at a time.
+    portion: usize,
 }
 
 impl<'a> Ahead<'a> {
     /// Fetches both in `n_times` portions.
-    fn new([rows, then]: [Rows<'a, u8>; 2], n_times: usize) -> Self {
-        let lines = |r: Rows<u8>| r.n_rows() * r.len().div_ceil(LINE);
-        let lines = (lines(rows) + lines(then)).div_ceil(n_times.max(1));
-        Self { rows, then: Some(then), row: 0, at: 0, lines }
+    fn new(rows: [Rows<'a, u8>; 2], n_times: usize) -> Self {
+        let lines = rows.iter().map(|r| r.n_rows() * r.len().div_ceil(LINE)).sum::<usize>();
+        Self { rows, next: (0, 0), line: ptr::null(), left: 0, portion: lines.div_ceil(n_times.max(1)) }
     }
 
     /// # Safety
     /// As [`Simd`]'s.
     #[inline(always)]
     unsafe fn fetch<V: Simd>(&mut self) {
-        for _ in 0..self.lines {
-            if self.row == self.rows.n_rows() {
-                match self.then.take() {
-                    Some(then) if then.n_rows() > 0 => (self.rows, self.row) = (then, 0),
-                    _ => return,
-                }
+        let mut portion = self.portion;
+        while portion > 0 {
+            if self.left == 0 && !self.next_row() {
+                self.portion = 0;
+                return;
             }
-            // SAFETY: a hint; the address is inside the row.
-            unsafe { V::prefetch(self.rows.row_ptr(self.row).wrapping_add(self.at)) };
-            self.at += LINE;
-            if self.at >= self.rows.len() {
-                (self.row, self.at) = (self.row + 1, 0);
+            // Little besides the hints themselves: they are many.
+            let n = portion.min(self.left);
+            for i in 0..n {
+                // SAFETY: a hint; the address is inside the row.
+                unsafe { V::prefetch(self.line.wrapping_add(i * LINE)) };
             }
+            self.line = self.line.wrapping_add(n * LINE);
+            (self.left, portion) = (self.left - n, portion - n);
         }
+    }
+
+    fn next_row(&mut self) -> bool {
+        while let Some(rows) = self.rows.get(self.next.0) {
+            if self.next.1 < rows.n_rows() {
+                (self.line, self.left) = (rows.row_ptr(self.next.1), rows.len().div_ceil(LINE));
+                self.next.1 += 1;
+                return true;
+            }
+            self.next = (self.next.0 + 1, 0);
+        }
+        false
     }
 }
 

@@ -18,15 +18,15 @@ unsafe fn exp2<V: Simd>(x: V) -> V {
     }
 }
 
-/// [`exp2`] of [`LEAST_EXPONENT`] or more: less work where a tier has no instruction for scaling.
+/// [`exp2`] of `x * factor`, which is [`LEAST_EXPONENT`] to 128: less work where a tier has no instruction for scaling.
 ///
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
-unsafe fn exp2_bounded<V: Simd>(x: V) -> V {
+unsafe fn exp2_bounded<V: Simd>(x: V, factor: f32) -> V {
     // SAFETY: the caller's contract.
     unsafe {
-        let (n, r) = x.bounded_nearest_and_rest();
+        let (n, r) = x.bounded_nearest_and_rest(V::splat(factor));
         exp2_rest(r).scale2_bounded(n)
     }
 }
@@ -55,7 +55,7 @@ unsafe fn exp2_rest<V: Simd>(r: V) -> V {
     }
 }
 
-/// As [`exp2_bounded`] with a relative error of 2e-7, `2^0` among them, where that is less work.
+/// As [`exp2_bounded`] of `x`, with a relative error of 2e-7, `2^0` among them, where that is less work.
 ///
 /// # Safety
 /// As [`Simd`]'s.
@@ -65,7 +65,7 @@ unsafe fn exp2_near<V: Simd>(x: V) -> V {
     const C: [f32; 6] = [0.999_999_93, 0.693_153_1, 0.240_153_62, 0.055_826_32, 0.008_989_34, 0.001_877_58];
     // SAFETY: the caller's contract.
     unsafe {
-        let Some(r) = x.above_integer() else { return exp2_bounded(x) };
+        let Some(r) = x.above_integer() else { return exp2_bounded(x.at_most_128(), 1.0) };
         let q = r.mul_add(V::splat(C[5]), V::splat(C[4]));
         let q = q.mul_add(r, V::splat(C[3]));
         let q = q.mul_add(r, V::splat(C[2]));
@@ -91,14 +91,14 @@ const LEAST_EXPONENT: f32 = -126.0;
 /// The same for `e`, and for what may be divided by a sum of such.
 const LEAST_LOG: f32 = -80.0;
 
-/// `e^x`, for the weights of a softmax: those below 2e-35 are 2e-35, negative infinity's among them.
+/// `e^x` of no more than a little above 0, for the weights of a softmax: those below 2e-35 are 2e-35, negative infinity's among them.
 ///
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
 unsafe fn weight<V: Simd>(x: V) -> V {
     // SAFETY: the caller's contract.
-    unsafe { exp2_bounded(V::splat(LEAST_LOG).max(x).mul(V::splat(LOG2_E))) }
+    unsafe { exp2_bounded(V::splat(LEAST_LOG).max(x), LOG2_E) }
 }
 
 /// `x / (1 + 2^-z)`, `z` given as `-z`: `x` times a logistic function.
@@ -108,7 +108,10 @@ unsafe fn weight<V: Simd>(x: V) -> V {
 #[inline(always)]
 unsafe fn gated<V: Simd>(x: V, minus_z: V) -> V {
     // SAFETY: the caller's contract.
-    unsafe { x.div(exp2_bounded(V::splat(LEAST_EXPONENT).max(minus_z)).add(V::splat(1.0))) }
+    unsafe {
+        let exponent = V::splat(LEAST_EXPONENT).max(minus_z).at_most_128();
+        x.div(exp2_bounded(exponent, 1.0).add(V::splat(1.0)))
+    }
 }
 
 /// # Safety

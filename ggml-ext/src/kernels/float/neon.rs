@@ -168,7 +168,7 @@ impl Simd for V {
     unsafe fn scale2_bounded(self, n: Self) -> Self {
         // SAFETY: see the impl.
         unsafe {
-            let n = vshlq_n_s32::<23>(vcvtq_s32_f32(n.0));
+            let n = vshlq_n_s32::<23>(vreinterpretq_s32_f32(n.0));
             V(vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(self.0), n)))
         }
     }

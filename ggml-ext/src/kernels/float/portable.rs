@@ -138,7 +138,7 @@ impl Simd for V {
     }
     #[inline(always)]
     unsafe fn scale2_bounded(self, n: Self) -> Self {
-        V(cast(cast::<_, i32x4>(self.0) + (n.0.fast_round_int() << 23)))
+        V(cast(cast::<_, i32x4>(self.0) + (cast::<_, i32x4>(n.0) << 23)))
     }
 
     #[inline(always)]

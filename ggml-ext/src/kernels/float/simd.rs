@@ -68,18 +68,24 @@ pub(super) trait Simd: Copy {
         unsafe { split(Self::splat(250.0).min(Self::splat(-250.0).max(self))) }
     }
 
-    /// [`Self::scale2`] of `2^rest` by `n`, both from [`Self::bounded_nearest_and_rest`]: no result is below the normal numbers, and only
+    /// [`Self::scale2`] of `2^rest` for both parts of [`Self::bounded_nearest_and_rest`]: no result is below the normal numbers, and only
     /// 1 meets 128, which is infinity by adding up exponents, too.
+    unsafe fn scale2_bounded(self, n: Self) -> Self;
+    /// An exponent for them: what is above 128 may be taken as 128.
     #[inline(always)]
-    unsafe fn scale2_bounded(self, n: Self) -> Self {
+    unsafe fn at_most_128(self) -> Self {
         // SAFETY: the caller's contract.
-        unsafe { self.scale2(n) }
+        unsafe { Self::splat(128.0).min(self) }
     }
-    /// [`Self::nearest_and_rest`] of -126 or more; what is above 128 may be taken as 128.
+    /// The nearest integer of `self * factor`, in the form that [`Self::scale2_bounded`] takes, and what is left, for products of -126 to
+    /// 128.
     #[inline(always)]
-    unsafe fn bounded_nearest_and_rest(self) -> (Self, Self) {
+    unsafe fn bounded_nearest_and_rest(self, factor: Self) -> (Self, Self) {
         // SAFETY: the caller's contract.
-        unsafe { split(Self::splat(128.0).min(self)) }
+        unsafe {
+            let sum = self.mul_add(factor, Self::splat(ROUND));
+            (sum, self.mul_add(factor, Self::splat(ROUND).sub(sum)))
+        }
     }
     /// What is above the integer below, 0 to 1, where [`Self::scale2`] rounds its operand down to that integer itself.
     #[inline(always)]
@@ -95,14 +101,15 @@ pub(super) trait Simd: Copy {
     unsafe fn store_sums(v: [Self; 4], alpha: f32, p: *mut f32);
 }
 
+/// Adding it leaves the nearest integer in the low bits of the sum; subtracting it again gives it as a float.
+const ROUND: f32 = 12_582_912.0;
+
 /// The nearest integer, and what is left, of at most 250 off 0.
 ///
 /// # Safety
 /// As [`Simd`]'s.
 #[inline(always)]
 unsafe fn split<V: Simd>(x: V) -> (V, V) {
-    /// Adding it leaves the nearest integer in the low bits of the sum; subtracting it again gives it as a float.
-    const ROUND: f32 = 12_582_912.0;
     // SAFETY: the caller's contract.
     unsafe {
         let n = x.add(V::splat(ROUND)).sub(V::splat(ROUND));
