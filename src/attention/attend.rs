@@ -33,6 +33,8 @@ const RUNS: usize = 8;
 const SHORTEST_RUN: usize = 512;
 /// The same where a tile has all heads, and so there are fewer tiles.
 const ALL_HEADS_SHORTEST_RUN: usize = 128;
+/// Most keys in a run there.
+const ALL_HEADS_LONGEST_RUN: usize = 512;
 /// Most keys per block for one query. Its scores are few, and where memory is read head by head long stretches are what the
 /// hardware fetches ahead.
 pub(super) const LONGEST_BLOCK: usize = 1024;
@@ -148,7 +150,7 @@ impl PartialSums {
     /// Room for layers of these shapes with up to `n_ctx` keys.
     pub fn new(shapes: impl IntoIterator<Item = AttentionShape>, n_ctx: usize) -> Self {
         // One more than there are whole ones, where a window starts within a run.
-        let runs = SPLIT_MAX_TOKENS * (n_ctx.div_ceil(LONGEST_BLOCK).max(RUNS) + 1);
+        let runs = SPLIT_MAX_TOKENS * (n_ctx.div_ceil(ALL_HEADS_LONGEST_RUN).max(RUNS) + 1);
         let (mut sums, mut heads) = (0, 0);
         for s in shapes {
             sums = sums.max(s.n_head * s.head_dim_v);
@@ -176,8 +178,12 @@ impl Attend<'_> {
     /// Computes the layer's weighted values. Two phases, or three where the keys are shared out.
     pub fn run(&self, scratch: &mut AttentionScratch) {
         let n_keys = self.n_keys() - self.first_key(0);
-        let shortest = if self.all_heads() { ALL_HEADS_SHORTEST_RUN } else { SHORTEST_RUN };
-        let run = n_keys.div_ceil(RUNS).next_power_of_two().clamp(shortest, LONGEST_BLOCK);
+        let (shortest, longest) = if self.all_heads() {
+            (ALL_HEADS_SHORTEST_RUN, ALL_HEADS_LONGEST_RUN)
+        } else {
+            (SHORTEST_RUN, LONGEST_BLOCK)
+        };
+        let run = n_keys.div_ceil(RUNS).next_power_of_two().clamp(shortest, longest);
         if self.queries.n <= SPLIT_MAX_TOKENS && n_keys > run {
             self.runs(run, scratch);
         } else {

@@ -10,9 +10,9 @@ use half::f16;
 
 use super::CacheType;
 use super::attend::WIDEN_ROWS;
-use super::kv_cache::{as_f16, as_f32, reserve};
+use super::cache_memory::{CacheMemory, HeadRows};
+use super::kv_cache::{as_f16, as_f32};
 use crate::Result;
-use crate::compute::SharedBuf;
 
 /// What becomes of products of queries and keys.
 #[derive(Debug, Clone, Copy)]
@@ -26,45 +26,28 @@ pub(super) enum Products {
 /// The keys of all key/value heads of one layer.
 pub struct Keys {
     ty: CacheType,
-    n_head: usize,
     /// Elements per key.
     dim: usize,
-    group_bytes: usize,
-    /// Groups there is room for; later ones take the places of earlier ones.
-    n_groups: usize,
-    bytes: SharedBuf<u8>,
+    /// A group's keys take the place of its positions' rows.
+    rows: HeadRows,
 }
 
 impl Keys {
-    /// Room for `n_positions`, in whole groups.
+    /// Keys of `n_head` heads.
     ///
     /// # Errors
-    /// [`Error::Impossible`] when there is not so much memory, or keys do not divide into the type's blocks.
-    pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, n_positions: usize) -> Result<Self> {
-        let (group_bytes, n_groups) = (ty.row_bytes(dim)?.saturating_mul(KEY_GROUP), n_positions.div_ceil(KEY_GROUP));
-        let n_bytes = n_head.checked_mul(group_bytes).and_then(|n| n.checked_mul(n_groups));
-        let bytes = reserve(n_bytes, n_positions)?;
-        Ok(Self { ty, n_head, dim, group_bytes, n_groups, bytes })
+    /// [`Error::Impossible`](crate::Error::Impossible) when they do not divide into the type's blocks.
+    pub(super) fn new(ty: CacheType, n_head: usize, dim: usize, memory: &mut CacheMemory) -> Result<Self> {
+        Ok(Self { ty, dim, rows: memory.rows(n_head, ty.row_bytes(dim)?) })
     }
 
     pub(super) fn n_bytes(&self) -> usize {
-        self.bytes.len()
-    }
-
-    /// Bytes of the groups that hold `positions` of `head`, which are of one block.
-    fn groups(&self, head: usize, positions: Range<usize>) -> Range<usize> {
-        let (first, end) = (positions.start / KEY_GROUP, positions.end.div_ceil(KEY_GROUP));
-        let (place, n) = (first % self.n_groups, end - first);
-        assert!(head < self.n_head && place + n <= self.n_groups);
-        let start = (head * self.n_groups + place) * self.group_bytes;
-        start..start + n * self.group_bytes
+        self.rows.n_bytes()
     }
 
     /// The address of a group, as numbers of `T`.
     fn group<T>(&self, head: usize, pos: usize) -> *mut T {
-        let bytes = self.groups(head, pos..pos + 1);
-        assert!(bytes.end <= self.bytes.len());
-        self.bytes.as_ptr().wrapping_add(bytes.start).cast()
+        self.rows.as_ptr(head, whole_groups(pos..pos + 1)).cast()
     }
 
     /// Stores the key of `head` at `pos`, rotated.
@@ -155,7 +138,7 @@ impl Keys {
             let first = start % KEY_GROUP;
             let into = RowsMut::new(&mut scores[start - positions.start..], m, end - start, stride);
             // SAFETY: passed on to the caller.
-            let group = unsafe { self.bytes.get(self.groups(head, start..end)) };
+            let group = unsafe { self.rows.get(head, whole_groups(start..end)) };
             let (rest, some) = (first..KEY_GROUP, first..first + end - start);
             let products = |x, into| match kind {
                 Products::Scaled(alpha) => float.sgemm_nn(alpha, queries, transposed(x, self.dim, rest.clone()), into),
@@ -199,7 +182,7 @@ impl Keys {
         debug_assert!(positions.start.is_multiple_of(KEY_GROUP));
         for start in positions.clone().step_by(KEY_GROUP) {
             // SAFETY: passed on to the caller.
-            let group = unsafe { self.bytes.get(self.groups(head, start..start + 1)) };
+            let group = unsafe { self.rows.get(head, whole_groups(start..start + 1)) };
             let (column, all) = (start - positions.start, 0..KEY_GROUP);
             match self.ty {
                 CacheType::F32 => into.set_f32(kernels, column, transposed(as_f32(group), self.dim, all)),
@@ -225,16 +208,14 @@ impl Keys {
     /// # Safety
     /// Nobody writes them before the next barrier.
     pub(super) unsafe fn group_rows(&self, positions: Range<usize>) -> Rows<'_, u8> {
-        let (first, stride) = (self.groups(0, positions), self.n_groups * self.group_bytes);
-        assert!(first.end + (self.n_head - 1) * stride <= self.bytes.len());
-        // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
-        unsafe { Rows::from_raw(self.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
+        // SAFETY: passed on to the caller.
+        unsafe { self.rows.heads(whole_groups(positions)) }
     }
 
     /// Moves positions `moved` down by `n`, turning each key, `turn(head, key)`.
     pub(super) fn shift(&mut self, kernels: &Kernels, moved: Range<usize>, n: usize, turn: impl Fn(usize, &mut [f32])) {
         let mut keys = vec![0f32; moved.len() * self.dim];
-        for head in 0..self.n_head {
+        for head in 0..self.rows.n_head() {
             // SAFETY: `&mut self`: no team is at work.
             unsafe {
                 for (pos, key) in moved.clone().zip(keys.chunks_exact_mut(self.dim)) {
@@ -249,6 +230,11 @@ impl Keys {
     }
 }
 
+/// The positions of all groups that hold some of `positions`.
+fn whole_groups(positions: Range<usize>) -> Range<usize> {
+    positions.start / KEY_GROUP * KEY_GROUP..positions.end.next_multiple_of(KEY_GROUP)
+}
+
 /// Keys of a group as a product's right factor: a row per element.
 fn transposed<T>(group: &[T], dim: usize, keys: Range<usize>) -> Rows<'_, T> {
     Rows::new(&group[keys.start..], dim, keys.len(), KEY_GROUP)
@@ -259,15 +245,4 @@ fn as_keys_q8_0(bytes: &[u8]) -> &[KeysQ8_0] {
     let (head, x, tail) = unsafe { bytes.align_to() };
     assert!(head.is_empty() && tail.is_empty());
     x
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn too_many_positions_are_counted_one_by_one() {
-        let refused = Keys::new(CacheType::F32, 1 << 20, 1 << 10, 1 << 50).err().unwrap().to_string();
-        assert!(refused.contains(&format!("a context of {} tokens", 1u64 << 50)), "{refused}");
-    }
 }

@@ -1,7 +1,7 @@
 //! The cache of keys and values. Each layer stores what its kind of attention needs: `full` layers keys and values,
 //! `shared` layers values alone, `lisa` layers values and low-rank keys, `kv` layers nothing. For each key/value head there
-//! is one row of values per position; rows of a head are contiguous, so that a query's pass over a head is a linear read. Keys are
-//! laid out by [`Keys`]. The cache's memory is reserved whole but becomes resident only as positions fill. Layers with a sliding window
+//! is one row of values per position, laid out as [`CacheMemory`] says; keys lie as [`Keys`] does. The cache's memory is
+//! reserved whole but becomes resident only as blocks of positions fill. Layers with a sliding window
 //! keep the last positions alone ([`Ring`]). Layers that know the sequence as a whole have a state in place of all this ([`States`]).
 
 use std::ops::Range;
@@ -10,6 +10,7 @@ use ggml_ext::GgmlType;
 use ggml_ext::kernels::float::{BlockQ8_0, KEY_GROUP, Rows};
 use ggml_ext::kernels::{Bf16Factor, Kernels};
 
+use super::cache_memory::{CacheMemory, HeadRows};
 use super::keys::Keys;
 use super::ring::Ring;
 use super::states::{COPIES, States};
@@ -82,10 +83,7 @@ struct Values {
     ty: CacheType,
     /// Values per row.
     dim: usize,
-    row_bytes: usize,
-    /// Positions there is room for; later ones take the places of earlier ones.
-    n_positions: usize,
-    bytes: SharedBuf<u8>,
+    rows: HeadRows,
 }
 
 /// What a pass over the cache reads: rows as they are stored, or floats.
@@ -99,25 +97,15 @@ pub enum Block<'a> {
 }
 
 impl Values {
-    fn new(ty: CacheType, n_head: usize, dim: usize, n_positions: usize) -> Result<Self> {
-        let row_bytes = ty.row_bytes(dim)?;
-        let bytes = reserve(n_head.checked_mul(row_bytes).and_then(|n| n.checked_mul(n_positions)), n_positions)?;
-        Ok(Self { ty, dim, row_bytes, n_positions, bytes })
-    }
-
-    /// Where positions `pos` of `head` lie, which are of one block.
-    fn range(&self, head: usize, pos: Range<usize>) -> Range<usize> {
-        let place = pos.start % self.n_positions;
-        assert!(place + pos.len() <= self.n_positions);
-        let first = (head * self.n_positions + place) * self.row_bytes;
-        first..first + pos.len() * self.row_bytes
+    fn new(ty: CacheType, n_head: usize, dim: usize, memory: &mut CacheMemory) -> Result<Self> {
+        Ok(Self { ty, dim, rows: memory.rows(n_head, ty.row_bytes(dim)?) })
     }
 
     /// # Safety
     /// No other member touches this row before the next barrier.
     unsafe fn store(&self, k: &Kernels, head: usize, pos: usize, x: &[f32]) {
         // SAFETY: passed on to the caller.
-        let dst = unsafe { self.bytes.get_mut(self.range(head, pos..pos + 1)) };
+        let dst = unsafe { self.rows.get_mut(head, pos..pos + 1) };
         match self.ty {
             CacheType::F32 => as_f32_mut(dst).copy_from_slice(x),
             CacheType::F16 => k.float.f32_to_f16(x, as_f16_mut(dst)),
@@ -139,7 +127,7 @@ impl Values {
     ) -> Block<'a> {
         let n = pos.len() * self.dim;
         // SAFETY: passed on to the caller.
-        let src = unsafe { self.bytes.get(self.range(head, pos)) };
+        let src = unsafe { self.rows.get(head, pos) };
         match self.ty {
             CacheType::F32 => Block::F32(as_f32(src)),
             CacheType::F16 if !widen => Block::F16(as_f16(src)),
@@ -156,23 +144,18 @@ impl Values {
     }
 
     /// Moves the rows of `moved` down by `n`.
-    fn shift(&mut self, n_head: usize, moved: Range<usize>, n: usize) {
-        let mut rows = Vec::new();
-        for head in 0..n_head {
-            rows.clear();
-            for pos in moved.clone() {
-                let row = self.range(head, pos..pos + 1);
-                rows.extend_from_slice(&self.bytes.as_mut_slice()[row]);
-            }
-            for (pos, row) in moved.clone().zip(rows.chunks_exact(self.row_bytes)) {
-                let place = self.range(head, pos - n..pos - n + 1);
-                self.bytes.as_mut_slice()[place].copy_from_slice(row);
+    fn shift(&mut self, moved: Range<usize>, n: usize) {
+        for (head, pos) in (0..self.rows.n_head()).flat_map(|h| moved.clone().map(move |pos| (h, pos))) {
+            // SAFETY: `&mut self`: no team is at work, and the rows are different ones.
+            unsafe {
+                let row = self.rows.get(head, pos..pos + 1);
+                self.rows.get_mut(head, pos - n..pos - n + 1).copy_from_slice(row);
             }
         }
     }
 
     fn n_bytes(&self) -> usize {
-        self.bytes.len()
+        self.rows.n_bytes()
     }
 }
 
@@ -181,17 +164,8 @@ fn room(n_ctx: usize) -> usize {
     n_ctx.checked_next_multiple_of(KEY_GROUP).unwrap_or(n_ctx)
 }
 
-/// So many bytes, for `n_positions`; none where they cannot be counted.
-pub(super) fn reserve(n_bytes: Option<usize>, n_positions: usize) -> Result<SharedBuf<u8>> {
-    let len = n_bytes.filter(|&n| n <= isize::MAX as usize / 2);
-    len.and_then(SharedBuf::try_new).ok_or_else(|| {
-        Error::Impossible(format!("a context of {n_positions} tokens needs more memory than there is: lower -c"))
-    })
-}
-
 /// What one layer keeps.
 pub struct LayerCache {
-    n_head: usize,
     n_positions: usize,
     k: Option<Keys>,
     low_rank: Option<Keys>,
@@ -200,15 +174,14 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    fn new(spec: LayerCacheSpec, ty_k: CacheType, ty_v: CacheType, n_positions: usize) -> Result<Self> {
-        let n_head = spec.n_head_kv;
-        let keys = |ty, dim: Option<usize>| dim.map(|d| Keys::new(ty, n_head, d, n_positions)).transpose();
+    fn new(spec: LayerCacheSpec, ty_k: CacheType, ty_v: CacheType, memory: &mut CacheMemory) -> Result<Self> {
+        let (n_head, n_positions) = (spec.n_head_kv, memory.n_positions());
+        let mut keys = |ty, dim: Option<usize>| dim.map(|d| Keys::new(ty, n_head, d, memory)).transpose();
         Ok(Self {
-            n_head,
             n_positions,
             k: keys(ty_k, spec.key_dim)?,
             low_rank: keys(ty_k.of_low_rank(), spec.rank)?,
-            v: spec.value_dim.map(|d| Values::new(ty_v, n_head, d, n_positions)).transpose()?,
+            v: spec.value_dim.map(|d| Values::new(ty_v, n_head, d, memory)).transpose()?,
             state: SharedBuf::try_new(spec.n_state).ok_or_else(|| {
                 Error::Impossible("the states of the model's layers need more memory than there is".into())
             })?,
@@ -292,11 +265,8 @@ impl LayerCache {
     /// # Safety
     /// Nobody writes them before the next barrier.
     pub unsafe fn v_bytes(&self, pos: Range<usize>) -> Rows<'_, u8> {
-        let v = self.values();
-        let (first, stride) = (v.range(0, pos), v.n_positions * v.row_bytes);
-        assert!(first.end + (self.n_head - 1) * stride <= v.bytes.len());
-        // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
-        unsafe { Rows::from_raw(v.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
+        // SAFETY: passed on to the caller.
+        unsafe { self.values().rows.heads(pos) }
     }
 
     /// Bytes of all positions.
@@ -310,7 +280,7 @@ impl LayerCache {
         // Of a ring, what stays in it.
         let moved = (from + n).max(end.saturating_sub(self.n_positions))..end;
         if let Some(values) = &mut self.v {
-            values.shift(self.n_head, moved.clone(), n);
+            values.shift(moved.clone(), n);
         }
         if let (Some(keys), Turn::Rope(back)) = (&mut self.k, turn) {
             keys.shift(kernels, moved.clone(), n, |_, key| back.rotate(kernels, 0, key));
@@ -394,10 +364,26 @@ impl KvCache {
     /// # Errors
     /// [`Error::Impossible`] when there is not so much memory, or heads do not divide into the type's blocks.
     pub fn new(specs: impl IntoIterator<Item = LayerCacheSpec>, p: CacheParams) -> Result<Self> {
-        let (mut layers, mut rings) = (Vec::new(), Vec::new());
+        let specs: Vec<_> = specs.into_iter().collect();
+        for (ty, dim) in specs.iter().flat_map(|s| [(p.ty_k, s.key_dim), (p.ty_v, s.value_dim)]) {
+            dim.map(|d| ty.row_bytes(d)).transpose()?;
+        }
+        let mut rings = Vec::new();
+        specs.iter().for_each(|s| rings.extend(p.ring(s.window).filter(|r| !rings.contains(r))));
+        let mut rooms: Vec<_> = specs.iter().map(|s| p.n_positions(s.window)).collect();
+        let layer = |(s, &room): (&LayerCacheSpec, _)| (room, s.bytes_per_token(p.ty_k, p.ty_v));
+        let layer_bytes: Vec<_> = specs.iter().zip(&rooms).map(layer).collect();
+        rooms.sort_unstable();
+        rooms.dedup();
+        let memory = |&room: &usize| {
+            let mut bytes = layer_bytes.iter().filter(|l| l.0 == room).map(|l| l.1);
+            CacheMemory::new(room, bytes.try_fold(0, |sum: usize, n| sum.checked_add(n?)))
+        };
+        let mut memories = rooms.iter().map(memory).collect::<Result<Vec<_>>>()?;
+        let mut layers = Vec::new();
         for spec in specs {
-            layers.push(LayerCache::new(spec, p.ty_k, p.ty_v, p.n_positions(spec.window))?);
-            rings.extend(p.ring(spec.window).filter(|r| !rings.contains(r)));
+            let at = rooms.binary_search(&p.n_positions(spec.window)).expect("every layer's room is among them");
+            layers.push(LayerCache::new(spec, p.ty_k, p.ty_v, &mut memories[at])?);
         }
         let states = layers.iter().any(|l| !l.state.is_empty()).then(States::default);
         Ok(Self { layers, rings, states, n_ctx: p.n_ctx })
@@ -413,7 +399,7 @@ impl KvCache {
         &self.layers[layer]
     }
 
-    /// Bytes reserved; resident only as far as positions are filled.
+    /// Bytes reserved; resident only as far as blocks of positions are filled.
     pub fn n_bytes(&self) -> usize {
         self.layers.iter().map(|l| l.n_bytes() + state_bytes(l.state.len())).sum()
     }

@@ -3,6 +3,7 @@
 
 mod alibi;
 mod attend;
+mod cache_memory;
 mod channels;
 mod conv;
 mod delta;

@@ -25,13 +25,13 @@ unsafe impl Zeroed for u8 {}
 // SAFETY: two plain numbers.
 unsafe impl Zeroed for StateRates {}
 
-/// A fixed-size buffer shared by a team, zeroed and aligned to a cache line; see the module documentation for the
-/// discipline. Pages the team never touches cost no memory.
+/// A fixed-size buffer shared by a team, zeroed and aligned to a cache line, a long one to a huge page; see the module documentation for
+/// the discipline. Pages the team never touches cost no memory.
 pub struct SharedBuf<T> {
-    /// The first element, on a cache line.
+    /// The first element, aligned.
     ptr: NonNull<T>,
     len: usize,
-    /// What was allocated: with room to move the first element up to a cache line.
+    /// What was allocated: with room to move the first element up to where it is aligned.
     block: NonNull<u8>,
 }
 
@@ -42,11 +42,16 @@ unsafe impl<T: Zeroed> Send for SharedBuf<T> {}
 unsafe impl<T: Zeroed> Sync for SharedBuf<T> {}
 
 const CACHE_LINE: usize = 64;
+const HUGE_PAGE: usize = 2 << 20;
 
 impl<T> SharedBuf<T> {
-    /// Zeroed pages are free of cost only where no more than the usual alignment is asked for: hence the extra line.
+    fn align(len: usize) -> usize {
+        if len >= HUGE_PAGE / size_of::<T>() { HUGE_PAGE } else { CACHE_LINE }
+    }
+
+    /// Zeroed pages are free of cost only where no more than the usual alignment is asked for: hence the extra bytes.
     fn layout(len: usize) -> Layout {
-        let bytes = Layout::array::<T>(len).ok().and_then(|l| l.size().checked_add(CACHE_LINE));
+        let bytes = Layout::array::<T>(len).ok().and_then(|l| l.size().checked_add(Self::align(len)));
         let layout = bytes.and_then(|n| Layout::from_size_align(n, align_of::<T>()).ok());
         layout.expect("a buffer larger than the address space")
     }
@@ -68,8 +73,8 @@ impl<T: Zeroed> SharedBuf<T> {
     pub fn try_new(len: usize) -> Option<Self> {
         // SAFETY: the layout's size is not zero.
         let block = NonNull::new(unsafe { alloc_zeroed(Self::layout(len)) })?;
-        // SAFETY: at most one line on, and the layout has a line more than the elements need.
-        let ptr = unsafe { block.add(block.align_offset(CACHE_LINE)) }.cast();
+        // SAFETY: the layout has so many bytes more than the elements need.
+        let ptr = unsafe { block.add(block.align_offset(Self::align(len))) }.cast();
         Some(Self { ptr, len, block })
     }
 
