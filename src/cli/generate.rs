@@ -282,7 +282,7 @@ pub fn finish(engine: &Engine, settings: &Settings) {
         engine.log.line(format_args!("\n{}", engine.timings));
     }
     if let Some(profile) = engine.profile() {
-        eprintln!("\n{profile}");
+        Log::new(true).line(format_args!("\n{profile}"));
     }
 }
 

@@ -306,6 +306,7 @@ pub struct Model {
     chat_template: Option<String>,
     name: Option<String>,
     n_file_bytes: usize,
+    n_tensor_bytes: u64,
     n_params: u64,
     warnings: Vec<String>,
     kernels: &'static Kernels,
@@ -341,6 +342,7 @@ impl Model {
         let sharing = SharingSource::read(file, &parts, params.lisa, params.share)?;
         let tensors = describe::tensors(file, &parts, &sharing);
         let n_params = parts.iter().flat_map(|g| g.tensors()).map(|t| t.row_len().saturating_mul(t.n_rows())).sum();
+        let n_tensor_bytes = parts.iter().flat_map(|g| g.tensors()).map(|t| t.n_bytes).sum();
         let hold = if params.use_mmap { Hold::Packed } else { Hold::Copied };
         let loader = Loader::new(&file.name, tensors, hold, pool, params.progress)?;
         let (decoder, mut warnings) = description.decoder(&sharing, loader)?;
@@ -356,6 +358,7 @@ impl Model {
             plan: sharing.plan,
             tokenizer: description.tokenizer,
             n_file_bytes: file.n_bytes(),
+            n_tensor_bytes,
             n_params,
             warnings,
             kernels,
@@ -400,6 +403,11 @@ impl Model {
     /// Bytes of the file or files.
     pub fn n_file_bytes(&self) -> usize {
         self.n_file_bytes
+    }
+
+    /// Bytes of the file's tensors.
+    pub fn n_tensor_bytes(&self) -> u64 {
+        self.n_tensor_bytes
     }
 
     /// Numbers in the file's tensors.

@@ -98,7 +98,6 @@ pub struct BenchArgs {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<(), CliError> {
-    let log = Log::new(!args.log_disable);
     if args.repetitions == 0 {
         return Err(CliError::usage("--repetitions must be at least 1"));
     }
@@ -110,6 +109,23 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
     };
     let mut printers = vec![Printer::new(args.output, Box::new(std::io::stdout().lock()), args.roofline)];
     printers.extend(args.output_err.map(|f| Printer::new(f, Box::new(std::io::stderr()), args.roofline)));
+    let measured = measure(args, &models, &params, &tests, &mut printers);
+    // What was measured before something failed can be read all the same: an array has its end.
+    let finished = printers.into_iter().try_for_each(Printer::finish);
+    measured.and(finished)
+}
+
+/// Runs all tests of all models, and prints each result when it is there.
+fn measure(
+    args: &BenchArgs,
+    models: &[Option<PathBuf>],
+    params: &[SessionParams],
+    tests: &[Test],
+    printers: &mut [Printer],
+) -> Result<(), CliError> {
+    let log = Log::new(!args.log_disable);
+    // For what was asked for by a flag of its own.
+    let asked = Log::new(true);
     let (n_all, mut i) = (models.len() * params.len() * tests.len(), 0);
     for (n_before, path) in models.iter().enumerate() {
         // The most memory a model took is not that of a larger one before it.
@@ -123,17 +139,17 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         };
         let most_threads = params.iter().map(|p| p.n_threads).max().unwrap_or(1);
         let model = load::model_by_threads(&model_args, most_threads, log)?;
-        for params in &params {
+        for params in params {
             let limits = || args.roofline.then(|| roofline(&model, params.n_threads)).transpose();
             let mut before = limits()?;
-            let mut bench = Bench::new(&model, params, &tests)?;
+            let mut bench = Bench::new(&model, params, tests)?;
             if args.profile {
                 bench.session().start_profile();
             }
-            for &test in &tests {
+            for &test in tests {
                 i += 1;
                 if args.progress {
-                    eprintln!("lisa-cpp bench: {i} of {n_all}: {test}");
+                    asked.line(format_args!("lisa-cpp bench: {i} of {n_all}: {test}"));
                 }
                 std::thread::sleep(Duration::from_secs(args.delay));
                 let start = chrono::Utc::now();
@@ -144,12 +160,12 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                 let roofline = before.zip(after).map(|(a, b)| a.best(b));
                 before = after;
                 if let Some(r) = &roofline {
-                    eprintln!(
+                    asked.line(format_args!(
                         "roofline of {} threads: {:.1} GB/s read, {:.0} G multiply-adds/s",
                         r.n_threads,
                         r.read_bytes_per_second / 1e9,
                         r.macs_per_second / 1e9
-                    );
+                    ));
                 }
                 let cache = bench.session().cache();
                 let record = Record {
@@ -163,16 +179,16 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
                     peak_memory,
                     roofline,
                 };
-                for printer in &mut printers {
+                for printer in printers.iter_mut() {
                     printer.print(&record)?;
                 }
                 if let Some(profile) = bench.session().profile() {
-                    eprintln!("\n{test}, {} threads:\n{profile}\n", params.n_threads);
+                    asked.line(format_args!("\n{test}, {} threads:\n{profile}\n", params.n_threads));
                 }
             }
         }
     }
-    printers.into_iter().try_for_each(Printer::finish)
+    Ok(())
 }
 
 /// Every test that the flags ask for, shallow ones first.

@@ -75,10 +75,10 @@ impl<'w> Printer<'w> {
         Ok(out.flush()?)
     }
 
-    /// Ends the output.
+    /// Ends the output, if there is any.
     pub fn finish(mut self) -> Result<(), CliError> {
-        if self.format == Format::Json {
-            writeln!(self.out, "{}", if self.n == 0 { "[]" } else { "\n]" })?;
+        if self.format == Format::Json && self.n > 0 {
+            writeln!(self.out, "\n]")?;
         }
         Ok(self.out.flush()?)
     }
@@ -121,7 +121,7 @@ fn cells(record: &Record, roofline: bool) -> Vec<String> {
     let (mean, deviation) = record.rate();
     let mut cells = vec![
         record.model_type(),
-        human(m.n_file_bytes() as u64),
+        human(m.n_tensor_bytes()),
         millions(m.n_params()),
         p.n_threads.to_string(),
         format!("{}/{}", p.n_batch, p.n_ubatch),
@@ -137,11 +137,12 @@ fn cells(record: &Record, roofline: bool) -> Vec<String> {
     cells
 }
 
-/// A value without JSON's quotes.
+/// A value without JSON's quotes; truth values are numbers, as `llama-bench` writes them outside of JSON.
 fn plain(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
         Value::Null => String::new(),
+        Value::Bool(b) => u8::from(*b).to_string(),
         other => other.to_string(),
     }
 }
@@ -176,8 +177,7 @@ fn insert(fields: &Map<String, Value>) -> String {
     let names: Vec<_> = fields.keys().cloned().collect();
     let value = |value: &Value| match value {
         Value::Null => "NULL".into(),
-        Value::Bool(b) => u8::from(*b).to_string(),
-        Value::Number(n) => n.to_string(),
+        Value::Bool(_) | Value::Number(_) => plain(value),
         other => quoted(&plain(other), '\''),
     };
     let values: Vec<_> = fields.values().map(value).collect();

@@ -77,7 +77,7 @@ impl Record<'_> {
             "kernels": m.kernels().tier.name(),
             "model_filename": self.path.map(|p| p.display().to_string()),
             "model_type": self.model_type(),
-            "model_size": m.n_file_bytes(),
+            "model_size": m.n_tensor_bytes(),
             "model_n_params": m.n_params(),
             "n_layers_sharing": m.plan().iter().count(),
             "n_batch": p.n_batch,
