@@ -184,6 +184,23 @@ fn analysis_of_the_embedded_model() {
     assert!(table.lines().count() >= 10 && table.contains("rank correlation"), "{table}");
 }
 
+/// One that is killed leaves nothing behind.
+#[test]
+fn an_analysis_makes_no_file_before_its_end() {
+    let folder = folder().join("killed");
+    // What an earlier run of the tests left.
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    let (text, page) = (path("stories.txt"), folder.join("page.html"));
+    let args = ["analyze", "-f", &text, "-c", "16", "--chunks", "1000", "--html", page.to_str().unwrap()];
+    let mut child = command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(lines.any(|l| l.unwrap().starts_with("text: ")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+}
+
 fn unpacked(family: &str) -> String {
     let packed = format!("tests/data/families/{family}.gguf.gz");
     let bytes = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(packed)).unwrap();

@@ -50,13 +50,12 @@ fn heat_map(out: &mut String, f: &Findings, matrix: &[f64], more_is_alike: bool)
         let _ = write!(out, "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{row}</text>", y + CELL / 2, MARGIN - 4);
         for column in 0..n {
             let value = matrix[row * n + column];
-            let part = if worst == best { 1.0 } else { ((value - worst) / (best - worst)).clamp(0.0, 1.0) };
+            let (fill, text) = cell(value, worst, best);
             let x = MARGIN + column * CELL;
             let _ = write!(
                 out,
-                "<rect x=\"{x}\" y=\"{y}\" width=\"{CELL}\" height=\"{CELL}\" fill=\"{}\"><title>{row} and {column}: \
-                 {value:.4}</title></rect>",
-                colour(part)
+                "<rect x=\"{x}\" y=\"{y}\" width=\"{CELL}\" height=\"{CELL}\" fill=\"{fill}\"><title>{row} and {column}: \
+                 {text}</title></rect>"
             );
         }
     }
@@ -82,12 +81,17 @@ fn heat_map(out: &mut String, f: &Findings, matrix: &[f64], more_is_alike: bool)
     out.push_str("</svg>");
 }
 
+/// The colour of a value between the `worst` and the `best`, and what is said of it; NaN: layers that cannot be compared.
+fn cell(value: f64, worst: f64, best: f64) -> (String, String) {
+    if value.is_nan() {
+        return ("#dddddd".into(), "cannot be compared".into());
+    }
+    let part = if worst == best { 1.0 } else { ((value - worst) / (best - worst)).clamp(0.0, 1.0) };
+    (colour(part), format!("{value:.4}"))
+}
+
 /// From white (unlike) to dark blue (alike).
 fn colour(part: f64) -> String {
-    // Layers that cannot be compared.
-    if part.is_nan() {
-        return "#dddddd".into();
-    }
     let mix = |from: f64, to: f64| (from + (to - from) * part).round() as u8;
     format!("#{:02x}{:02x}{:02x}", mix(255.0, 8.0), mix(255.0, 48.0), mix(255.0, 107.0))
 }
@@ -117,6 +121,14 @@ mod tests {
     fn colours_run_from_white_to_blue() {
         assert_eq!(colour(0.0), "#ffffff");
         assert_eq!(colour(1.0), "#08306b");
-        assert_eq!(colour(f64::NAN), "#dddddd");
+    }
+
+    #[test]
+    fn cells_without_a_value_and_cells_that_are_all_alike() {
+        assert_eq!(cell(0.5, 0.5, 1.0), ("#ffffff".into(), "0.5000".into()));
+        for worst in [0.5, 1.0] {
+            assert_eq!(cell(f64::NAN, worst, 1.0), ("#dddddd".into(), "cannot be compared".into()));
+            assert_eq!(cell(1.0, worst, 1.0).0, "#08306b");
+        }
     }
 }

@@ -153,7 +153,9 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
     let n_threads = threads("--threads", args.threads)?;
     let file = load::file(args.model.as_deref())?;
     let inputs = Inputs::default().with(&args.model).with([&args.text.file]);
-    let html = args.html.as_deref().map(|p| Output::create(p, &inputs)).transpose()?;
+    let page = || args.html.as_deref().map(|p| Output::create(p, &inputs)).transpose();
+    // A name that cannot be written to should not cost the measurement.
+    drop(page()?);
     let (model, windows, _) = prepare(&file, &args.text, args.ctx_size as usize, 0, log)?;
     let dense = dense(&model, args.ctx_size as usize, precision(args.exact), false, log)?;
     let mut team = Team::new(n_threads)?;
@@ -208,8 +210,8 @@ pub fn run(args: &AnalyzeArgs) -> Result<(), CliError> {
     if interrupted {
         log.line(format_args!("interrupted: damage of {} layers measured", found.damage.len()));
     }
-    if let Some(html) = html {
-        html.whole(html::page(&found).as_bytes())?;
+    if let Some(page) = page()? {
+        page.whole(html::page(&found).as_bytes())?;
     }
     let mut out = std::io::stdout().lock();
     match args.json {
