@@ -125,8 +125,8 @@ fn a_killed_study_goes_on() {
     // Once more there is nothing to do.
     let (_, err) = ok(dir.path(), &["s.toml"]);
     assert_eq!(err.matches("measured already").count(), 4, "{err}");
-    let (_, err) = ok(dir.path(), &["s.toml", "--dry-run"]);
-    assert!(!err.contains("to be measured"), "{err}");
+    let (list, _) = ok(dir.path(), &["s.toml", "--dry-run", "--log-disable"]);
+    assert_eq!((list.lines().count(), list.matches("measured already").count()), (4, 4), "{list}");
 }
 
 #[test]
@@ -138,17 +138,36 @@ fn two_studies_do_not_write_to_one_file() {
     let Ran { code, err, .. } = run(dir.path(), &["s.toml"]);
     assert_eq!(code, Some(1), "{err}");
     assert!(err.contains("records.jsonl: another study is writing to it"), "{err}");
+    std::fs::write(dir.path().join("part.jsonl"), "").unwrap();
+    let Ran { code, err, .. } = run(dir.path(), &["merge", "part.jsonl", "-o", "s"]);
+    assert!(code == Some(1) && err.contains("another study is writing to it"), "{err}");
     file.unlock().unwrap();
     ok(dir.path(), &["s.toml"]);
+}
+
+/// Whoever reads the table may leave before it is printed.
+#[test]
+fn the_report_does_not_wait_for_a_reader() {
+    let dir = prepare("");
+    ok(dir.path(), &["s.toml"]);
+    let page = dir.path().join("s/report.html");
+    for args in [&["s.toml"][..], &["report", "s"]] {
+        std::fs::remove_file(&page).unwrap();
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = command(&["study"]).args(args).current_dir(dir.path()).stdout(writer).status().unwrap();
+        assert!(status.success() && page.exists(), "{args:?}");
+    }
 }
 
 #[test]
 fn a_cell_that_fails_does_not_stop_the_rest() {
     let dir = prepare(
-        "[[sharing]]\nname = \"too many\"\nshare = \"99\"\n[[sharing]]\nname = \"gone\"\nlisa = \"gone.gguf\"\n",
+        "[[sharing]]\nname = \"too | many\"\nshare = \"99\"\n[[sharing]]\nname = \"gone\"\nlisa = \"gone.gguf\"\n",
     );
-    let Ran { code, err, .. } = run(dir.path(), &["s.toml"]);
+    let Ran { code, err, out } = run(dir.path(), &["s.toml"]);
     assert_eq!(code, Some(1), "{err}");
+    assert!(out.contains("| too \\| many "), "{out}");
     assert!(err.contains("4 of 8 cells failed") && err.contains("layer 99") && err.contains("gone.gguf"), "{err}");
     let all = records(&dir.path().join("s/records.jsonl"));
     assert_eq!(all.iter().filter(|r| r["status"] == "ok").count(), 4);
@@ -191,6 +210,10 @@ fn mistakes_name_the_file_line_or_flag() {
     let good = "[[model]]\nname = \"a\"\nfile = \"gone.gguf\"\nquants = [\"as-is\", \"Q8_0\"]\n[[sharing]]\nname = \"b\"\n\
         share = \"3\"\n[quality]\ntext = \"mine/report.csv\"\n";
     std::fs::write(dir.path().join("good.toml"), good).unwrap();
+    std::fs::write(dir.path().join("threads.toml"), format!("threads = 5000\n{good}")).unwrap();
+    let analyze = good.replace("quants", "analyze = \"other.json\"\nquants");
+    std::fs::write(dir.path().join("analyze.toml"), analyze).unwrap();
+    std::fs::write(dir.path().join("other.json"), "{}").unwrap();
     std::fs::create_dir(dir.path().join("mine")).unwrap();
     std::fs::write(dir.path().join("mine/report.csv"), "my own").unwrap();
     for (args, code, named) in [
@@ -207,6 +230,9 @@ fn mistakes_name_the_file_line_or_flag() {
         (&["good.toml", "-c", "512"], 2, "--ctx-size"),
         (&["good.toml", "--title", "x"], 2, "--title"),
         (&["report", "s", "--dry-run"], 2, "--dry-run"),
+        (&["report", "s", "-o", "x"], 2, "--output"),
+        (&["threads.toml", "--dry-run"], 1, "threads.toml: threads: 5000"),
+        (&["analyze.toml", "--dry-run"], 1, "other.json: not the JSON of analyze"),
         (&["good.toml", "--dry-run"], 1, "4 of 4 cells cannot be measured"),
         (&["good.toml", "-o", "mine"], 2, "report.csv would replace the input"),
     ] {

@@ -196,7 +196,7 @@ fn temporary(folder: &Path) -> std::io::Result<NamedTempFile> {
 }
 
 /// The file at `path`, and where it is the part of a split model all the others.
-fn parts(path: &Path) -> Vec<PathBuf> {
+pub fn parts(path: &Path) -> Vec<PathBuf> {
     match path.file_name().and_then(|n| n.to_str()).and_then(PartName::parse) {
         Some(part) => part.all().map(|name| path.with_file_name(name)).collect(),
         None => vec![path.into()],

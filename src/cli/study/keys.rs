@@ -3,6 +3,7 @@
 use crate::cli::error::CliError;
 use crate::cli::load::share_plan;
 use crate::cli::memory::cpu_name;
+use crate::cli::output::parts;
 use ggml_ext::kernels::Kernels;
 use lisa_cpp::compute::default_threads;
 use lisa_cpp::eval::study::{Cell, Config, Hashes, Job, Quant, Speed};
@@ -25,10 +26,15 @@ pub struct Ready {
 /// Looks up and hashes the files of `cell`.
 pub fn ready(config: &Config, cell: &Cell, hashes: &mut Hashes) -> Result<Ready, CliError> {
     let mut files = Map::new();
+    // Of a split model all parts.
     let mut hash = |path: &Path| -> Result<String, CliError> {
-        let hash = hashes.file(path)?;
-        files.insert(path.display().to_string(), json!(hash));
-        Ok(hash)
+        let mut all = Vec::new();
+        for part in parts(path) {
+            let hash = hashes.file(&part)?;
+            files.insert(part.display().to_string(), json!(hash));
+            all.push(hash);
+        }
+        Ok(all.join(" "))
     };
     let (model, weights) = match &cell.weights {
         Quant::File(path) => (path, json!({ "file": hash(path)? })),
@@ -121,4 +127,27 @@ fn machine(speed: &Speed) -> Result<Value, CliError> {
 fn cpu() -> String {
     let name = cpu_name();
     if name.is_empty() { std::env::consts::ARCH.into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lisa_cpp::eval::study::grid;
+
+    #[test]
+    fn every_part_of_a_split_model_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let part = |i: usize| dir.path().join(format!("m-0000{i}-of-00002.gguf"));
+        let text = format!("[[model]]\nname = \"m\"\nfile = {:?}\n", part(1));
+        let config = Config::parse(&text).unwrap();
+        let cell = grid(&config).remove(0);
+        let key = || ready(&config, &cell, &mut Hashes::default()).map(|r| r.key);
+        std::fs::write(part(1), "1").unwrap();
+        assert!(key().unwrap_err().to_string().contains("m-00002-of-00002.gguf"));
+        std::fs::write(part(2), "2").unwrap();
+        let before = key().unwrap();
+        assert_eq!(key().unwrap(), before);
+        std::fs::write(part(2), "3").unwrap();
+        assert_ne!(key().unwrap(), before);
+    }
 }

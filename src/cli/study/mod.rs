@@ -5,7 +5,7 @@ mod child;
 mod keys;
 mod run;
 
-use super::args::CacheTypeArg;
+use super::args::{CacheTypeArg, read_text};
 use super::error::CliError;
 use super::output::{Inputs, Output};
 use super::progress::Log;
@@ -14,6 +14,7 @@ use lisa_cpp::eval::study::{
     Config, GridPart, ModelEntry, Quality, QuantEntry, Record, SharingEntry, Speed, Status, join, read_records, report,
 };
 use serde_json::Value;
+use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -30,11 +31,11 @@ pub struct StudyArgs {
     /// Only part I of N of the grid, for another machine or an array job; records go to records-I-of-N.jsonl
     #[arg(long, value_name = "I/N")]
     shard: Option<GridPart>,
-    /// List the cells and what is measured already, and stop
+    /// List the cells and what is measured already, on standard output, and stop
     #[arg(long)]
     dry_run: bool,
     /// Print the records as JSON, one a line, instead of a table
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     json: bool,
     /// With merge and report: title of the page
     #[arg(long, value_name = "TEXT")]
@@ -140,6 +141,9 @@ pub fn run(args: &StudyArgs) -> Result<(), CliError> {
     let first = args.args.first().map(|p| p.to_string_lossy().into_owned());
     match (first.as_deref(), &args.args[..]) {
         (Some("merge"), [_, files @ ..]) => args.only_for_report().and_then(|()| merge(args, files, log)),
+        (Some("report"), [_, _]) if args.output.is_some() => {
+            Err(CliError::usage("--output is for a study and merge; report writes to the folder that it reads"))
+        }
         (Some("report"), [_, dir]) => args.only_for_report().and_then(|()| again(args, dir, log)),
         (Some("report"), _) => Err(CliError::usage("study report: expected one folder, that of the records")),
         (Some(_), [file]) => args.only_for_study().and_then(|()| study(args, Config::read(file)?, log)),
@@ -217,9 +221,13 @@ fn study(args: &StudyArgs, mut config: Config, log: Log) -> Result<(), CliError>
     if let Some(output) = &args.output {
         config.output = Some(output.clone());
     }
-    if args.threads > 0 || config.threads == 0 {
-        config.threads = super::args::threads("--threads", args.threads)?;
-    }
+    config.threads = match i32::try_from(config.threads).unwrap_or(i32::MAX) {
+        n @ 1.. if args.threads <= 0 => {
+            let file = args.args.first().map_or_else(String::new, |f| format!("{}: ", f.display()));
+            super::args::threads(&format!("{file}threads"), n).map_err(CliError::of_file)?
+        }
+        _ => super::args::threads("--threads", args.threads)?,
+    };
     let dir = config.output.clone().unwrap_or_else(|| "study".into());
     let inputs = inputs(&config, args);
     outputs(&dir).iter().try_for_each(|output| inputs.check(output))?;
@@ -230,10 +238,11 @@ fn study(args: &StudyArgs, mut config: Config, log: Log) -> Result<(), CliError>
         }
     }
     let Some(records) = run::cells(&config, &dir, args.shard, args.dry_run, log)? else { return Ok(()) };
-    print(&records, args.json)?;
+    // The report first: whoever reads the table may leave early.
     if args.shard.is_none() {
         write_report(&dir, config.title.as_deref().unwrap_or("Study"), &records, &analyses, log)?;
     }
+    print(&records, args.json)?;
     match records.iter().filter(|r| r.status == Status::Failed).count() {
         0 => Ok(()),
         n => Err(CliError::run(format!("{n} of {} cells failed; the report says why", records.len()))),
@@ -257,7 +266,8 @@ fn merge(args: &StudyArgs, files: &[PathBuf], log: Log) -> Result<(), CliError> 
     let inputs = Inputs::default().with(files).with(&args.analyze);
     outputs(dir).iter().try_for_each(|output| inputs.check(output))?;
     let records = join(all);
-    std::fs::create_dir_all(dir).map_err(|e| CliError::run(format!("{}: {e}", dir.display())))?;
+    // What a study that runs now adds to the file would be lost with it.
+    let _locked = run::Store::open(&dir.join(RECORDS))?;
     let lines: String = records.iter().map(run::line).collect();
     write_file(&dir.join(RECORDS), &lines)?;
     report_of(args, dir, &records, log)
@@ -279,8 +289,8 @@ fn report_of(args: &StudyArgs, dir: &Path, records: &[Record], log: Log) -> Resu
         analyses.push((json["model"].as_str().map_or_else(|| name(path), String::from), json));
     }
     let folder = dir.file_name().map_or_else(|| "Study".into(), |n| n.to_string_lossy().into_owned());
-    print(records, args.json)?;
-    write_report(dir, args.title.as_deref().unwrap_or(&folder), records, &analyses, log)
+    write_report(dir, args.title.as_deref().unwrap_or(&folder), records, &analyses, log)?;
+    print(records, args.json)
 }
 
 /// The files that a study reads.
@@ -306,8 +316,12 @@ fn outputs(dir: &Path) -> [PathBuf; 3] {
 const RECORDS: &str = "records.jsonl";
 
 fn analysis(path: &Path) -> Result<Value, CliError> {
-    let text = std::fs::read_to_string(path).map_err(|e| CliError::run(format!("{}: {e}", path.display())))?;
-    serde_json::from_str(&text).map_err(|e| CliError::run(format!("{}: not the JSON of analyze: {e}", path.display())))
+    let failed = |e: &dyn Display| CliError::run(format!("{}: not the JSON of analyze: {e}", path.display()));
+    let json: Value = serde_json::from_str(&read_text(path)?).map_err(|e| failed(&e))?;
+    match report::is_analysis(&json) {
+        true => Ok(json),
+        false => Err(failed(&"expected a square matrix of numbers at similarity.cosine")),
+    }
 }
 
 /// Writes page and table.
@@ -339,10 +353,10 @@ fn print(records: &[Record], json: bool) -> Result<(), CliError> {
     }
     writeln!(
         out,
-        "| {:<20} | {:<12} | {:<20} | {:<5} | {:>10} | {:>8} | {:>8} | {:>11} | {:>8} |",
-        "model", "quant", "sharing", "cache", "ppl", "KL", "same top", "weights MiB", "tokens/s"
+        "| {:<20} | {:<12} | {:<20} | {:<5} | {:>10} | {:>8} | {:>10} | {:>11} | {:>8} |",
+        "model", "quant", "sharing", "cache", "ppl", "KL", "same top %", "weights MiB", "tokens/s"
     )?;
-    writeln!(out, "|{0:-<22}|{0:-<14}|{0:-<22}|{0:-<7}|{0:->11}:|{0:->9}:|{0:->9}:|{0:->12}:|{0:->9}:|", "")?;
+    writeln!(out, "|{0:-<22}|{0:-<14}|{0:-<22}|{0:-<7}|{0:->11}:|{0:->9}:|{0:->11}:|{0:->12}:|{0:->9}:|", "")?;
     for r in records {
         let c = &r.cell;
         let figure = |pointer: &str, digits: usize, factor: f64| {
@@ -355,13 +369,11 @@ fn print(records: &[Record], json: bool) -> Result<(), CliError> {
             Status::Ok => figure("/quality/divergence/ppl/value", 4, 1.0),
             Status::Failed => "failed".into(),
         };
+        // A name cannot end its cell.
+        let [model, quant, sharing, kv] = c.names().map(|n| n.replace('|', "\\|").replace(['\n', '\r'], " "));
         writeln!(
             out,
-            "| {:<20} | {:<12} | {:<20} | {:<5} | {ppl:>10} | {:>8} | {:>8} | {:>11} | {rate:>8} |",
-            c.model,
-            c.quant,
-            c.sharing,
-            c.kv,
+            "| {model:<20} | {quant:<12} | {sharing:<20} | {kv:<5} | {ppl:>10} | {:>8} | {:>10} | {:>11} | {rate:>8} |",
             figure("/quality/divergence/kld/value", 5, 1.0),
             figure("/quality/divergence/same_top_p/value", 2, 100.0),
             figure("/memory/weight_bytes", 1, 1.0 / (1 << 20) as f64),

@@ -32,23 +32,32 @@ pub fn cells(
     let mut hashes = Hashes::default();
     let mut records = Vec::with_capacity(cells.len());
     let mut n_impossible = 0;
+    // What a dry run is asked for is its answer.
+    let say = |text: &str| -> Result<(), CliError> {
+        if dry_run {
+            writeln!(std::io::stdout(), "{text}")?;
+        } else {
+            log.line(text);
+        }
+        Ok(())
+    };
     for (n, (index, cell)) in cells.iter().enumerate() {
         let name = format!("{}, {}, sharing {}, cache {}", cell.model, cell.quant, cell.sharing, cell.kv);
         let place = format!("[{}/{}] {name}", n + 1, cells.len());
         let prepared = ready(config, cell, &mut hashes);
         let old = prepared.as_ref().ok().and_then(|r| known.iter().rfind(|k| k.key == r.key && k.status == Status::Ok));
         if let Some(old) = old {
-            log.line(format_args!("{place}: measured already"));
+            say(&format!("{place}: measured already"))?;
             // Names and places can change without a new measurement.
             records.push(Record { index: *index, cell: cell.clone(), ..old.clone() });
             continue;
         }
         let Some(store) = &mut store else {
             match &prepared {
-                Ok(_) => log.line(format_args!("{place}: to be measured")),
+                Ok(_) => say(&format!("{place}: to be measured"))?,
                 Err(e) => {
                     n_impossible += 1;
-                    log.line(format_args!("{place}: cannot be measured: {e}"));
+                    say(&format!("{place}: cannot be measured: {e}"))?;
                 }
             }
             continue;
@@ -70,14 +79,14 @@ pub fn cells(
 }
 
 /// The file of records, opened for adding to it, and locked: two studies that write to one file would tear each other's lines.
-struct Store {
+pub struct Store {
     path: PathBuf,
     file: File,
 }
 
 impl Store {
     /// Opens the file and removes what a kill left of a last line.
-    fn open(path: &Path) -> Result<Self, CliError> {
+    pub fn open(path: &Path) -> Result<Self, CliError> {
         let failed = |e: std::io::Error| CliError::run(format!("{}: {e}", path.display()));
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(|e| CliError::run(format!("{}: {e}", dir.display())))?;

@@ -74,11 +74,27 @@ pub enum QuantEntry {
 }
 
 impl QuantEntry {
+    /// What it is called in the report.
+    pub fn name(&self) -> String {
+        match self {
+            QuantEntry::Type(ty) if ty == AS_IS => "as is".into(),
+            QuantEntry::Type(ty) => ty.clone(),
+            QuantEntry::Table(QuantTable { name: Some(name), .. }) => name.clone(),
+            QuantEntry::Table(QuantTable { file: Some(file), .. }) => {
+                file.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned())
+            }
+            QuantEntry::Table(QuantTable { ty, .. }) => ty.clone().unwrap_or_default(),
+        }
+    }
+
     /// A file that is there.
     pub fn file(path: PathBuf) -> Self {
         QuantEntry::Table(QuantTable { name: None, file: Some(path), ty: None, imatrix: None })
     }
 }
+
+/// The type that stands for the model's file.
+pub const AS_IS: &str = "as-is";
 
 /// The long form of a quantisation.
 #[derive(Debug, Clone, Deserialize)]
@@ -201,8 +217,10 @@ impl Config {
         if self.models.is_empty() {
             return Err("no [[model]]: nothing to study".into());
         }
-        for kv in &self.kv {
-            kv.parse::<CacheType>().map_err(|e| format!("kv: {e}"))?;
+        let kv = self.kv.iter().map(|kv| kv.parse::<CacheType>().map_err(|e| format!("kv: {e}")));
+        let kv = kv.collect::<std::result::Result<Vec<_>, _>>()?;
+        if let Some((i, _)) = kv.iter().enumerate().find(|(i, ty)| kv[..*i].contains(ty)) {
+            return Err(format!("kv: '{}' is given twice", self.kv[i]));
         }
         if self.kv.is_empty() {
             return Err("kv is empty, expected types of the cache such as [\"f16\"]".into());
@@ -230,6 +248,12 @@ impl Config {
                     return Err("quants: imatrix is for a type to make".into());
                 }
             }
+        }
+        for m in &self.models {
+            // A report tells cells apart by these names.
+            let quants: Vec<String> = m.quants.iter().map(QuantEntry::name).collect();
+            names(quants.iter().map(String::as_str).collect(), &format!("quants of '{}'", m.name))
+                .map_err(|e| format!("{e}, expected a name for each"))?;
         }
         if self.speed.repetitions == 0 || self.speed.depths.is_empty() {
             return Err("[speed]: repetitions must be at least 1, and depths have at least one".into());
@@ -304,6 +328,17 @@ mod tests {
             (&format!("{MODEL}{MODEL}"), None, "'a' is given twice"),
             (&format!("kv = [\"q3\"]\n{MODEL}"), None, "kv"),
             (&format!("{MODEL}quants = [{{ name = \"x\" }}]"), None, "file or type"),
+            (
+                &format!("{MODEL}quants = [\"Q4_0\", {{ type = \"Q4_0\", imatrix = \"i\" }}]"),
+                None,
+                "'Q4_0' is given twice",
+            ),
+            (
+                &format!("{MODEL}quants = [{{ file = \"a/x.gguf\" }}, {{ file = \"b/x.gguf\" }}]"),
+                None,
+                "'x' is given twice",
+            ),
+            (&format!("kv = [\"f16\", \"f16\"]\n{MODEL}"), None, "kv: 'f16' is given twice"),
             (&format!("{MODEL}[[sharing]]\nname = \"x\""), None, "either share or lisa"),
             (&format!("{MODEL}[speed]\nrepetitions = 0"), None, "repetitions"),
             ("x = ", Some(1), ""),

@@ -1,6 +1,6 @@
 //! The cells of a study, in an order that every machine agrees on.
 
-use super::config::{Config, QuantEntry};
+use super::config::{AS_IS, Config, QuantEntry};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -57,27 +57,18 @@ pub fn grid(config: &Config) -> Vec<Cell> {
     let mut cells = Vec::new();
     for m in &config.models {
         let baseline = m.baseline.clone().unwrap_or_else(|| m.file.clone());
-        let file_name = |p: &PathBuf| p.file_stem().map_or_else(String::new, |s| s.to_string_lossy().into_owned());
-        let as_is = || ("as is".to_owned(), Quant::File(m.file.clone()));
         let make = |ty: &str, imatrix: Option<PathBuf>| Quant::Make { from: m.file.clone(), ty: ty.into(), imatrix };
-        let mut quants: Vec<(String, Quant)> = Vec::new();
-        for q in &m.quants {
-            quants.push(match q {
-                QuantEntry::Type(t) if t == "as-is" => as_is(),
-                QuantEntry::Type(t) => (t.clone(), make(t, None)),
-                QuantEntry::Table(t) => match (&t.file, &t.ty) {
-                    (Some(f), _) => (t.name.clone().unwrap_or_else(|| file_name(f)), Quant::File(f.clone())),
-                    (None, ty) => {
-                        let ty = ty.as_deref().unwrap_or_default();
-                        (t.name.clone().unwrap_or_else(|| ty.into()), make(ty, t.imatrix.clone()))
-                    }
-                },
-            });
-        }
-        if quants.is_empty() {
-            quants.push(as_is());
-        }
-        for (quant, weights) in quants {
+        let weights = |q: &QuantEntry| match q {
+            QuantEntry::Type(t) if t == AS_IS => Quant::File(m.file.clone()),
+            QuantEntry::Type(t) => make(t, None),
+            QuantEntry::Table(t) => match (&t.file, &t.ty) {
+                (Some(f), _) => Quant::File(f.clone()),
+                (None, ty) => make(ty.as_deref().unwrap_or_default(), t.imatrix.clone()),
+            },
+        };
+        let as_is = [QuantEntry::Type(AS_IS.into())];
+        let quants = if m.quants.is_empty() { &as_is[..] } else { &m.quants };
+        for (quant, weights) in quants.iter().map(|q| (q.name(), weights(q))) {
             for kv in &config.kv {
                 let cell = |sharing: &str, share: Option<String>, lisa: Option<PathBuf>| Cell {
                     model: m.name.clone(),

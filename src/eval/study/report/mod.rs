@@ -8,6 +8,7 @@ mod scatter;
 mod svg;
 mod tables;
 
+pub use analysis::is_analysis;
 pub use csv::csv;
 pub use page::html;
 
