@@ -1,6 +1,6 @@
 //! Bars and dots, a row for each cell.
 
-use super::svg::{Anchor, COLOURS, Scale, Svg, fitted, tick};
+use super::svg::{Anchor, COLOURS, Scale, Svg, fitted, legend_height, tick};
 
 /// One row.
 pub struct Row {
@@ -43,16 +43,12 @@ impl Bars<'_> {
     pub fn svg(&self) -> String {
         let n_groups = self.rows.iter().filter(|r| r.starts_group).count();
         let body = ROW * self.rows.len() as f64 + 8.0 * n_groups as f64 + 6.0;
-        // Lines that the legend may break into.
-        let legend_width: f64 = self.series.iter().map(|s| super::svg::text_width(s) + 34.0).sum();
-        let lines = if self.series.is_empty() { 0.0 } else { (legend_width / (WIDTH - 40.0)).ceil() };
-        let top = 28.0 + 20.0 * lines;
+        let top = 28.0 + legend_height(8.0, WIDTH, self.series);
         let height = top + body + 44.0;
         let mut svg = Svg::new(WIDTH, height, self.title);
-        svg.text(0.0, 16.0, Anchor::Start, "title", self.title);
-        if !self.series.is_empty() {
-            svg.legend(8.0, 36.0, self.series);
-        }
+        // Its letters are larger than those that widths are known of.
+        svg.text(0.0, 16.0, Anchor::Start, "title", &fitted(self.title, 0.8 * WIDTH));
+        svg.legend(8.0, 36.0, self.series);
         let right = WIDTH - 80.0;
         let sum = |r: &Row| r.parts.iter().sum::<f64>();
         let error = |r: &Row| if self.dots { r.extra.unwrap_or(0.0) } else { 0.0 };

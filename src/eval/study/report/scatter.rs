@@ -1,6 +1,6 @@
 //! Points with names, and the front of those that nothing beats.
 
-use super::svg::{Anchor, FONT, Scale, Svg, number, text_width, tick};
+use super::svg::{Anchor, FONT, Scale, Svg, legend_height, number, text_width, tick};
 
 /// One point.
 pub struct Point {
@@ -33,17 +33,20 @@ pub struct Scatter<'a> {
 }
 
 const WIDTH: f64 = 580.0;
-const HEIGHT: f64 = 430.0;
+/// Height of what is between the legend and the axis.
+const PLOT: f64 = 322.0;
 const LEFT: f64 = 64.0;
 const BOTTOM: f64 = 52.0;
 
 impl Scatter<'_> {
     /// The figure.
     pub fn svg(&self) -> String {
-        let mut svg = Svg::new(WIDTH, HEIGHT, self.title);
+        let top = 36.0 + legend_height(LEFT, WIDTH, self.series);
+        let height = top + PLOT + BOTTOM;
+        let mut svg = Svg::new(WIDTH, height, self.title);
         svg.text(0.0, 16.0, Anchor::Start, "title", self.title);
-        let top = 36.0 + svg.legend(LEFT, 36.0, self.series);
-        let (right, bottom) = (WIDTH - 16.0, HEIGHT - BOTTOM);
+        svg.legend(LEFT, 36.0, self.series);
+        let (right, bottom) = (WIDTH - 16.0, height - BOTTOM);
         let ys = || self.points.iter().flat_map(|p| [p.y - p.y_error, p.y, p.y + p.y_error]);
         let (min, max) = ys().fold((f64::INFINITY, 0f64), |(a, b), y| (a.min(y), b.max(y)));
         let x = Scale::around(self.points.iter().map(|p| p.x), LEFT, right, false);
@@ -58,7 +61,7 @@ impl Scatter<'_> {
         }
         svg.line((LEFT, bottom), (right, bottom), "axis");
         svg.line((LEFT, top), (LEFT, bottom), "axis");
-        svg.text((LEFT + right) / 2.0, HEIGHT - 10.0, Anchor::Middle, "label", self.x_label);
+        svg.text((LEFT + right) / 2.0, height - 10.0, Anchor::Middle, "label", self.x_label);
         svg.text_up(16.0, (top + bottom) / 2.0, "label", self.y_label);
 
         let at: Vec<(f64, f64)> = self.points.iter().map(|p| (x.at(p.x), y.at(p.y))).collect();

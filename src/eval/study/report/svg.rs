@@ -102,26 +102,51 @@ impl Svg {
         );
     }
 
-    /// The names of all series beside their marks, from `x` on; lines are broken at the figure's edge. Returns the height used.
-    pub fn legend(&mut self, x: f64, y: f64, names: &[String]) -> f64 {
-        let (mut at, mut line) = (x, y);
-        for (i, name) in names.iter().enumerate() {
-            let width = 18.0 + text_width(name) + 16.0;
-            if at > x && at + width > self.width {
-                at = x;
-                line += 20.0;
-            }
-            self.mark(at + 6.0, line, i, name);
-            self.text(at + 18.0, line + 4.0, Anchor::Start, "label", name);
-            at += width;
+    /// The names of all series beside their marks, from (`x`, `y`) on. Its height: [`legend_height`].
+    pub fn legend(&mut self, x: f64, y: f64, names: &[String]) {
+        for (i, entry) in legend_entries(x, self.width, names).into_iter().enumerate() {
+            self.mark(entry.x + 6.0, y + entry.y, i, &names[i]);
+            self.text(entry.x + 18.0, y + entry.y + 4.0, Anchor::Start, "label", &entry.text);
         }
-        line - y + 20.0
     }
 
     /// The finished figure.
     pub fn finish(self) -> String {
         self.out + "</svg>\n"
     }
+}
+
+/// Height of a line of a legend.
+const LEGEND_LINE: f64 = 20.0;
+
+/// A name in a legend.
+struct LegendEntry {
+    x: f64,
+    /// Below the first line.
+    y: f64,
+    /// The name, as much of it as a line has room for.
+    text: String,
+}
+
+/// Where the names of a legend stand that begins at `x` in a figure of that width. Lines are broken at its edge.
+fn legend_entries(x: f64, figure_width: f64, names: &[String]) -> Vec<LegendEntry> {
+    let (mut at, mut line) = (x, 0.0);
+    let entry = |name: &String| {
+        let text = fitted(name, figure_width - x - 18.0);
+        let width = 18.0 + text_width(&text);
+        if at > x && at + width > figure_width {
+            (at, line) = (x, line + LEGEND_LINE);
+        }
+        let entry = LegendEntry { x: at, y: line, text };
+        at += width + 16.0;
+        entry
+    };
+    names.iter().map(entry).collect()
+}
+
+/// The height of a legend that begins at `x` in a figure of that width.
+pub fn legend_height(x: f64, figure_width: f64, names: &[String]) -> f64 {
+    legend_entries(x, figure_width, names).last().map_or(0.0, |last| last.y + LEGEND_LINE)
 }
 
 /// About how wide a text is, in pixels.
@@ -255,6 +280,20 @@ mod tests {
         for values in [vec![5.0], vec![], vec![f64::NAN]] {
             for log in [false, true] {
                 assert!(Scale::around(values.iter().copied(), 0.0, 1.0, log).at(5.0).is_finite());
+            }
+        }
+    }
+
+    #[test]
+    fn legends_stay_within_the_figure_and_have_their_height() {
+        let names = |n: usize, len: usize| vec!["x".repeat(len); n];
+        assert_eq!(legend_height(8.0, 580.0, &[]), 0.0);
+        assert_eq!(legend_height(8.0, 580.0, &names(1, 300)), LEGEND_LINE);
+        // A little over half the figure each: no two of them share a line.
+        assert_eq!(legend_height(8.0, 580.0, &names(3, 40)), 3.0 * LEGEND_LINE);
+        for len in [1, 10, 40, 300] {
+            for e in legend_entries(8.0, 580.0, &names(20, len)) {
+                assert!(e.x + 18.0 + text_width(&e.text) <= 580.0, "{len}: {} {}", e.x, e.text);
             }
         }
     }
