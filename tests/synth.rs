@@ -98,6 +98,9 @@ fn merged_metadata() {
     let full = LayerMeta::FULL;
     assert_eq!(found.layers, [full, full, full, full, lisa(3), full, lisa(5)]);
     assert_eq!(found.scale, 0.125);
+    // Of a head of 8 a sixth would be nothing.
+    let tiny = meta(&format!("{args} --n-embd 32")).unwrap();
+    assert_eq!(tiny.layers[6], LayerMeta { rank: 2, ..lisa(5) });
     assert!(meta(&format!("--like llama3-8b {TINY}")).is_none());
     assert_ne!(meta(&format!("{args} --seed 2")).unwrap().fingerprint, found.fingerprint);
     assert_eq!(meta(&args).unwrap().fingerprint, found.fingerprint);
@@ -143,6 +146,8 @@ fn refusals_name_the_flag() {
         ("--like llama2-7b --layers-substituted 2 --rank 7", &["--rank 7", "even"]),
         ("--like llama2-7b --layers-substituted 2 --rank 130", &["--rank 130", "128"]),
         ("--like llama2-7b --layers-substituted 2 --kind shared --rank 4", &["--rank", "--kind lisa"]),
+        ("--like llama2-7b --layers-substituted 2 --kind shared --lisa-type q8_0", &["--lisa-type", "--kind lisa"]),
+        ("--like llama2-7b --layers-substituted 2 --hidden 9999999999", &["--hidden", "9999999999"]),
         ("--like llama2-7b --rank 4", &["--layers-substituted"]),
         ("--like llama2-7b", &["--output"]),
     ] {

@@ -60,18 +60,21 @@ pub struct SynthArgs {
     /// How they take it
     #[arg(long, value_name = "KIND", default_value = "lisa", requires = "layers_substituted")]
     kind: KindArg,
-    /// Values per low-rank head, an even number [default: a sixth of the head]
+    /// Values per low-rank head, an even number [default: a sixth of the head, at least 2]
     #[arg(long, value_name = "N", requires = "layers_substituted")]
     rank: Option<usize>,
     /// Hidden units of the alignment; 0: linear
-    #[arg(long, value_name = "N", default_value_t = 0, requires = "layers_substituted")]
-    hidden: usize,
-    /// Type of the low-rank projections
-    #[arg(long, value_name = "TYPE", default_value = "F16", value_parser = weight_type, requires = "layers_substituted")]
-    lisa_type: GgmlType,
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = 0..=(1 << 16), requires = "layers_substituted")]
+    hidden: i64,
+    /// Type of the low-rank projections [default: F16]
+    #[arg(long, value_name = "TYPE", value_parser = weight_type, requires = "layers_substituted")]
+    lisa_type: Option<GgmlType>,
     /// Print the tensors and their bytes instead of writing
     #[arg(long)]
     dry_run: bool,
+    /// Nothing on standard error but errors
+    #[arg(long)]
+    log_disable: bool,
 }
 
 /// Kinds of substitution that need no other tensors than those made here.
@@ -108,7 +111,12 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
         write(args, &shape, substitution.as_ref(), &tensors, out)
             .map_err(|e| CliError::run(format!("{}: {e}", path.display())))
     })?;
-    Log::new(true).line(format_args!("{}: {} tensors ({})", path.display(), tensors.len(), human(n_bytes)));
+    Log::new(!args.log_disable).line(format_args!(
+        "{}: {} tensors ({})",
+        path.display(),
+        tensors.len(),
+        human(n_bytes)
+    ));
     Ok(())
 }
 
@@ -143,7 +151,7 @@ impl SynthArgs {
                 "--layers-substituted {n_layer}: expected at most {most}, for the first layer has none before it"
             )));
         }
-        let rank = self.rank.unwrap_or(shape.head_dim() / 12 * 2);
+        let rank = self.rank.unwrap_or((shape.head_dim() / 12 * 2).max(2));
         if !rank.is_multiple_of(2) || rank > shape.head_dim() {
             let most = shape.head_dim();
             return Err(CliError::usage(format!(
@@ -152,12 +160,13 @@ impl SynthArgs {
         }
         let kind = match self.kind {
             KindArg::Lisa => Kind::Lisa,
-            KindArg::Shared if self.rank.is_some() || self.hidden > 0 => {
-                return Err(CliError::usage("--rank and --hidden belong to --kind lisa"));
+            KindArg::Shared if self.rank.is_some() || self.hidden > 0 || self.lisa_type.is_some() => {
+                return Err(CliError::usage("--rank, --hidden and --lisa-type belong to --kind lisa"));
             }
             KindArg::Shared => Kind::Shared,
         };
-        Ok(Some(Substitution { n_layer, kind, rank, hidden: self.hidden, ty: self.lisa_type }))
+        let ty = self.lisa_type.unwrap_or(GgmlType::F16);
+        Ok(Some(Substitution { n_layer, kind, rank, hidden: self.hidden as usize, ty }))
     }
 
     fn name(&self) -> String {
