@@ -215,3 +215,34 @@ fn eval_mistakes_name_the_file_or_flag() {
         assert!(message.contains(named), "{args:?}: {message}");
     }
 }
+
+/// Whoever reads the figures may leave: files that were asked for are written all the same.
+#[test]
+fn files_do_not_wait_for_a_reader() {
+    let dir = tempfile::tempdir().unwrap();
+    question_files(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (text, samples, base, matrix) = (story(6), path("samples"), path("base"), path("imatrix.gguf"));
+    for (args, file) in [
+        (&["eval", "--tasks", "piqa", "--data", &path(""), "--log-samples", &samples][..], &samples),
+        (&["eval", "--tasks", "piqa", "--data", &path(""), "--json", "--log-samples", &samples], &samples),
+        (&["perplexity", "-p", &text, "-c", "64", "--kl-divergence-base", &base], &base),
+        (&["imatrix", "-p", &text, "-c", "64", "-o", &matrix], &matrix),
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let status = program::command(args).stdout(writer).status().unwrap();
+        assert!(status.success() && Path::new(file).exists(), "{args:?}: {status}");
+        std::fs::remove_file(file).unwrap();
+    }
+}
+
+#[test]
+fn more_questions_at_a_time_than_threads_are_told_of() {
+    let dir = tempfile::tempdir().unwrap();
+    question_files(dir.path());
+    let args = ["eval", "--tasks", "piqa", "--data", dir.path().to_str().unwrap(), "-t", "1", "-np"];
+    let err = |n: &str| run(&[&args[..], &[n]].concat()).err;
+    assert!(err("3").contains("note: --parallel 3: 1 questions side by side"), "{}", err("3"));
+    assert!(!err("1").contains("note: --parallel"), "{}", err("1"));
+}

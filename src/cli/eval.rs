@@ -30,7 +30,7 @@ pub struct EvalArgs {
     /// Only so many questions of each benchmark, the first
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Questions scored side by side, which share the threads [-np] [default: one for each thread, at most 8]
+    /// Questions scored side by side, at most one for each thread [-np] [default: one for each thread, at most 8]
     #[arg(long, value_name = "N")]
     parallel: Option<usize>,
     /// Most tokens of a question; longer ones lose their start. 0: the context the model was trained for
@@ -81,7 +81,13 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
         return Err(CliError::usage("--data: one file cannot be that of several benchmarks, give a folder"));
     }
     let params = args.compute.session_params(args.ctx_size as usize)?;
-    let n_parallel = args.parallel.unwrap_or_else(|| params.n_threads.min(MAX_PARALLEL));
+    let n_parallel = args.parallel.unwrap_or(MAX_PARALLEL).min(params.n_threads);
+    if let Some(wanted) = args.parallel.filter(|&wanted| wanted > n_parallel) {
+        let n = params.n_threads;
+        log.line(format_args!(
+            "note: --parallel {wanted}: {n} questions side by side, one for each of the {n} threads"
+        ));
+    }
     // Mistakes in any of the files show before anything is computed.
     let mut all = Vec::new();
     for source in Source::all(&args.tasks, args.data.as_deref())? {
@@ -100,6 +106,7 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
     let mut results = serde_json::Map::new();
     let mut out = std::io::stdout().lock();
     let mut failure = None;
+    let mut printed = Ok(());
     for (i, q) in all.iter().enumerate() {
         let start = Instant::now();
         let e = match score(&model, q, &params, n_parallel, log) {
@@ -118,22 +125,27 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
                 q.source.name, e.n_truncated
             ));
         }
-        if !args.json {
-            table(&mut out, i == 0, q, &e)?;
+        if !args.json && printed.is_ok() {
+            printed = table(&mut out, i == 0, q, &e);
+        }
+        // The samples are wanted, whoever reads the table.
+        if printed.is_err() && args.log_samples.is_none() {
+            break;
         }
         results.insert(q.source.name.clone(), result_json(q, &e));
     }
     // What is known of other benchmarks is worth having, whatever went wrong with one.
     if args.json && (failure.is_none() || !results.is_empty()) {
-        writeln!(out, "{}", json!({ "results": results, "timings": timings.json() }))?;
+        let object = json!({ "results": results, "timings": timings.json() });
+        printed = writeln!(out, "{object}").and_then(|()| out.flush()).map_err(CliError::from);
     }
-    out.flush()?;
     if let Some(e) = failure {
         return Err(e);
     }
     if let Some(output) = output()? {
         output.whole(samples.as_bytes())?;
     }
+    printed?;
     log.line(format_args!("\n{timings}"));
     Ok(())
 }

@@ -164,8 +164,12 @@ fn measure(args: &ImatrixArgs, text: &str, target: &Target, log: Log) -> Result<
         timings.n_prompt += n_ctx;
         let done = i + 1;
         if !args.no_ppl {
-            write!(out, "[{done}]{:.4},", perplexity.estimate().perplexity)?;
-            out.flush()?;
+            let told = write!(out, "[{done}]{:.4},", perplexity.estimate().perplexity).and_then(|()| out.flush());
+            match told.map_err(CliError::from) {
+                // The file is wanted, whoever reads the figures.
+                Ok(()) | Err(CliError::BrokenPipe) => {}
+                Err(e) => return Err(e),
+            }
         }
         if args.save_frequency > 0 && done % args.save_frequency == 0 {
             let mut name = args.output.clone().into_os_string();

@@ -193,7 +193,11 @@ fn write_base(
                 Ok(())
             })?;
             written.map_err(failed)?;
-            run.window(start, i * n_ctx, n_ctx - 1)?;
+            match run.window(start, i * n_ctx, n_ctx - 1) {
+                // The file is wanted, whoever reads the figures.
+                Ok(()) | Err(CliError::BrokenPipe) => {}
+                Err(e) => return Err(e),
+            }
         }
         Ok(())
     })

@@ -59,8 +59,12 @@ impl<'a> Doc<'a> {
 
     /// The number of a choice, given as a number or as its letter.
     pub fn index_or_letter(&self, key: &str) -> Result<usize, String> {
-        match self.get(key)?.as_str().map(|s| s.trim().as_bytes()) {
+        let value = self.get(key)?;
+        match value.as_str().map(|s| s.trim().as_bytes()) {
             Some([letter @ b'A'..=b'Z']) => Ok(usize::from(letter - b'A')),
+            _ if number(value).is_none() => {
+                Err(format!("'{key}' is {value}, expected the number of a choice, from 0, or its letter, from A"))
+            }
             _ => self.index(key),
         }
     }
@@ -84,7 +88,8 @@ impl<'a> Doc<'a> {
 /// A whole number in any of its forms.
 fn number(v: &Value) -> Option<i64> {
     match v {
-        Value::Number(n) => n.as_i64(),
+        // Tables of numbers with gaps are known to be written as 1.0.
+        Value::Number(n) => n.as_i64().or_else(|| n.as_f64().filter(|f| f.fract() == 0.0).map(|f| f as i64)),
         Value::Bool(b) => Some(i64::from(*b)),
         Value::String(s) => s.trim().parse().ok(),
         _ => None,

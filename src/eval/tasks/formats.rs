@@ -8,7 +8,7 @@ pub type Format = fn(&Doc) -> Result<Item, String>;
 
 /// A question that needs no wording of ours; `None` when it has not the fields of one.
 pub fn ready(d: &Doc) -> Result<Option<Item>, String> {
-    let gold = || d.index_or_letter(if d.has("answer") { "answer" } else { "label" });
+    let gold = || d.index_or_letter(if d.has("label") && !d.has("answer") { "label" } else { "answer" });
     Ok(if d.has("contexts") && d.has("continuation") {
         Some(Item::contexts(&d.strs("contexts")?, d.str("continuation")?, gold()?))
     } else if d.has("context") && d.has("choices") {

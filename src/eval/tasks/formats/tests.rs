@@ -97,6 +97,14 @@ fn words_to_be_guessed() {
 }
 
 #[test]
+fn answers_are_numbers_in_any_form_or_letters() {
+    for (answer, right) in [("1", 1), ("1.0", 1), ("\"1\"", 1), ("\"B\"", 1), ("true", 1), ("0", 0), ("\" A \"", 0)] {
+        let json = format!(r#"{{"context": "x", "choices": ["a", "b"], "answer": {answer}, "id": 7}}"#);
+        check(&item("questions", &json), &[("x", " a"), ("x", " b")], right);
+    }
+}
+
+#[test]
 fn mistakes_name_the_field() {
     for (task, json, named) in [
         ("piqa", r#"{"goal": "x", "sol1": "a"}"#, "no field 'sol2', only goal, sol1"),
@@ -110,6 +118,17 @@ fn mistakes_name_the_field() {
         ("winogrande", r#"{"sentence": "x", "option1": "a", "option2": "b", "answer": "1"}"#, "'_'"),
         ("copa", r#"{"premise": "x", "question": "why", "choice1": "a", "choice2": "b", "label": 0}"#, "'why'"),
         ("questions", r#"{"context": "x"}"#, "'choices'"),
+        ("questions", r#"{"context": "x", "choices": ["a", "b"]}"#, "no field 'answer'"),
+        (
+            "questions",
+            r#"{"context": "x", "choices": ["a", "b"], "answer": "b"}"#,
+            "'answer' is \"b\", expected the number",
+        ),
+        (
+            "questions",
+            r#"{"context": "x", "choices": ["a", "b"], "answer": 0.5}"#,
+            "'answer' is 0.5, expected the number",
+        ),
         ("questions", r#"["x"]"#, "expected an object"),
     ] {
         let task = Task::by_name(task).unwrap_or(&READY);
