@@ -355,6 +355,8 @@ fn help_and_version() {
     for sub in ["inspect", "tokenize", "logits", "bench", "perplexity"] {
         assert!(ok(&[sub, "--help"]).0.contains("Usage: lisa-cpp"), "{sub}");
     }
+    let all = "inspect tokenize logits perplexity eval study bench merge extract convert-lisa quantize imatrix analyze distill synth";
+    all.split(' ').for_each(|sub| assert!(!ok(&[sub, "--log-disable", "--help"]).0.is_empty(), "{sub}"));
 }
 
 #[test]
@@ -721,6 +723,8 @@ fn bench_formats_hold_the_same_results() {
     assert_eq!(lines.len(), 5, "{csv}");
     let n_columns = lines[0].split(',').count();
     assert!(lines[1..].iter().all(|l| l.split("\",\"").count() == n_columns), "{csv}");
+    let mapped = lines[0].split(',').position(|name| name == "use_mmap").unwrap();
+    assert_eq!(lines[1].split("\",\"").nth(mapped), Some("1"), "{csv}");
     let jsonl = run("jsonl");
     let objects: Vec<serde_json::Value> = jsonl.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let settings: Vec<_> = objects.iter().map(|o| (o["n_ubatch"].as_u64().unwrap(), o["type_k"].clone())).collect();
@@ -728,6 +732,40 @@ fn bench_formats_hold_the_same_results() {
     let sql = run("sql");
     assert!(sql.starts_with("CREATE TABLE IF NOT EXISTS llama_bench"), "{sql}");
     assert_eq!(sql.matches("INSERT INTO llama_bench").count(), 4);
+}
+
+/// The header and the metadata of a file are no part of a model's size.
+#[test]
+fn bench_counts_the_bytes_of_tensors() {
+    let records = json(&["bench", "-p", "4", "-n", "0", "-r", "1", "-o", "json"]);
+    // All of the embedded model is F32.
+    assert_eq!(records[0]["model_size"].as_u64().unwrap(), 4 * records[0]["model_n_params"].as_u64().unwrap());
+}
+
+#[test]
+fn bench_ends_what_it_printed_before_a_failure() {
+    let models = format!("{},no-such.gguf", embedded().display());
+    let args = ["bench", "-m", &models, "-p", "4", "-n", "0", "-r", "1", "-o", "json"];
+    let output = lisa(&args);
+    let err = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && err.contains("no-such.gguf"), "{err}");
+    let records: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(records.as_array().unwrap().len(), 1);
+    error(&["bench", "-m", "no-such.gguf", "-o", "json"], 1);
+}
+
+/// Who reads standard error may leave.
+#[cfg(target_os = "linux")]
+#[test]
+fn standard_error_that_cannot_be_written_to_stops_nothing() {
+    for args in [
+        &["bench", "-p", "4", "-n", "0", "-r", "1", "--progress", "--roofline", "--profile", "-t", "1"][..],
+        &["-p", "Once", "-n", "2", "--profile", "-t", "1"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = command(args).stderr(full).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{args:?}: {}", output.status);
+    }
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub struct ConvertArgs {
     /// The sidecar; a file of this name is replaced
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Nothing on standard error but errors
+    #[arg(long)]
+    log_disable: bool,
 }
 
 /// Runs the command.
@@ -48,7 +51,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), CliError> {
         })
     })?;
     let shared = meta.layers.iter().filter(|l| l.kind != Kind::Full).count();
-    Log::new(true).line(format_args!(
+    Log::new(!args.log_disable).line(format_args!(
         "{}: {shared} of {} layers substituted, {} tensors ({})",
         args.output.display(),
         meta.layers.len(),

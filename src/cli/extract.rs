@@ -19,6 +19,9 @@ pub struct ExtractArgs {
     /// The sidecar; a file of this name is replaced
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Nothing on standard error but errors
+    #[arg(long)]
+    log_disable: bool,
 }
 
 /// Runs the command.
@@ -31,6 +34,6 @@ pub fn run(args: &ExtractArgs) -> Result<(), CliError> {
     output.fill(bytes, |out| {
         lisa::extract(&model, out).map_err(|e| make_error(e, &file.name, &file.name, &args.output))
     })?;
-    Log::new(true).line(format_args!("{}: {n} tensors ({})", args.output.display(), human(bytes)));
+    Log::new(!args.log_disable).line(format_args!("{}: {n} tensors ({})", args.output.display(), human(bytes)));
     Ok(())
 }

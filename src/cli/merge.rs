@@ -25,6 +25,9 @@ pub struct MergeArgs {
     /// The merged model; a file of this name is replaced
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
+    /// Nothing on standard error but errors
+    #[arg(long)]
+    log_disable: bool,
 }
 
 /// Runs the command.
@@ -60,7 +63,7 @@ pub fn run(args: &MergeArgs) -> Result<(), CliError> {
     if report.cut.tensors > 0 {
         line += &format!(", cut {} off {} fused tensors", human(report.cut.bytes), report.cut.tensors);
     }
-    Log::new(true).line(format_args!("{line}, added {}", sum(report.added)));
+    Log::new(!args.log_disable).line(format_args!("{line}, added {}", sum(report.added)));
     Ok(())
 }
 

@@ -50,6 +50,9 @@ pub struct InspectArgs {
     /// One JSON object
     #[arg(long)]
     json: bool,
+    /// Nothing on standard error but errors (there is nothing to disable)
+    #[arg(long, hide = true)]
+    log_disable: bool,
 }
 
 /// Runs the command.
