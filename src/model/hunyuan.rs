@@ -1,5 +1,5 @@
-//! Hunyuan's dense models: Llama's shape with the other order of rotary pairs, and norms on every query and key head, after their
-//! rotation.
+//! Hunyuan's dense models and Maincoder: Llama's shape with norms on every query and key head, after their rotation; Hunyuan's with the other
+//! order of rotary pairs.
 
 use super::Family;
 use super::builder::{Builder, QkNorm};
@@ -8,13 +8,14 @@ use crate::Result;
 use crate::attention::{Rope, RopeStyle};
 use crate::compute::Act;
 
-/// The registry row.
-pub const FAMILY: Family = Family::new("hunyuan-dense", build);
+/// The registry row of Hunyuan.
+pub const HUNYUAN: Family = Family::new("hunyuan-dense", hunyuan);
+/// The registry row of Maincoder.
+pub const MAINCODER: Family = Family::new("maincoder", maincoder);
 
-fn build(b: &mut Builder) -> Result<Decoder> {
-    b.ignore_window()?;
+fn hunyuan(b: &mut Builder) -> Result<Decoder> {
     b.has_sections()?;
-    let (c, shape) = (b.config, b.shape());
+    let c = b.config;
     // Contexts stretched by a larger frequency base (NTK-aware scaling): some converters put it into the base itself, others leave it to the reader.
     let stretch = match b.keys.float("rope.scaling.alpha")?.filter(|&alpha| alpha > 0.0) {
         Some(alpha) if c.head_dim_k > 2 => alpha.powf(c.head_dim_k as f32 / (c.head_dim_k - 2) as f32),
@@ -23,8 +24,19 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let freqs = b.loader.optional_vector("rope_freqs.weight", c.n_rot / 2)?;
     let base = c.rope_base * stretch;
     let rope = Rope::new(RopeStyle::Neox, c.n_rot, base, &c.rope_scaling, freqs.as_deref(), c.rope_magnitude);
-    let mut layers = Vec::with_capacity(c.n_layer);
-    for i in 0..c.n_layer {
+    stack(b, rope)
+}
+
+fn maincoder(b: &mut Builder) -> Result<Decoder> {
+    let rope = b.rope(RopeStyle::Norm, None);
+    stack(b, rope)
+}
+
+fn stack(b: &mut Builder, rope: Rope) -> Result<Decoder> {
+    b.ignore_window()?;
+    let (n_layer, shape) = (b.config.n_layer, b.shape());
+    let mut layers = Vec::with_capacity(n_layer);
+    for i in 0..n_layer {
         let attn = Attention { norm_after_turn: true, ..b.attention(i, shape, 0, QkNorm::Heads)? };
         let ffn = b.feed_forward(i, Act::Silu)?;
         layers.push(b.layer(i, attn, ffn)?);

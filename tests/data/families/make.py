@@ -1009,6 +1009,8 @@ def models():
         Tiny("hunyuan", "hunyuan-dense", head_dim=32, qk_norm=True, tied=True, eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
         Tiny("hunyuan_alpha", "hunyuan-dense", head_dim=32, qk_norm=True, keys={"rope.scaling.alpha": 50.0}),
+        Tiny("maincoder", "maincoder", head_dim=32, n_rot=32, qk_norm=True, tied=True, freq_base=1000000.0, eps=1e-2,
+             runs=[(512, 48, 1), (512, 300, 6)]),
         Tiny("phi3", "phi3", fused=True, n_rot=16),
         Tiny("phi3_longrope", "phi3", fused=True, n_rot=16, n_ctx=1024, tensors={
             "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
