@@ -38,6 +38,7 @@ mod llama;
 mod llama4;
 mod mamba1;
 mod mamba2;
+mod mellum;
 mod minicpm3;
 mod mixtures;
 mod nemotron_h;
@@ -218,6 +219,7 @@ pub const FAMILIES: &[Family] = &[
     mixtures::ERNIE4_5_MOE,
     mixtures::HUNYUAN_MOE,
     mixtures::MINIMAX_M2,
+    mellum::FAMILY,
     afmoe::FAMILY,
     deepseek2::FAMILY,
     minicpm3::FAMILY,

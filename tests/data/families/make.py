@@ -1009,6 +1009,14 @@ def models():
         Tiny("hunyuan", "hunyuan-dense", head_dim=32, qk_norm=True, tied=True, eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
         Tiny("hunyuan_alpha", "hunyuan-dense", head_dim=32, qk_norm=True, keys={"rope.scaling.alpha": 50.0}),
+        Tiny("mellum", "mellum", n_layer=5, n_ff=96, qk_norm=True, experts=(8, 3), eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "attention.sliding_window": 8, **yarn, "rope.scaling.attn_factor": 1.2},
+            runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("mellum_pattern", "mellum", n_layer=4, n_ff=96, qk_norm=True, experts=(6, 2), keys={
+            "expert_feed_forward_length": 32, "attention.sliding_window": 16,
+            "attention.sliding_window_pattern": [True, False, False, True]},
+            runs=[(512, 48, 1), SHIFTED]),
+        Tiny("mellum_global", "mellum", n_ff=96, n_head_kv=4, qk_norm=True, experts=(5, 3), keys={"expert_feed_forward_length": 48}),
         Tiny("maincoder", "maincoder", head_dim=32, n_rot=32, qk_norm=True, tied=True, freq_base=1000000.0, eps=1e-2,
              runs=[(512, 48, 1), (512, 300, 6)]),
         Tiny("phi3", "phi3", fused=True, n_rot=16),
