@@ -48,6 +48,7 @@ mod olmoe;
 mod openelm;
 mod overrides;
 mod phi3;
+mod plamo;
 mod plm;
 mod qwen;
 mod qwen35;
@@ -245,6 +246,8 @@ pub const FAMILIES: &[Family] = &[
     gemma3::FAMILY,
     gemma3n::FAMILY,
     gemma4::FAMILY,
+    plamo::PLAMO,
+    plamo::PLAMO3,
     phi3::PHI3,
     phi3::PHIMOE,
     apertus::FAMILY,

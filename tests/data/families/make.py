@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
+                 post_names=("post_attention_norm.weight", "post_ffw_norm.weight"), experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
                  ff_key=None, attn_gate=False, positions=False, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
@@ -42,7 +42,7 @@ class Tiny:
         self.bias, self.qk_norm, self.sandwich, self.fused = bias, qk_norm, sandwich, fused
         self.n_rot = n_rot
         self.emb = emb
-        self.post_norm = post_norm
+        self.post_norm, self.post_names = post_norm, post_names
         self.ffn_norm, self.gate = ffn_norm, gate
         # "bias" or "plain": LayerNorm with biases or without, "bare": without weights too; "rms": RMSNorm with biases; the norm before the feed-forward half may be missing.
         self.layer_norm, self.ungated = layer_norm, ungated
@@ -162,7 +162,7 @@ class Tiny:
                 norm("attn_norm")
             self.attention(add)
             if self.sandwich or self.post_norm:
-                add("post_attention_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
+                add(self.post_names[0], self.vector(N_EMBD, 0.8, 0.2))
             if self.ffn_norm and not self.post_norm and self.layer_norm != "bare":
                 norm(self.ffn_norm)
             n_dense, step = (self.keys.get(k, d) for k, d in (("leading_dense_block_count", 0), ("interleave_moe_layer_step", 1)))
@@ -192,7 +192,7 @@ class Tiny:
                 if self.shared_gate:
                     add("ffn_gate_inp_shexp.weight", self.matrix(1, N_EMBD, 2.0)[0])
                 if self.sandwich or self.post_norm:
-                    add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
+                    add(self.post_names[1], self.vector(N_EMBD, 0.8, 0.2))
                 continue
             if self.sub_norm:
                 add("attn_sub_norm.weight", self.vector(self.n_head * self.head_dim, 1.0, 0.2))
@@ -215,7 +215,7 @@ class Tiny:
                 add("ffn_up.bias", self.vector(self.n_ff, 0.0, 0.3))
                 add("ffn_down.bias", self.vector(N_EMBD, 0.0, 0.3))
             if self.sandwich or self.post_norm:
-                add("post_ffw_norm.weight", self.vector(N_EMBD, 0.8, 0.2))
+                add(self.post_names[1], self.vector(N_EMBD, 0.8, 0.2))
         if self.layer_norm != "bare":
             w.add_tensor("output_norm.weight", self.vector(N_EMBD, 1.0, 0.2))
         if self.layer_norm in ("bias", "rms"):
@@ -1019,6 +1019,15 @@ def models():
         Tiny("mellum_global", "mellum", n_ff=96, n_head_kv=4, qk_norm=True, experts=(5, 3), keys={"expert_feed_forward_length": 48}),
         Tiny("maincoder", "maincoder", head_dim=32, n_rot=32, qk_norm=True, tied=True, freq_base=1000000.0, eps=1e-2,
              runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("plamo", "plamo", n_head=8, n_head_kv=2, ffn_norm=None, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        # Eight layers, so that there is one without a window.
+        Tiny("plamo3", "plamo3", n_layer=8, n_ff=64, head_dim=24, n_rot=24, qk_norm=True, sandwich=True, fused=True, tied=True, freq_base=500000.0,
+             post_names=("post_attention_norm", "post_ffw_norm"), eps=1e-2, keys={
+                 "attention.sliding_window": 8, "rope.freq_base_swa": 3000.0, **yarn}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("plamo3_pattern", "plamo3", n_layer=4, n_ff=64, qk_norm=True, sandwich=True, fused=True, freq_base=200000.0,
+             post_names=("post_attention_norm", "post_ffw_norm"), keys={
+                 "attention.sliding_window": 16, "attention.sliding_window_pattern": [True, False, True, True]},
+             runs=[(512, 48, 1), SHIFTED]),
         Tiny("phi3", "phi3", fused=True, n_rot=16),
         Tiny("phi3_longrope", "phi3", fused=True, n_rot=16, n_ctx=1024, tensors={
             "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
