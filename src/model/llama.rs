@@ -1,6 +1,6 @@
 //! Llama 1 to 3, Mistral, Mixtral, TinyLlama, SmolLM2 and the many others that share their shape: pre-norm, SwiGLU,
 //! grouped-query attention. InternLM2, ERNIE 4.5 (its dense models) and EXAONE 3 are the same under names of their own, the last
-//! with the other order of rotary pairs. Baichuan's 7B is too; its 13B and Refact have linear biases in place of rotations. Mistral 3 and
+//! with the other order of rotary pairs, as is PaddleOCR's language model. Baichuan's 7B is too; its 13B and Refact have linear biases in place of rotations. Mistral 3 and
 //! Ministral 3 add a temperature and another magnitude of YaRN's rotations; Arcee's AFM has no gates.
 
 use super::Family;
@@ -16,6 +16,8 @@ pub const LLAMA: Family = Family::new("llama", |b| build(b, RopeStyle::Norm));
 pub const INTERNLM2: Family = Family { arch: "internlm2", ..LLAMA };
 /// The registry row of ERNIE 4.5.
 pub const ERNIE4_5: Family = Family { arch: "ernie4_5", ..LLAMA };
+/// The registry row of PaddleOCR's language model, for text.
+pub const PADDLEOCR: Family = Family::new("paddleocr", paddleocr);
 /// The registry row of EXAONE 3.
 pub const EXAONE: Family = Family::new("exaone", |b| build(b, RopeStyle::Neox));
 /// The registry row of XVERSE.
@@ -33,6 +35,13 @@ pub const MISTRAL3: Family = Family::new("mistral3", mistral3);
 
 fn build(b: &mut Builder, style: RopeStyle) -> Result<Decoder> {
     let rope = b.rope_with_factors(style)?;
+    stack(b, rope, Extras::default())
+}
+
+/// The same with positions of several dimensions.
+fn paddleocr(b: &mut Builder) -> Result<Decoder> {
+    b.has_sections()?;
+    let rope = ContextRope::always(b.rope(RopeStyle::Neox, None));
     stack(b, rope, Extras::default())
 }
 

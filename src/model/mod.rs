@@ -191,6 +191,7 @@ pub const FAMILIES: &[Family] = &[
     llama::LLAMA,
     llama::INTERNLM2,
     llama::ERNIE4_5,
+    llama::PADDLEOCR,
     llama::EXAONE,
     llama::MISTRAL3,
     llama::ARCEE,

@@ -947,6 +947,8 @@ def models():
         Tiny("mistral3_plain", "mistral3", tied=True, keys={**yarn, "rope.scaling.yarn_log_multiplier": 0.5}),
         Tiny("internlm2", "internlm2", eps=1e-2),
         Tiny("ernie4_5", "ernie4_5", tied=True, freq_base=500000.0, eps=1e-2),
+        Tiny("paddleocr", "paddleocr", head_dim=32, bias=("q", "k", "v", "o"), tied=True, freq_base=500000.0, eps=1e-2, keys={
+            "rope.dimension_sections": [4, 6, 6, 0]}, runs=[(512, 48, 1), (512, 300, 6)]),
         Varying("openelm", "openelm", [(4, 1, 48), (4, 1, 80), (4, 1, 96), (6, 2, 128), (6, 3, 112), (6, 3, 64)], head_dim=16, n_rot=16, qk_norm=True, fused="qkv",
                 tied=True, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("exaone", "exaone", freq_base=500000.0, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
