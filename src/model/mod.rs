@@ -28,6 +28,7 @@ mod glm4;
 mod gpt2;
 mod gpt_oss;
 mod granite;
+mod grok;
 mod hunyuan;
 mod jamba;
 mod latent;
@@ -228,6 +229,7 @@ pub const FAMILIES: &[Family] = &[
     plm::FAMILY,
     dbrx::FAMILY,
     arctic::FAMILY,
+    grok::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,
     granite::MINICPM,

@@ -26,7 +26,7 @@ class Tiny:
 
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
-                 post_names=("post_attention_norm.weight", "post_ffw_norm.weight"), experts=None, gate_up=False, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
+                 post_names=("post_attention_norm.weight", "post_ffw_norm.weight"), experts=None, gate_up=False, beside=0, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
                  ff_key=None, attn_gate=False, positions=False, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
@@ -47,6 +47,7 @@ class Tiny:
         # "bias" or "plain": LayerNorm with biases or without, "bare": without weights too; "rms": RMSNorm with biases; the norm before the feed-forward half may be missing.
         self.layer_norm, self.ungated = layer_norm, ungated
         self.experts = experts  # how many, and how many of them are chosen, unless that is among `keys`
+        self.beside = beside  # hidden units of a network beside them that is called as others are
         self.gate_up = gate_up  # gates and what they gate are one tensor
         self.shared, self.shared_gate = shared, shared_gate  # hidden units of the network beside them
         self.expert_bias = expert_bias
@@ -185,10 +186,10 @@ class Tiny:
                             ("gate", self.shared, N_EMBD), ("up", self.shared, N_EMBD), ("down", N_EMBD, self.shared)):
                         add(f"ffn_{name}_shexp.weight", self.matrix(n_out, n_in, 1.4))
                 if self.arch == "arctic":
-                    # The experts' own norm, and the network beside them.
                     norm("ffn_norm_exps")
-                    for name in ("gate", "up", "down"):
-                        add(f"ffn_{name}.weight", self.matrix(N_EMBD, N_EMBD, 1.3))
+                if self.beside:
+                    for name, n_out, n_in in (("gate", self.beside, N_EMBD), ("up", self.beside, N_EMBD), ("down", N_EMBD, self.beside)):
+                        add(f"ffn_{name}.weight", self.matrix(n_out, n_in, 1.3))
                 if self.shared_gate:
                     add("ffn_gate_inp_shexp.weight", self.matrix(1, N_EMBD, 2.0)[0])
                 if self.sandwich or self.post_norm:
@@ -854,7 +855,20 @@ def models():
             tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
         Tiny("dbrx", "dbrx", fused="qkv", layer_norm="plain", ffn_norm="attn_output_norm", n_ff=48, experts=(8, 3), eps=1e-2,
              keys={"attention.clamp_kqv": 1.5}, runs=[(512, 48, 1), SHIFTED]),
-        Tiny("arctic", "arctic", n_ff=48, experts=(8, 2), eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        Tiny("arctic", "arctic", n_ff=48, experts=(8, 2), beside=N_EMBD, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        # Old files, which leave their factors unsaid. Products are as large as these have them.
+        Tiny("grok", "grok", emb=1 / 128, n_ff=48, sandwich=True, post_names=("attn_output_norm.weight", "layer_output_norm.weight"), experts=(8, 2),
+             eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("grok_beside", "grok", emb=0.5, n_ff=96, sandwich=True, post_names=("attn_output_norm.weight", "post_ffw_norm.weight"), experts=(6, 2),
+             beside=96, eps=1e-2, keys={
+                 "expert_feed_forward_length": 32, "embedding_scale": 2.0, "logit_scale": 0.7, "attention.output_scale": 0.4,
+                 "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0, "router_logit_softcapping": 1.0,
+                 "attention.temperature_length": 16, **yarn}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("grok_capped", "grok", emb=0.5, tied=True, n_ff=48, sandwich=True, post_names=("attn_output_norm.weight", "layer_output_norm.weight"),
+             experts=(5, 2), keys={
+                 "embedding_scale": 2.0, "logit_scale": 0.7, "attention.output_scale": 0.3, "attn_logit_softcapping": 2.0, **yarn,
+                 "rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.3, "rope.scaling.yarn_beta_fast": 2.0,
+                 "rope.scaling.yarn_beta_slow": 0.5}),
         Tiny("afmoe", "afmoe", n_layer=5, emb=0.04, qk_norm=True, sandwich=True, attn_gate=True, experts=(16, 4), shared=32,
              expert_bias=True, eps=1e-2, keys={
                  "expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1,
