@@ -197,6 +197,7 @@ fn what_cannot_be_trained_is_named() {
         ("lfm2", "convolution"),
         ("olmo_clipped", "clips queries"),
         ("stablelm_normed", "LayerNorm on them"),
+        ("chameleon", "LayerNorm on them"),
         ("bitnet", "factors on their results"),
         ("bitnet_plain", "norms inside"),
         ("smallthinker", "chosen by the layer's input"),

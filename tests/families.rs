@@ -77,7 +77,7 @@ families! {
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gpt2 starcoder bloom mpt mpt_learned jais
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
-    phi3 phi3_longrope phi3_partial_tied phi3_window_key phimoe apertus
+    phi3 phi3_longrope phi3_partial_tied phi3_window_key phimoe apertus chameleon chameleon_after
 }
 
 /// Experts and heads of quantised weights, which meet some of a step's rows each, give what they give in floats but for rounding; and so do

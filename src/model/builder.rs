@@ -69,6 +69,8 @@ pub enum QkNorm {
     Own,
     /// The same, where the file has them.
     OwnIfAny,
+    /// LayerNorm on every head, with weights of its own and maybe biases.
+    OwnLayerNorm,
     /// On all heads together.
     Rows,
     /// On every head, without weights.
@@ -356,9 +358,22 @@ impl Builder<'_, '_, '_, '_> {
                 let of_head = |w: &[f32]| Norm { weight: w.into(), bias: None, centred: self.layer_norm };
                 Some(HeadNorm::Each(weights.chunks_exact(dim).map(of_head).collect()))
             }
+            QkNorm::OwnLayerNorm => Some(HeadNorm::Each(self.layer_norms(&name, dim, n_row / dim)?)),
             QkNorm::Rows => Some(HeadNorm::Together(self.norm_of(&name, n_row)?)),
         };
         Ok(QueryKey { linear, norm })
+    }
+
+    /// LayerNorms of `n` heads of `dim` values.
+    fn layer_norms(&mut self, name: &str, dim: usize, n: usize) -> Result<Box<[Norm]>> {
+        let bias = format!("{name}.bias");
+        let weights = self.loader.values(&format!("{name}.weight"), &[dim, n])?;
+        let biases = self.loader.has(&bias).then(|| self.loader.values(&bias, &[dim, n])).transpose()?;
+        let of_head = |(h, weight): (usize, &[f32])| {
+            let bias = biases.as_ref().map(|all| all[h * dim..(h + 1) * dim].into());
+            Norm { weight: weight.into(), bias, centred: true }
+        };
+        Ok(weights.chunks_exact(dim).enumerate().map(of_head).collect())
     }
 
     /// The modules of a `lisa` layer.
@@ -652,6 +667,7 @@ impl Builder<'_, '_, '_, '_> {
             output_norm,
             output: l.has("output.weight").then(|| l.linear("output", n_vocab, n_embd)).transpose()?,
             logit_softcap: None,
+            silent: None,
             norm_eps: self.config.norm_eps,
         })
     }

@@ -1,6 +1,8 @@
 //! What every family builds: a stack of decoder layers with its embedding and output head. A family differs from
 //! another only in which parts are there and how they are shaped; the forward pass is one for all.
 
+use std::ops::Range;
+
 use super::latent::Latent;
 use super::laurel::Laurel;
 use super::streams::{StreamLayer, Streams};
@@ -21,6 +23,8 @@ pub struct Attention {
     pub temperature: Option<Temperature>,
     /// Norms on heads come after their rotation instead of before.
     pub norm_after_turn: bool,
+    /// The epsilon of norms on heads, where it is not the one of the other norms.
+    pub head_eps: Option<f32>,
     /// What a score of each head loses for every position between query and key, where the family has it (see [`slopes`](crate::attention)).
     pub slopes: Option<Box<[f32]>>,
     /// Whether the window is a chunk of positions, of which a query sees those in its own, and not one that slides.
@@ -146,6 +150,7 @@ impl Attention {
             clip: None,
             temperature: None,
             norm_after_turn: false,
+            head_eps: None,
             slopes: None,
             chunked: false,
             sinks: None,
@@ -538,6 +543,8 @@ pub struct Decoder {
     pub output: Option<Linear>,
     /// `cap * tanh(logit / cap)`, where the family has it.
     pub logit_softcap: Option<f32>,
+    /// Tokens that are never predicted, whose logits are the least that there are.
+    pub silent: Option<Range<usize>>,
     /// The norms' epsilon.
     pub norm_eps: f32,
 }

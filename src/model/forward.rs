@@ -502,13 +502,14 @@ impl<'a> Pass<'a> {
     fn place_heads(&self, attn: &Attention, cache: &LayerCache, through: &Through) {
         let Through { fed, asked } = through;
         let (s, kernels, buf, pos, eps) = (&attn.shape, self.ops.kernels, self.buf, self.pos, self.eps);
+        let head_eps = attn.head_eps.unwrap_or(eps);
         let rope = &buf.ropes[attn.rope];
         let norm_and_turn = |head: &mut [f32], h: usize, proj: &QueryKey, t: usize| {
             if attn.norm_after_turn {
                 rope.rotate(kernels, t, head);
             }
             if let Some(norm) = proj.head_norm(h) {
-                norm.apply_in_place(&kernels.float, head, eps);
+                norm.apply_in_place(&kernels.float, head, head_eps);
             }
             if !attn.norm_after_turn {
                 rope.rotate(kernels, t, head);
@@ -613,12 +614,19 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usiz
     let (_, scratch) = unsafe { buf.member(w) };
     let mut ops = o.ops(w, scratch);
     let x = buf.n.with(Form::of(o.kernels, n_tokens), fine_step::LAST);
-    let n = rows.len() * model.n_vocab();
+    let (n_rows, n_vocab) = (rows.len(), model.n_vocab());
     let mut laps = o.laps(w);
     ops.linear(x, rows, &[(model.head(), &buf.logits)]);
     if let Some(cap) = model.logit_softcap {
         // SAFETY: shared out disjointly.
-        o.kernels.float.soft_cap(unsafe { buf.logits.get_mut(w.share(n)) }, cap);
+        o.kernels.float.soft_cap(unsafe { buf.logits.get_mut(w.share(n_rows * n_vocab)) }, cap);
+        w.barrier();
+    }
+    if let Some(silent) = &model.silent {
+        for start in w.share(n_rows).map(|row| row * n_vocab) {
+            // SAFETY: rows are shared out disjointly.
+            unsafe { buf.logits.get_mut(start + silent.start..start + silent.end) }.fill(f32::MIN);
+        }
         w.barrier();
     }
     laps.end(Phase::Head);

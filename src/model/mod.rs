@@ -10,6 +10,7 @@ mod arctic;
 mod bitnet;
 mod buffers;
 mod builder;
+mod chameleon;
 mod config;
 mod dbrx;
 mod deci;
@@ -213,6 +214,7 @@ pub const FAMILIES: &[Family] = &[
     olmo::FAMILY,
     olmo2::FAMILY,
     olmoe::FAMILY,
+    chameleon::FAMILY,
     openelm::FAMILY,
     mixtures::DEEPSEEK,
     mixtures::BAILINGMOE,

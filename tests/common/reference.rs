@@ -56,9 +56,9 @@ pub struct Shift {
 }
 
 impl Run {
-    /// Standard deviation of the reference logits: errors are told in units of it.
+    /// Standard deviation of the reference logits, but of tokens that are never predicted: errors are told in units of it.
     pub fn spread(&self) -> f64 {
-        let all = || self.logits.iter().flatten().map(|&x| f64::from(x));
+        let all = || self.logits.iter().flatten().filter(|&&x| x > f32::MIN).map(|&x| f64::from(x));
         let n = all().count() as f64;
         let mean = all().sum::<f64>() / n;
         (all().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt()

@@ -19,6 +19,10 @@ import gguf
 import numpy as np
 
 N_EMBD = 64
+# The logit of tokens that are never predicted.
+LEAST = np.finfo(np.float32).min
+# Tokens of which there are many.
+LARGE = 1000
 
 
 class Tiny:
@@ -27,10 +31,11 @@ class Tiny:
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  post_names=("post_attention_norm.weight", "post_ffw_norm.weight"), experts=None, gate_up=False, beside=0, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
-                 ff_key=None, attn_gate=False, positions=False, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
+                 ff_key=None, attn_gate=False, positions=False, silent=None, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
         self.attn_gate = attn_gate  # gates on what attention gives
+        self.silent = silent  # tokens that are never predicted
         self.positions, self.embed_norm = positions, embed_norm  # learned positions; a norm on embeddings
         self.sub_norm, self.scales = sub_norm, scales  # norms inside the halves of a layer; factors on the results of its matrices
         self.nvfp4 = nvfp4  # values that NVFP4 has, and factors beside all matrices of layers
@@ -63,6 +68,12 @@ class Tiny:
         step = 2.0 ** np.floor(np.log2(std / 8))
         values = (np.round(self.rng.normal(0, std, (n_out, n_in)) / step) * step).astype(np.float32)
         return to_nvfp4(values) if self.nvfp4 else values
+
+    def table(self, gain):
+        """A row for each token. Those of large vocabularies are the first ones, rolled, which compress well."""
+        n = self.n_vocab if self.n_vocab < LARGE else 100
+        first = self.matrix(n, N_EMBD, gain)
+        return np.stack([np.roll(first[i % n], i // n) for i in range(self.n_vocab)])
 
     def vector(self, n, mean, std):
         return self.rng.normal(mean, std, n).astype(np.float32)
@@ -116,7 +127,7 @@ class Tiny:
         tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
         types = [2, 3, 3] + [6] * 256
         pieces = ["\u2581"] + [f"\u2581{c}" for c in "abcdefghijklmnopqrstuvwxyz"] + list("abcdefghijklmnopqrstuvwxyz")
-        pieces = pieces[: self.n_vocab - len(tokens)]
+        pieces = (pieces + [f"<{i}>" for i in range(self.n_vocab)])[: self.n_vocab - len(tokens)]
         tokens += pieces
         types += [1] * len(pieces)
         assert len(tokens) == self.n_vocab
@@ -141,7 +152,7 @@ class Tiny:
         # Gains: scores of standard deviation about 2, branches that grow the residual stream by about as much as it
         # holds, logits of standard deviation about 3. QK-normed models take the sharpness from the norm weights.
         emb = self.emb or (0.35 if self.tied or self.sandwich else 1.0)
-        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, N_EMBD, emb * np.sqrt(N_EMBD)))
+        w.add_tensor("token_embd.weight", self.table(emb * np.sqrt(N_EMBD)))
         for name, tensor in self.tensors.items():
             w.add_tensor(name, np.asarray(tensor, dtype=np.float32))
         if self.positions:
@@ -222,7 +233,7 @@ class Tiny:
         if self.layer_norm in ("bias", "rms"):
             w.add_tensor("output_norm.bias", self.vector(N_EMBD, 0.0, 0.3))
         if not self.tied:
-            w.add_tensor("output.weight", self.matrix(self.n_vocab, N_EMBD, 3.0))
+            w.add_tensor("output.weight", self.table(3.0))
         if "output" in self.bias:
             w.add_tensor("output.bias", self.vector(self.n_vocab, 0.0, 1.0))
 
@@ -248,6 +259,8 @@ class Tiny:
             for what, n in zip(("q", "k"), n):
                 weights = self.vector(n, 1.4, 0.3)
                 add(f"attn_{what}_norm.weight", weights.reshape(-1, self.head_dim) if self.qk_norm == "own" else weights)
+                if "norms" in self.bias:
+                    add(f"attn_{what}_norm.bias", self.vector(n, 0.0, 0.3).reshape(-1, self.head_dim))
         if self.attn_gate:
             add("attn_gate.weight", self.matrix(d_q, N_EMBD, 1.4))
         add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
@@ -963,6 +976,11 @@ def models():
         Tiny("ernie4_5", "ernie4_5", tied=True, freq_base=500000.0, eps=1e-2),
         Tiny("paddleocr", "paddleocr", head_dim=32, bias=("q", "k", "v", "o"), tied=True, freq_base=500000.0, eps=1e-2, keys={
             "rope.dimension_sections": [4, 6, 6, 0]}, runs=[(512, 48, 1), (512, 300, 6)]),
+        # More tokens than there are for images.
+        Tiny("chameleon", "chameleon", n_vocab=8300, silent=(4, 8196), qk_norm="own", bias=("norms",), tied=True, eps=1e-2,
+             runs=[(512, 48, 6), (512, 300, 30), (512, 32, 4, 24, 3, 7)]),
+        Tiny("chameleon_after", "chameleon", n_vocab=8250, silent=(4, 8196), n_head_kv=4, qk_norm="own", tied=True, keys={
+            "swin_norm": True}, runs=[(512, 48, 4)]),
         Varying("openelm", "openelm", [(4, 1, 48), (4, 1, 80), (4, 1, 96), (6, 2, 128), (6, 3, 112), (6, 3, 64)], head_dim=16, n_rot=16, qk_norm=True, fused="qkv",
                 tied=True, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("exaone", "exaone", freq_base=500000.0, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
@@ -1071,6 +1089,10 @@ def pack(out, logits, dest):
             n_ctx, *ids = map(int, line.split())
             table = np.fromfile(logits / f"{model.name}.{r}.f32", dtype=np.float32).reshape(len(ids), model.n_vocab)
             assert np.isfinite(table).all()
+            if model.silent:
+                # llama.cpp sees to it in the first row of a batch alone.
+                assert (table[0, slice(*model.silent)] == LEAST).all()
+                table[:, slice(*model.silent)] = LEAST
             every = model.runs[r][2]
             shift = dict(zip(("at", "n_keep", "n_discard"), map(int, shift.split()))) or None
             first = shift["at"] if shift else 0
@@ -1083,6 +1105,7 @@ def pack(out, logits, dest):
                 "logits": [[float(f"{x:.8g}") for x in table[p].tolist()] for p in positions],
             })
             kept = table[positions]
+            kept = kept[kept > LEAST]
             print(f"{model.name:24} run {r}: logits std {kept.std():.2f}, range {kept.min():.1f}..{kept.max():.1f}")
         is_long = [len(run["ids"]) > LONG for run in runs]
         for suffix, long in (("", False), ("_long", True)):
