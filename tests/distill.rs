@@ -202,6 +202,7 @@ fn what_cannot_be_trained_is_named() {
         ("bitnet_plain", "norms inside"),
         ("smallthinker", "chosen by the layer's input"),
         ("arctic", "given that input"),
+        ("nanbeige", "pass more than once"),
         ("grok_beside", "factors on their results"),
         ("qwen35", "the gated delta rule"),
         ("granitehybrid", "a selective scan"),

@@ -68,7 +68,7 @@ families! {
     granite granite_unturned minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
     gemma gemma2 gemma2_pattern
-    qwen2vl qwen3vl qwen3vlmoe glm4_sections xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
+    qwen2vl qwen3vl qwen3vlmoe glm4_sections nanbeige nanbeige_unnormed nanbeige_once xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
@@ -334,10 +334,14 @@ fn attention_beside_states_shares() {
     }
 }
 
-/// The layers of a hybrid that have attention share it across those that have none, and those that have as many heads.
+/// The layers of a hybrid that have attention share it across those that have none, and those that have as many heads; in every round, where
+/// tokens pass through all layers more than once.
 #[test]
 fn attention_between_states_shares() {
     for (name, plan, [owner, sharer]) in [
+        ("nanbeige", "1:0", [0, 1]),
+        ("nanbeige", "kv:1", [0, 1]),
+        ("nanbeige", "1:0", [4, 5]),
         ("jamba", "3:1", [1, 3]),
         ("jamba", "kv:3:1", [1, 3]),
         ("deci", "6:0", [0, 6]),

@@ -193,6 +193,10 @@ impl<'m> DenseModel<'m> {
             let what = format!("windows of {n_ctx} tokens: the model has learned positions for {n} and no more");
             return Err(Error::Impossible(what));
         }
+        if d.rounds.n > 1 {
+            let what = "models through whose layers tokens pass more than once are not supported here";
+            return Err(Error::Impossible(what.into()));
+        }
         let frozen = |linear| Frozen::new(linear, model.kernels(), precision);
         let heads = |qk: &'m QueryKey| HeadProjection {
             dense: frozen(&qk.linear),

@@ -23,6 +23,10 @@ impl BeforeAfter {
         self.before = self.before.saturating_add(other.before);
         self.after = self.after.saturating_add(other.after);
     }
+
+    fn times(self, n: u64) -> Self {
+        Self { before: self.before.saturating_mul(n), after: self.after.saturating_mul(n) }
+    }
 }
 
 /// One layer's cost.
@@ -110,6 +114,17 @@ impl PlanCost {
         Some(cost)
     }
 
+    /// The same where tokens pass through all layers `n` times, each time with a cache of its own.
+    pub fn in_rounds(mut self, n: usize) -> Self {
+        let n = n as u64;
+        for l in &mut self.layers {
+            self.weights.add(l.weights.times(n - 1));
+            self.cache_per_token.add(l.cache_per_token.times(n - 1));
+            (l.weights, l.cache_per_token) = (l.weights.times(n), l.cache_per_token.times(n));
+        }
+        self
+    }
+
     /// Bytes that the generation of one token reads when `depth` positions are cached.
     pub fn read_per_token(&self, depth: u64) -> BeforeAfter {
         let mut read = self.cached(|window| window.map_or(depth, |w| depth.min(w as u64)));
@@ -121,8 +136,7 @@ impl PlanCost {
     pub fn cached(&self, n_positions: impl Fn(Option<usize>) -> u64) -> BeforeAfter {
         let mut all = BeforeAfter::default();
         for l in &self.layers {
-            let (BeforeAfter { before, after }, n) = (l.cache_per_token, n_positions(l.window));
-            all.add(BeforeAfter { before: before.saturating_mul(n), after: after.saturating_mul(n) });
+            all.add(l.cache_per_token.times(n_positions(l.window)));
         }
         all
     }

@@ -6,7 +6,7 @@ use ggml_ext::pack::ROWS;
 use super::config::{Config, Keys, MAX_WIDTH, USED};
 use super::decoder::{
     Attention, ContextRope, Decoder, ExpertInput, ExpertLatent, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer,
-    QueryKey, Scores, SharedExpert, SideInputs, SideNetwork,
+    QueryKey, Rounds, Scores, SharedExpert, SideInputs, SideNetwork,
 };
 use super::weights::Loader;
 use crate::Result;
@@ -663,6 +663,7 @@ impl Builder<'_, '_, '_, '_> {
             side: None,
             streams: None,
             layers,
+            rounds: Rounds::ONE,
             ropes,
             output_norm,
             output: l.has("output.weight").then(|| l.linear("output", n_vocab, n_embd)).transpose()?,

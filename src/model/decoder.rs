@@ -517,6 +517,20 @@ impl ContextRope {
     }
 }
 
+/// How often tokens pass through all layers, each time with a cache of its own.
+#[derive(Debug, Clone, Copy)]
+pub struct Rounds {
+    /// So often.
+    pub n: usize,
+    /// Whether the norm before the output head applies between one round and the next too.
+    pub normed: bool,
+}
+
+impl Rounds {
+    /// One round, as of most families.
+    pub const ONE: Self = Self { n: 1, normed: false };
+}
+
 /// A whole model.
 pub struct Decoder {
     /// Token embeddings; the output head too where there is none of its own.
@@ -533,6 +547,8 @@ pub struct Decoder {
     pub streams: Option<Streams>,
     /// Layers, first to last.
     pub layers: Vec<Layer>,
+    /// How often tokens pass through these.
+    pub rounds: Rounds,
     /// Rotary embeddings the layers refer to.
     pub ropes: Vec<ContextRope>,
     /// Where layers leave attention weights for later ones.
@@ -609,7 +625,7 @@ impl Decoder {
         self.layers.iter().flat_map(Layer::stacks)
     }
 
-    /// The last layer that puts anything into the cache.
+    /// The last layer that puts anything into the cache, in every round.
     pub fn last_caching(&self) -> usize {
         let caches = |l: &Layer| l.attn.as_ref().is_some_and(Attention::has_values) || l.cached().next().is_some();
         self.layers.iter().rposition(caches).unwrap_or(0)
@@ -623,8 +639,9 @@ impl Decoder {
         let macs = |w: &Matrix| w.rows() * w.cols();
         let side = self.side.as_ref().map(|s| &s.projection);
         let streams = self.streams.iter().flat_map(|s| &s.expand);
-        let all = cached.chain(side).chain(streams).map(|l| macs(&l.weight));
-        all.sum::<usize>() + before.iter().map(|l| l.met(macs)).sum::<usize>()
+        let once = cached.chain(side).chain(streams).map(|l| macs(&l.weight)).sum::<usize>();
+        let of_layers = |layers: &[Layer]| layers.iter().map(|l| l.met(macs)).sum::<usize>();
+        once + of_layers(before) + (self.rounds.n - 1) * of_layers(&self.layers)
     }
 
     /// Bytes of matrices that a generated token reads.
@@ -632,7 +649,7 @@ impl Decoder {
         let others = [self.head()].into_iter().chain(self.side.as_ref().map(|s| &s.projection));
         let others = others.chain(self.streams.iter().flat_map(Streams::matrices));
         let layers = self.layers.iter().map(|l| l.met(Matrix::n_bytes));
-        others.map(|l| l.weight.n_bytes()).sum::<usize>() + layers.sum::<usize>()
+        others.map(|l| l.weight.n_bytes()).sum::<usize>() + self.rounds.n * layers.sum::<usize>()
     }
 
     /// What layers have in the place of attention that sums up values, and attention itself.
@@ -655,8 +672,13 @@ impl Decoder {
         self.layers.iter().filter_map(|l| l.recurrence.as_deref())
     }
 
-    /// What every layer keeps in the cache.
+    /// What every layer keeps in the cache, round by round.
     pub fn caches(&self) -> impl Iterator<Item = LayerCacheSpec> + '_ {
-        self.layers.iter().map(Layer::cache)
+        (0..self.rounds.n).flat_map(|_| self.layers.iter().map(Layer::cache))
+    }
+
+    /// The layer that keeps what is at `i` of [`Decoder::caches`].
+    pub fn layer_of_cache(&self, i: usize) -> &Layer {
+        &self.layers[i % self.layers.len()]
     }
 }

@@ -70,24 +70,27 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
     let n = tokens.ids.len();
     let (ops, laps) = (o.ops(w, of_products), o.laps(w));
     let form = Form::of(o.kernels, n);
-    let mut pass = Pass { model, buf, cache, ops, laps, scratch, form, pos: tokens.pos, eps: model.norm_eps };
+    let mut pass = Pass { model, buf, cache, ops, laps, scratch, form, pos: tokens.pos, round: 0, eps: model.norm_eps };
     pass.embed(tokens.ids);
     // Later tokens see of a token what layers have cached of it. What the last layer that caches anything, and those after it, make
     // of it beyond that serves its own logits alone.
     let last_caching = model.last_caching();
     let mut fed = 0..n;
-    for i in 0..model.layers.len() {
-        let asked = if i < last_caching { 0..n } else { n - tokens.n_wanted..n };
-        let through = Through { fed, asked };
-        pass.project(i, &through);
-        pass.place(i, &through);
-        if through.asked.is_empty() {
-            break;
+    'rounds: for round in 0..model.rounds.n {
+        pass.begin_round(round, n);
+        for i in 0..model.layers.len() {
+            let asked = if !pass.is_last_round() || i < last_caching { 0..n } else { n - tokens.n_wanted..n };
+            let through = Through { fed, asked };
+            pass.project(i, &through);
+            pass.place(i, &through);
+            if through.asked.is_empty() {
+                break 'rounds;
+            }
+            pass.mix(i, &through);
+            pass.feed_forward(i, &through);
+            pass.add_up(i, &through);
+            fed = through.asked;
         }
-        pass.mix(i, &through);
-        pass.feed_forward(i, &through);
-        pass.add_up(i, &through);
-        fed = through.asked;
     }
     pass.laps.pass();
 }
@@ -111,6 +114,8 @@ struct Pass<'a> {
     form: Form,
     /// Position of the step's first token.
     pos: usize,
+    /// How often the tokens have passed through all layers.
+    round: usize,
     /// The norms' epsilon.
     eps: f32,
 }
@@ -126,7 +131,7 @@ impl<'a> Pass<'a> {
 
     /// The step for second digits in layer `i`, elsewhere `usual`.
     fn step(&self, i: usize, usual: f32) -> f32 {
-        if i + 1 == self.model.layers.len() { fine_step::LAST } else { usual }
+        if i + 1 == self.model.layers.len() && self.is_last_round() { fine_step::LAST } else { usual }
     }
 
     /// Room for the hidden units of a network of layer `i`.
@@ -163,6 +168,30 @@ impl<'a> Pass<'a> {
         self.laps.end(Phase::Embed);
     }
 
+    fn is_last_round(&self) -> bool {
+        self.round + 1 == self.model.rounds.n
+    }
+
+    /// The first layer's input, of the residual stream of `n` tokens that have passed through all layers `round` times. Of those that have not
+    /// it lies there already.
+    fn begin_round(&mut self, round: usize, n: usize) {
+        self.round = round;
+        if round == 0 {
+            return;
+        }
+        if self.model.rounds.normed {
+            self.ops.norm_in_place(&self.buf.x, n, &self.model.output_norm, self.eps);
+        }
+        let (norm, out) = self.input(0);
+        self.ops.norm(&self.buf.x, 0..n, norm, self.eps, out);
+        self.laps.end(Phase::Norm);
+    }
+
+    /// The place in the cache of what layer `i` keeps in this round.
+    fn cached(&self, i: usize) -> usize {
+        self.round * self.model.layers.len() + i
+    }
+
     /// The products of layer `i`'s input that its attention and its state start from.
     fn project(&mut self, i: usize, Through { fed, asked }: &Through) {
         let (layer, buf, (_, x)) = (&self.model.layers[i], self.buf, self.input(i));
@@ -182,7 +211,7 @@ impl<'a> Pass<'a> {
     /// Puts into the cache what later tokens see of layer `i`. Where the layer has a state, takes the tokens into it, and reads what was asked
     /// for.
     fn place(&mut self, i: usize, through: &Through) {
-        let (layer, cache) = (&self.model.layers[i], self.cache.layer(i));
+        let (layer, cache) = (&self.model.layers[i], self.cache.layer(self.cached(i)));
         if let Some(attn) = &layer.attn {
             self.place_heads(attn, cache, through);
         }
@@ -225,9 +254,9 @@ impl<'a> Pass<'a> {
         let (worker, kernels) = (self.ops.worker, self.ops.kernels);
         let results = buf.heads.of(attn.out.weight.cols()).with(self.form, fine_step::HEADS);
         // Where sums go, and where the heads' results are made of them.
-        let (out, cache) = (latent::sums(attn, buf, results), self.cache.layer(i));
+        let (out, cache) = (latent::sums(attn, buf, results), self.cache.layer(self.cached(i)));
         let queries = Queries { pos: self.pos + asked.start, first: asked.start, n };
-        match source_of(attn, buf, self.cache, i) {
+        match source_of(attn, buf, |owner| self.cache.layer(self.cached(owner.unwrap_or(i)))) {
             Source::Filter(conv, gates) => conv.run(worker, kernels, queries, cache, gates, out, self.scratch),
             Source::Scores(scores, values) => {
                 let bf16 = buf.bf16_attention && self.form == Form::Bf16;
@@ -705,12 +734,13 @@ enum Source<'a> {
     Filter(&'a Convolution, &'a SharedBuf<f32>),
 }
 
-fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: &'a KvCache, i: usize) -> Source<'a> {
-    let (q, own) = (&buf.q, cache.layer(i));
+/// `cache`: that of a layer, or the attention's own.
+fn source_of<'a>(attn: &'a Attention, buf: &'a Buffers, cache: impl Fn(Option<usize>) -> &'a LayerCache) -> Source<'a> {
+    let (q, own) = (&buf.q, cache(None));
     match &attn.scores {
         Scores::Own { .. } => Source::Scores(ScoreSource::Keys { q, keys: own }, own),
         Scores::Queries { owner, .. } => {
-            let keys = cache.layer(*owner);
+            let keys = cache(Some(*owner));
             Source::Scores(ScoreSource::Keys { q, keys }, keys)
         }
         Scores::Shared => Source::Scores(ScoreSource::Shared, own),

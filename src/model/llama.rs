@@ -33,7 +33,8 @@ pub const ARCEE: Family = Family::new("arcee", |b| build(b, RopeStyle::Norm));
 /// The registry row of Mistral 3.
 pub const MISTRAL3: Family = Family::new("mistral3", mistral3);
 
-fn build(b: &mut Builder, style: RopeStyle) -> Result<Decoder> {
+/// A model of these layers with rotations.
+pub fn build(b: &mut Builder, style: RopeStyle) -> Result<Decoder> {
     let rope = b.rope_with_factors(style)?;
     stack(b, rope, Extras::default())
 }

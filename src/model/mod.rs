@@ -43,6 +43,7 @@ mod mamba2;
 mod mellum;
 mod minicpm3;
 mod mixtures;
+mod nanbeige;
 mod nemotron_h;
 mod olmo;
 mod olmo2;
@@ -100,6 +101,8 @@ pub struct Family {
     windows: fn(&Keys, usize) -> Result<Windows>,
     /// Floats that all of so many layers keep of a sequence as a whole.
     n_state: fn(&Keys, usize) -> Result<usize>,
+    /// How often tokens pass through all layers.
+    rounds: fn(&Keys) -> Result<usize>,
     /// Whether layers may have key/value heads and feed-forward networks of different sizes.
     varies: bool,
     /// Whether layers may have different numbers of query heads too.
@@ -123,6 +126,7 @@ impl Family {
             build,
             windows: no_windows,
             n_state: |_, _| Ok(0),
+            rounds: |_| Ok(1),
             varies: false,
             heads_vary: false,
             layer_norm: false,
@@ -133,6 +137,11 @@ impl Family {
     /// The same with sliding windows.
     const fn with_windows(self, windows: fn(&Keys, usize) -> Result<Windows>) -> Self {
         Self { windows, ..self }
+    }
+
+    /// The same with layers through which tokens pass more than once.
+    const fn with_rounds(self, rounds: fn(&Keys) -> Result<usize>) -> Self {
+        Self { rounds, ..self }
     }
 
     /// The same with states, in the place of attention and feed-forward networks.
@@ -188,6 +197,15 @@ pub fn state_bytes(file: &str, gguf: &Gguf) -> Result<usize> {
     Family::of(keys.arch()).map_or(Ok(0), |f| Ok(attention::state_bytes((f.n_state)(&keys, keys.n_layer()?)?)))
 }
 
+/// How often tokens pass through all layers of a file, each time with a cache of its own; once in unknown families.
+///
+/// # Errors
+/// As [`windows`].
+pub fn rounds(file: &str, gguf: &Gguf) -> Result<usize> {
+    let keys = Keys::new(gguf, file)?;
+    Family::of(keys.arch()).map_or(Ok(1), |f| (f.rounds)(&keys))
+}
+
 /// Every supported family.
 pub const FAMILIES: &[Family] = &[
     llama::LLAMA,
@@ -211,6 +229,7 @@ pub const FAMILIES: &[Family] = &[
     glm4::CHATGLM,
     glm4::GLM4,
     smollm3::FAMILY,
+    nanbeige::FAMILY,
     olmo::FAMILY,
     olmo2::FAMILY,
     olmoe::FAMILY,

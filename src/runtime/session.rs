@@ -279,7 +279,7 @@ impl Session {
         }
         let (decoder, n_ctx) = (self.model.decoder(), self.cache.n_ctx());
         let turn = |layer: usize| {
-            let Some(attn) = &decoder.layers[layer].attn else { return Turn::None };
+            let Some(attn) = &decoder.layer_of_cache(layer).attn else { return Turn::None };
             match &attn.scores {
                 Scores::Own { .. } => Turn::Rope(decoder.ropes[attn.rope].for_context(n_ctx).backwards(n_discard)),
                 Scores::Lisa(LisaAttention { low_rank: Some(l), .. }) => Turn::LowRank(&l.freq),

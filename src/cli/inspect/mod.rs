@@ -14,7 +14,7 @@ use ggml_ext::lisa::{Geometry, Heads};
 use ggml_ext::pack;
 use lisa_cpp::attention::{CacheParams, CacheType};
 use lisa_cpp::compute::default_threads;
-use lisa_cpp::model::{ModelFile, pass_tokens, state_bytes, windows};
+use lisa_cpp::model::{ModelFile, pass_tokens, rounds, state_bytes, windows};
 use lisa_cpp::runtime::SessionParams;
 use serde_json::{Map, json};
 use sharing::Sharing;
@@ -258,6 +258,7 @@ impl Memory {
         let n_ubatch = args.ubatch_size.min(n_ctx);
         let n_pass = n_ubatch.min(pass);
         let windows = windows("", gguf).unwrap_or_default();
+        let n_rounds = rounds("", gguf).unwrap_or(1) as u64;
         let cache = CacheTypeArg::value_variants().iter().filter_map(|&kind| {
             let (ty, n_ctx) = (CacheType::from(kind), usize::try_from(n_ctx).ok()?);
             let spare = SessionParams::default().window_spare.map(|n| n.max(n_pass as usize));
@@ -269,7 +270,12 @@ impl Memory {
             let layer = |(l, heads): (usize, &Heads)| {
                 let bytes = head(kind, heads.key_length)?.saturating_add(head(kind, heads.value_length)?);
                 let window = windows.get(l).copied().flatten();
-                Some(bytes.saturating_mul(heads.n_head_kv as u64).saturating_mul(n_positions(window)))
+                Some(
+                    bytes
+                        .saturating_mul(heads.n_head_kv as u64)
+                        .saturating_mul(n_positions(window))
+                        .saturating_mul(n_rounds),
+                )
             };
             let caching = geometry.layers.iter().take(geometry.n_caching).enumerate();
             let bytes = caching.map(layer).try_fold(states, |sum, bytes| Some(sum.saturating_add(bytes?)))?;

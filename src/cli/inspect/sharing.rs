@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use ggml_ext::gguf::Gguf;
 use ggml_ext::lisa::{Geometry, LisaMeta, Part, is_sidecar};
 use lisa_cpp::eval::{BeforeAfter, PlanCost};
-use lisa_cpp::model::{ModelFile, SharingSource, windows};
+use lisa_cpp::model::{ModelFile, SharingSource, rounds, windows};
 use serde_json::json;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -56,11 +56,14 @@ impl Sharing {
         }
         let geometry = Geometry::read(&parts[0]).map_err(|e| error(&e))?;
         let windows = windows(&file.name, &parts[0])?;
+        let n_rounds = rounds(&file.name, &parts[0])?;
         let sidecar = lisa.as_ref().map(ModelFile::parse).transpose()?;
         let sidecar = sidecar.as_ref().and_then(|s| s.first());
         let costs = CacheTypeArg::value_variants().iter().filter_map(|&kind| {
             let types = (kind.into(), kind.into());
-            Some((kind, PlanCost::new(parts, sidecar, &source.plan, source.meta.as_ref(), &geometry, &windows, types)?))
+            let meta = source.meta.as_ref();
+            let cost = PlanCost::new(parts, sidecar, &source.plan, meta, &geometry, &windows, types)?;
+            Some((kind, cost.in_rounds(n_rounds)))
         });
         let is_merged = source.meta.is_some() && lisa.is_none();
         let costs = costs.collect();

@@ -755,6 +755,10 @@ def models():
         Tiny("qwen3vlmoe", "qwen3vlmoe", head_dim=32, n_ff=96, qk_norm=True, experts=(7, 3), eps=1e-2, keys={
             "expert_feed_forward_length": 32, "rope.dimension_sections": [6, 5, 5, 0]}),
         Tiny("glm4_sections", "glm4", sandwich=True, fused="ffn", n_rot=8, keys={"rope.dimension_sections": [2, 1, 1, 0]}),
+        Tiny("nanbeige", "nanbeige", n_layer=2, eps=1e-2, keys={"num_loops": 3}, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)},
+             runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        Tiny("nanbeige_unnormed", "nanbeige", head_dim=32, n_rot=32, tied=True, keys={"num_loops": 2, "skip_loop_final_norm": True}),
+        Tiny("nanbeige_once", "nanbeige", n_layer=2, keys={"num_loops": 1, "skip_loop_final_norm": False}),
         Tiny("xverse", "xverse", eps=1e-2),
         # As deep as the model that rotates, which is told by that.
         Tiny("baichuan", "baichuan", n_layer=32, emb=2.0, n_head_kv=None, n_ff=8, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
