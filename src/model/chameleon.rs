@@ -1,5 +1,6 @@
 //! Chameleon (arXiv 2405.09818), for text: Llama's shape with LayerNorm on every query and key head, each with weights of its own; in the larger
-//! model norms come after the halves of a layer instead of before. Tokens that stand for parts of images are never predicted, as in llama.cpp.
+//! model norms come after the halves of a layer instead of before (llama.cpp leaves the residual stream out of what its networks are given, which is not
+//! done here). Tokens that stand for parts of images are never predicted, as in llama.cpp.
 
 use super::Family;
 use super::builder::{Builder, QkNorm};

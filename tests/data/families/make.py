@@ -880,11 +880,11 @@ def models():
              beside=96, eps=1e-2, keys={
                  "expert_feed_forward_length": 32, "embedding_scale": 2.0, "logit_scale": 0.7, "attention.output_scale": 0.4,
                  "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0, "router_logit_softcapping": 1.0,
-                 "attention.temperature_length": 16, **yarn}, runs=[(512, 48, 1), (512, 300, 6)]),
+                 "attention.temperature_length": 16, **yarn, "rope.scaling.original_context_length": 256}, runs=[(512, 48, 1), (512, 300, 6)]),
         Tiny("grok_capped", "grok", emb=0.5, tied=True, n_ff=48, sandwich=True, post_names=("attn_output_norm.weight", "layer_output_norm.weight"),
              experts=(5, 2), keys={
                  "embedding_scale": 2.0, "logit_scale": 0.7, "attention.output_scale": 0.3, "attn_logit_softcapping": 2.0, **yarn,
-                 "rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.yarn_attn_factor": 1.3, "rope.scaling.yarn_beta_fast": 2.0,
+                 "rope.scaling.original_context_length": 256, "rope.scaling.yarn_ext_factor": 0.7, "rope.scaling.yarn_attn_factor": 1.3, "rope.scaling.yarn_beta_fast": 2.0,
                  "rope.scaling.yarn_beta_slow": 0.5}),
         Tiny("afmoe", "afmoe", n_layer=5, emb=0.04, qk_norm=True, sandwich=True, attn_gate=True, experts=(16, 4), shared=32,
              expert_bias=True, eps=1e-2, keys={
