@@ -72,7 +72,7 @@ families! {
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
-    mamba mamba_normed jamba jamba_dense
+    mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied
     gemma4 gemma4_plain gemma4_experts gemma3n
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
     gpt2 starcoder bloom mpt mpt_learned jais
@@ -103,6 +103,7 @@ fn quantised_experts_and_heads_stay_close() {
         "nemotron_h_moe_varying",
         "mamba_normed",
         "jamba_dense",
+        "plamo2",
         "deci",
         "openelm",
         "plm",
@@ -307,6 +308,8 @@ fn states_do_not_share() {
         ("mamba", "2:0", "layer 2 (shared): it has no attention"),
         ("jamba", "4:1", "layer 4 (shared): it has no attention"),
         ("jamba", "3:2", "layer 3 (shared): layer 2 has no attention"),
+        ("plamo2", "1:0", "layer 1 (shared): it has no attention"),
+        ("plamo2", "2:1", "layer 2 (shared): layer 1 has no attention"),
         ("deci", "1", "layer 1 (shared): it has no attention"),
         ("deci", "3:0", "layer 3 (shared): it has no attention"),
         ("deci", "4:2", "layer 4 (shared): layer 2 has no attention"),
@@ -344,6 +347,8 @@ fn attention_between_states_shares() {
         ("nanbeige", "1:0", [4, 5]),
         ("jamba", "3:1", [1, 3]),
         ("jamba", "kv:3:1", [1, 3]),
+        ("plamo2", "2:0", [0, 2]),
+        ("plamo2", "kv:2:0", [0, 2]),
         ("deci", "6:0", [0, 6]),
         ("deci", "kv:6:0", [0, 6]),
         ("openelm", "2:1", [1, 2]),
@@ -390,7 +395,7 @@ fn layers_that_share_keep_their_gates() {
 /// Layers that know a sequence as a whole can go back to where texts began and ended: nothing is read again.
 #[test]
 fn states_are_kept_of_where_texts_began_and_ended() {
-    ["qwen35", "falcon_h1", "nemotron_h", "mamba2", "mamba"].into_iter().for_each(goes_back);
+    ["qwen35", "falcon_h1", "nemotron_h", "mamba2", "mamba", "plamo2"].into_iter().for_each(goes_back);
 }
 
 fn goes_back(name: &'static str) {

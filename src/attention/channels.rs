@@ -1,13 +1,13 @@
 //! The selective scan of the first Mamba (arXiv 2312.00752; FalconMamba, Jamba): every channel has a memory of its own, which tokens fade and add
 //! to by steps of its own. What steps, keys and queries are made of follows the convolutions, so that between these and the scan there are two
-//! products more.
+//! products more. That of PLaMo 2 has these too, but steps for heads of channels, as Mamba-2 has.
 
 use std::ops::Range;
 
 use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{ChannelUpdate, Rows, RowsMut};
+use ggml_ext::kernels::float::{ChannelUpdate, Rows, RowsMut, StateRates, StateUpdate};
 
-use super::recurrence::RecurrentStep;
+use super::recurrence::{RecurrentStep, softplus};
 use crate::compute::{Activations, Linear, Norm, Ops, SharedBuf};
 
 /// A layer's parameters besides those that all recurrent layers have.
@@ -18,12 +18,20 @@ pub struct ChannelScan {
     pub norms: Option<[Norm; 3]>,
     /// Its epsilon.
     pub eps: f32,
-    /// Makes a step (`dt`) for each channel, before its softplus, of `rank` values.
+    /// Makes a step (`dt`) for each channel or each head, before its softplus, of `rank` values.
     pub step: Linear,
-    /// What the logarithm of a memory's decay is, relative to its channel's step (`A`): negative, `[head_dim_k, n_values]`.
-    pub decay: Box<[f32]>,
+    /// How fast memories fade, and who has steps.
+    pub decay: ChannelDecay,
     /// How much of its value a channel's result has besides (`D`), `[n_values]`.
     pub skip: Box<[f32]>,
+}
+
+/// What the logarithm of a memory's decay is, relative to a step (`A`): negative.
+pub enum ChannelDecay {
+    /// For each element of a channel's memory, channels having steps of their own: `[head_dim_k, n_values]`.
+    Channels(Box<[f32]>),
+    /// The same for all of a head, which has one step: `[n_head]`.
+    Heads(Box<[f32]>),
 }
 
 /// What is made between convolutions and scan, rows for every token of a step. A model has scans of one size.
@@ -34,7 +42,7 @@ pub struct ChannelBuffers {
     made: SharedBuf<f32>,
     /// The first part of that, which `step` meets.
     low: Activations,
-    /// A step for each channel.
+    /// A step for each channel or each head.
     steps: SharedBuf<f32>,
 }
 
@@ -76,34 +84,50 @@ impl ChannelScan {
         ops.linear(low, 0..step.n, &[(&self.step, &b.steps)]);
     }
 
-    /// Takes tokens' values `v`, of these channels, into their memory, a row of them for each element of a key. What the last tokens read goes to
-    /// `out`.
+    /// Takes tokens' values `v`, of these channels, those of head `h`, into their memory, a row of them for each element of a key. What the last
+    /// tokens read goes to `out`. `rates`: room for those of a head, one for each token.
     ///
     /// # Safety
     /// Nobody else touches these channels, and nobody writes what [`ChannelScan::make`] made, before the next barrier.
+    #[allow(clippy::too_many_arguments)]
     pub(super) unsafe fn run(
         &self,
         kernels: &Kernels,
         b: &ChannelBuffers,
+        h: usize,
         channels: Range<usize>,
         memory: &mut [f32],
         v: Rows<f32>,
+        rates: &mut [StateRates],
         out: RowsMut<f32>,
     ) {
-        let (n, width, len, rank) = (v.n_rows(), self.skip.len(), self.made.weight.rows(), self.step.weight.cols());
+        let (n, len, [width, rank]) =
+            (v.n_rows(), self.made.weight.rows(), [self.step.weight.rows(), self.step.weight.cols()]);
         let dim = (len - rank) / 2;
+        // SAFETY: these rows were made, and nobody writes them in this phase.
+        let (k, q) = unsafe {
+            let first = b.made.as_ptr().add(rank);
+            (Rows::from_raw(first, n, dim, len), Rows::from_raw(first.add(dim), n, dim, len))
+        };
+        let decay = match &self.decay {
+            ChannelDecay::Channels(decay) => decay,
+            ChannelDecay::Heads(decay) => {
+                for (t, rates) in rates.iter_mut().enumerate() {
+                    // SAFETY: passed on to the caller.
+                    let step = softplus(unsafe { b.steps.get(t * width + h..t * width + h + 1) }[0]);
+                    *rates = StateRates { decay: (decay[h] * step).exp(), step };
+                }
+                return kernels.float.selective_scan(StateUpdate { state: memory, q, k, v, rates, out });
+            }
+        };
         for t in 0..n {
             // SAFETY: passed on to the caller.
             let steps = unsafe { b.steps.get_mut(t * width + channels.start..t * width + channels.end) };
             kernels.float.softplus(steps);
         }
         // SAFETY: these rows were made, and nobody writes them in this phase.
-        let (k, q, steps) = unsafe {
-            let first = b.made.as_ptr().add(rank);
-            let steps = Rows::from_raw(b.steps.as_ptr().add(channels.start), n, channels.len(), width);
-            (Rows::from_raw(first, n, dim, len), Rows::from_raw(first.add(dim), n, dim, len), steps)
-        };
-        let rates = Rows::new(&self.decay[channels.start..], dim, channels.len(), width);
+        let steps = unsafe { Rows::from_raw(b.steps.as_ptr().add(channels.start), n, channels.len(), width) };
+        let rates = Rows::new(&decay[channels.start..], dim, channels.len(), width);
         kernels.float.channel_scan(ChannelUpdate { state: memory, q, k, v, steps, rates, out });
     }
 }

@@ -26,7 +26,7 @@ pub use plan::{Share, SharePlan};
 // What members of a team do together.
 pub(crate) use alibi::{USUAL_MAX_BIAS, slopes, subtract_distances};
 pub(crate) use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
-pub(crate) use channels::ChannelScan;
+pub(crate) use channels::{ChannelDecay, ChannelScan};
 pub(crate) use conv::Convolution;
 pub(crate) use delta::DeltaRule;
 pub(crate) use kv_cache::{LayerCache, Turn};

@@ -41,7 +41,7 @@ pub enum Rule {
     Delta(DeltaRule),
     /// The selective scan.
     Scan(SelectiveScan),
-    /// The selective scan of the first Mamba, channel by channel.
+    /// The selective scan of the first Mamba, channel by channel, or of PLaMo 2.
     Channels(ChannelScan),
 }
 
@@ -265,7 +265,8 @@ impl Recurrence {
                     Rule::Scan(_) => kernels.float.selective_scan(update(memory, results)),
                     Rule::Channels(scan) => {
                         let channels = s.channels(2 * s.n_head_k + h);
-                        scan.run(kernels, buf.of_channels(), channels, memory, v, results);
+                        let rates = buf.rates.get_mut(h * buf.n_ubatch..h * buf.n_ubatch + n);
+                        scan.run(kernels, buf.of_channels(), h, channels, memory, v, rates, results);
                     }
                 }
                 for t in 0..step.n_wanted {

@@ -7,7 +7,7 @@ use super::config::{Keys, MAX_HEAD_DIM, MAX_WIDTH};
 use super::decoder::{ContextRope, Decoder, Layer};
 use super::mamba2::MAX_FILTER;
 use crate::Result;
-use crate::attention::{ChannelScan, Recurrence, RecurrentShape, Rope, Rule};
+use crate::attention::{ChannelDecay, ChannelScan, Recurrence, RecurrentShape, Rope, Rule};
 use crate::compute::{Linear, Norm};
 
 /// The registry row of Mamba and of FalconMamba.
@@ -84,7 +84,7 @@ pub fn channel_scan(b: &mut Builder, i: usize, shape: RecurrentShape, norms: Sca
         norms: (norms != ScanNorms::None).then_some(all_norms),
         eps,
         step: Linear { bias, ..l.linear(&name("ssm_dt"), n, rank)? },
-        decay: l.transposed(&name("ssm_a"), n, dim)?,
+        decay: ChannelDecay::Channels(l.transposed(&name("ssm_a"), n, dim)?),
         skip: l.vector(&name("ssm_d"), n)?,
     };
     Ok(Recurrence {

@@ -52,6 +52,7 @@ mod openelm;
 mod overrides;
 mod phi3;
 mod plamo;
+mod plamo2;
 mod plm;
 mod qwen;
 mod qwen35;
@@ -302,6 +303,7 @@ pub const FAMILIES: &[Family] = &[
     nemotron_h::NEMOTRON_H_MOE,
     mamba1::MAMBA,
     jamba::FAMILY,
+    plamo2::FAMILY,
     mamba2::MAMBA2,
 ];
 

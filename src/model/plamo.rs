@@ -56,7 +56,7 @@ fn plamo3(b: &mut Builder) -> Result<Decoder> {
 }
 
 /// Layer `i` with norms after each half, whose names have no suffix.
-fn with_post_norms(b: &mut Builder, i: usize, layer: Layer) -> Result<Layer> {
+pub fn with_post_norms(b: &mut Builder, i: usize, layer: Layer) -> Result<Layer> {
     let mut norm = |name: &str| Ok(Some(Norm::rms(b.loader.vector(&format!("blk.{i}.{name}"), b.config.n_embd)?)));
     let (post_attn_norm, post_ffn_norm) = (norm("post_attention_norm")?, norm("post_ffw_norm")?);
     Ok(Layer { post_attn_norm, post_ffn_norm, ..layer })

@@ -708,6 +708,57 @@ class ChannelScan(Scan):
         add("ssm_out.weight", self.matrix(d, inner, 2.0))
 
 
+class Plamo2(Scan):
+    """Scans (m) whose steps, keys and queries are made after the convolutions, and normalised, with steps for heads; and attention (a) with norms on
+    each head. Both halves of a layer have norms before and after."""
+
+    RANK = 64  # llama.cpp takes it for granted
+
+    def __init__(self, name, kinds, *, n_head=4, **rest):
+        super().__init__(name, "plamo2", kinds, n_head=n_head, normed=None, **rest)
+        self.keys |= {"ssm.group_count": 0, "attention.head_count": [n_head if kind == "a" else 0 for kind in kinds]}
+        self.n_head_of_attention, self.n_head = n_head, None
+
+    def add_tensors(self, w):
+        d, n_head, d_head = N_EMBD, self.n_head_of_attention, self.head_dim
+        w.add_tensor("token_embd.weight", self.matrix(self.n_vocab, d, (0.35 if self.tied else 1.0) * np.sqrt(d)))
+        for i, kind in enumerate(self.kinds):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            add("attn_norm.weight", self.vector(d, 1.0, 0.2))
+            if kind == "m":
+                self.scan(add)
+            else:
+                q, k, v = (self.matrix(n * d_head, d, gain) for n, gain in ((n_head, 1.4), (self.kv, 1.4), (self.kv, 1.2)))
+                add("attn_qkv.weight", np.concatenate([q, k, v]))
+                for what, n in (("q", n_head), ("k", self.kv)):
+                    add(f"attn_{what}_norm.weight", self.vector(n * d_head, 1.4, 0.3).reshape(n, d_head))
+                add("attn_output.weight", self.matrix(d, n_head * d_head, 1.8))
+            # The names of these have no suffix.
+            add("post_attention_norm", self.vector(d, 0.8, 0.2))
+            add("ffn_norm.weight", self.vector(d, 1.0, 0.2))
+            add("ffn_up.weight", self.matrix(2 * self.n_ff, d, 1.3))
+            add("ffn_down.weight", self.matrix(d, self.n_ff, 1.3))
+            add("post_ffw_norm", self.vector(d, 0.8, 0.2))
+        w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
+        if not self.tied:
+            w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
+
+    def scan(self, add):
+        d, (heads, _, state, inner, conv) = N_EMBD, self.sizes
+        add("ssm_in.weight", self.matrix(2 * inner, d, 1.2))
+        add("ssm_conv1d.weight", self.vector(inner * conv, 0.0, 0.7).reshape(-1, conv))
+        add("ssm_x.weight", self.matrix(2 * state + self.RANK, inner, 2.0))
+        for name, n in (("dt", self.RANK), ("b", state), ("c", state)):
+            add(f"ssm_{name}_norm", self.vector(n, 1.0, 0.3))
+        add("ssm_dt.weight", self.matrix(heads, self.RANK, 1.0))
+        add("ssm_dt.bias", self.vector(heads, -1.5, 0.7))
+        add("ssm_a", -np.exp(self.vector(heads, -0.5, 0.7)))
+        add("ssm_d", self.vector(heads, 1.2, 0.5))
+        add("ssm_out.weight", self.matrix(d, inner, 2.0))
+
+
 def to_nvfp4(values):
     """The values of NVFP4 next to these: such that quantising gives the same again."""
     nvfp4, sixteens = gguf.quants.NVFP4, values.reshape(-1, 16)
@@ -1026,6 +1077,9 @@ def models():
                     eps=1e-2),
         ChannelScan("jamba", "jamba", "mamam", normed="weights", n_ff=48, experts=(5, 2), dense=(0, 2, 3), eps=1e-2,
                     runs=[(512, 48, 1), (512, 300, 6)]),
+        # As released, llama.cpp goes round for ever where the first layer has no attention, as it has none in the models themselves.
+        Plamo2("plamo2", "amam", heads=4, n_ff=80, head_dim=32, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
+        Plamo2("plamo2_tied", "amm", heads=6, state=10, inner=72, conv=3, n_ff=64, head_dim=16, n_head_kv=1, tied=True),
         # Files of models without experts say that there is one.
         ChannelScan("jamba_dense", "jamba", "ma", rank=5, state=10, conv=3, normed="weights", n_ff=80, experts=(1, 1), dense=(0, 1),
                     n_head_kv=1, tied=True),
