@@ -1,10 +1,11 @@
 //! Text to token ids and back, from the metadata of a GGUF file.
 //!
-//! Two kinds of vocabulary are known: SentencePiece (`llama`: Llama 2, Mistral, Gemma) and byte-pair encoding (`gpt2`, and
-//! `gemma4`, which spells its words as SentencePiece does). The ids are those of llama.cpp b11434 for every text; the
+//! Three kinds of vocabulary are known: SentencePiece (`llama`: Llama 2, Mistral, Gemma), byte-pair encoding (`gpt2`, and
+//! `gemma4`, which spells its words as SentencePiece does) and PLaMo's (`plamo2`). The ids are those of llama.cpp b11434 for every text; the
 //! tests compare with its results.
 
 mod bpe;
+mod plamo;
 mod pre;
 mod special;
 mod spm;
@@ -20,6 +21,7 @@ pub use stream::StreamDecoder;
 
 use crate::{Error, Result};
 use bpe::Bpe;
+use plamo::Plamo;
 use pre::{PreTokenizer, Spelling};
 use special::{Finder, Fragment, Roles};
 use spm::Spm;
@@ -65,6 +67,7 @@ pub struct Tokenizer {
 enum Model {
     Spm(Spm),
     Bpe(Bpe),
+    Plamo(Plamo),
 }
 
 fn failed(what: impl Display) -> Error {
@@ -80,17 +83,18 @@ impl Tokenizer {
     pub fn from_gguf(g: &Gguf) -> Result<Tokenizer> {
         let model = g.str(key::MODEL).map_err(failed)?.ok_or_else(|| failed(format!("`{}` is missing", key::MODEL)))?;
         let pre = match model {
-            "llama" => None,
+            "llama" | "plamo2" => None,
             "gpt2" => Some(g.str(key::PRE).map_err(failed)?.filter(|name| !name.is_empty()).unwrap_or("default")),
             "gemma4" => Some("gemma4"),
             _ => {
                 return Err(failed(format!(
-                    "`{}` is `{model}`; known kinds: llama (SentencePiece), gpt2 and gemma4 (byte-pair encoding)",
+                    "`{}` is `{model}`; known kinds: llama (SentencePiece), gpt2 and gemma4 (byte-pair encoding), \
+                     plamo2",
                     key::MODEL
                 )));
             }
         };
-        let pre = pre.map(PreTokenizer::new).transpose()?;
+        let (pre, is_plamo) = (pre.map(PreTokenizer::new).transpose()?, model == "plamo2");
 
         let mut vocab = Vocab::from_gguf(g)?;
         for id in 0..vocab.len() as u32 {
@@ -102,8 +106,8 @@ impl Tokenizer {
         let finder = Finder::new(g, &mut vocab)?;
 
         let flag = |key: &str, default: bool| Ok(g.bool(key).map_err(failed)?.unwrap_or(default));
-        let add_space_prefix = flag(key::ADD_SPACE_PREFIX, pre.is_none())?;
-        let mut add_bos = flag(key::ADD_BOS, pre.as_ref().is_none_or(PreTokenizer::add_bos))?;
+        let add_space_prefix = flag(key::ADD_SPACE_PREFIX, pre.is_none() && !is_plamo)?;
+        let mut add_bos = flag(key::ADD_BOS, pre.as_ref().map_or(!is_plamo, PreTokenizer::add_bos))?;
         if pre.as_ref().is_some_and(|pre| pre.spelling() == Spelling::Raw { newline_tokens: true }) {
             // Files of Gemma 4 are known to say false by mistake.
             add_bos = true;
@@ -116,6 +120,7 @@ impl Tokenizer {
         }
         let model = match pre {
             Some(pre) => Model::Bpe(Bpe::from_gguf(g, &vocab, pre)?),
+            None if is_plamo => Model::Plamo(Plamo::from_gguf(g, &vocab)?),
             None => Model::Spm(Spm::from_gguf(g, &vocab, roles.unknown)?),
         };
         Ok(Tokenizer { vocab, model, roles, finder, add_bos, add_eos, add_space_prefix })
@@ -152,6 +157,7 @@ impl Tokenizer {
                     let prefix = if self.add_space_prefix && after_special { SPACE } else { "" };
                     spm.encode(&self.vocab, &[prefix, &text[range].replace(' ', SPACE)].concat(), &mut ids);
                 }
+                Model::Plamo(plamo) => plamo.encode(&self.vocab, &text[range], &mut ids),
                 Model::Bpe(bpe) => match bpe.pre().spelling() {
                     Spelling::ByteLevel => bpe.encode(&self.vocab, &text[range], &mut ids)?,
                     Spelling::Raw { .. } => bpe.encode(&self.vocab, &text[range].replace(' ', SPACE), &mut ids)?,
@@ -179,6 +185,9 @@ impl Tokenizer {
         }
         if attr.has(Attr::BYTE) {
             return byte_of(text).map_or(EMPTY, |byte| Cow::Owned(vec![byte]));
+        }
+        if let Model::Plamo(_) = self.model {
+            return Cow::Borrowed(text.as_bytes());
         }
         if !attr.has(Attr::NORMAL) {
             return EMPTY;
