@@ -205,6 +205,7 @@ fn what_cannot_be_trained_is_named() {
         ("nanbeige", "pass more than once"),
         ("grok_beside", "factors on their results"),
         ("qwen35", "the gated delta rule"),
+        ("kimi_linear", "the gated delta rule"),
         ("granitehybrid", "a selective scan"),
         ("nemotron_h", "a selective scan"),
         ("jamba", "a selective scan"),

@@ -70,7 +70,7 @@ families! {
     gemma gemma2 gemma2_pattern
     qwen2vl qwen3vl qwen3vlmoe glm4_sections nanbeige nanbeige_unnormed nanbeige_once xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
-    qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused
+    qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused kimi_linear kimi_linear_fused
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
     mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied
     gemma4 gemma4_plain gemma4_experts gemma3n
@@ -104,6 +104,7 @@ fn quantised_experts_and_heads_stay_close() {
         "mamba_normed",
         "jamba_dense",
         "plamo2",
+        "kimi_linear",
         "deci",
         "openelm",
         "plm",
@@ -301,6 +302,8 @@ fn states_do_not_share() {
     for (name, plan, what) in [
         ("qwen3next", "2:1", "layer 2 (shared): it has no attention"),
         ("qwen3next", "3:2", "layer 3 (shared): layer 2 has no attention"),
+        ("kimi_linear", "1:0", "layer 1 (shared): it has no attention"),
+        ("kimi_linear", "4:3", "layer 4 (shared): layer 3 has no attention"),
         ("granitehybrid", "1:0", "layer 1 (shared): it has no attention"),
         ("granitehybrid", "2:1", "layer 2 (shared): layer 1 has no attention"),
         ("nemotron_h", "5:3", "layer 5 (shared): it has no attention"),
@@ -349,6 +352,8 @@ fn attention_between_states_shares() {
         ("jamba", "kv:3:1", [1, 3]),
         ("plamo2", "2:0", [0, 2]),
         ("plamo2", "kv:2:0", [0, 2]),
+        ("kimi_linear", "4:2", [2, 4]),
+        ("kimi_linear", "kv:4:2", [2, 4]),
         ("deci", "6:0", [0, 6]),
         ("deci", "kv:6:0", [0, 6]),
         ("openelm", "2:1", [1, 2]),
@@ -395,7 +400,7 @@ fn layers_that_share_keep_their_gates() {
 /// Layers that know a sequence as a whole can go back to where texts began and ended: nothing is read again.
 #[test]
 fn states_are_kept_of_where_texts_began_and_ended() {
-    ["qwen35", "falcon_h1", "nemotron_h", "mamba2", "mamba", "plamo2"].into_iter().for_each(goes_back);
+    ["qwen35", "kimi_linear", "falcon_h1", "nemotron_h", "mamba2", "mamba", "plamo2"].into_iter().for_each(goes_back);
 }
 
 fn goes_back(name: &'static str) {

@@ -165,6 +165,7 @@ fn other_families() {
         "mamba",
         "jamba",
         "plamo2",
+        "kimi_linear",
         "chameleon_after",
         "grok_beside",
         "nanbeige",

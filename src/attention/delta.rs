@@ -29,9 +29,7 @@ impl DeltaRule {
 
     /// Gives the head of a query or a key its length: 1, of a query divided by the square root of its dimension.
     pub(super) fn normalise(&self, f: &FloatKernels, head: &mut [f32], is_query: bool) {
-        let length = (f.dot(head, head) + self.eps).sqrt();
-        let scale = if is_query { (head.len() as f32).sqrt() } else { 1.0 };
-        f.scale(head, 1.0 / (length * scale));
+        unit_length(f, head, is_query, self.eps);
     }
 
     /// Normalises what a token has read head by head, and multiplies it with its gates.
@@ -39,4 +37,11 @@ impl DeltaRule {
         row.chunks_exact_mut(self.norm.len()).for_each(|head| f.rms_norm_in_place(head, &self.norm, self.eps));
         f.mul_assign(row, gates);
     }
+}
+
+/// Gives the head of a query or a key the length 1, of a query divided by the square root of its dimension.
+pub(super) fn unit_length(f: &FloatKernels, head: &mut [f32], is_query: bool, eps: f32) {
+    let length = (f.dot(head, head) + eps).sqrt();
+    let scale = if is_query { (head.len() as f32).sqrt() } else { 1.0 };
+    f.scale(head, 1.0 / (length * scale));
 }

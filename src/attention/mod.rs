@@ -7,6 +7,7 @@ mod cache_memory;
 mod channels;
 mod conv;
 mod delta;
+mod kda;
 mod keys;
 mod kv_cache;
 mod lisa;
@@ -29,6 +30,7 @@ pub(crate) use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scr
 pub(crate) use channels::{ChannelDecay, ChannelScan};
 pub(crate) use conv::Convolution;
 pub(crate) use delta::DeltaRule;
+pub(crate) use kda::KeyedDelta;
 pub(crate) use kv_cache::{LayerCache, Turn};
 pub(crate) use lisa::{Hidden, LisaAttention, LowRank};
 pub(crate) use recurrence::{Recurrence, RecurrentBuffers, RecurrentShape, RecurrentStep, Rule};

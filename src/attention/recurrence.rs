@@ -2,7 +2,8 @@
 //! every token changes and reads. It does not grow with the context, and there is no way back from it.
 //!
 //! Queries, keys and values first go through short convolutions; the few inputs that the next token's meet are a part of the state. How
-//! a token changes the matrix is up to the layer's rule: the gated delta rule, or the selective scan of Mamba-2. The scan of the first Mamba has
+//! a token changes the matrix is up to the layer's rule: the gated delta rule, with one rate of fading for a head or one for each element of its keys, or
+//! the selective scan of Mamba-2. The scan of the first Mamba has
 //! for each channel of values a memory of its own; its heads are channels that members of a team take together, and its queries and keys go
 //! through no convolutions.
 
@@ -13,17 +14,18 @@ use ggml_ext::kernels::float::{Rows, RowsMut, StateRates, StateUpdate};
 
 use super::channels::{ChannelBuffers, ChannelScan};
 use super::delta::DeltaRule;
+use super::kda::{KeyedBuffers, KeyedDelta};
 use super::kv_cache::LayerCache;
 use super::scan::SelectiveScan;
-use crate::compute::{Activations, Form, Job, Linear, Operand, Ops, SharedBuf, Worker};
+use crate::compute::{Activations, Form, Job, Linear, Operand, Ops, SharedBuf};
 
 /// A layer's heads and parameters.
 pub struct Recurrence {
     /// Sizes.
     pub shape: RecurrentShape,
-    /// Makes queries, keys and values: rows of [`RecurrentShape::n_mixed`].
-    pub mixed: Linear,
-    /// Makes what results are multiplied with: rows of [`RecurrentShape::n_values`].
+    /// Make queries, keys and values: rows of [`RecurrentShape::n_mixed`], those of one matrix after those of the one before.
+    pub mixed: Box<[Linear]>,
+    /// Makes what results are multiplied with: rows of [`RecurrentShape::n_values`]; or what that is made of, where the rule has a second step.
     pub gate: Linear,
     /// The convolutions' weights, `[n_filter, n_mixed]`: a row of channels for each position, the token's own last.
     pub filter: Box<[f32]>,
@@ -39,6 +41,8 @@ pub struct Recurrence {
 pub enum Rule {
     /// The gated delta rule.
     Delta(DeltaRule),
+    /// The same with rates for each element of a key.
+    Keyed(KeyedDelta),
     /// The selective scan.
     Scan(SelectiveScan),
     /// The selective scan of the first Mamba, channel by channel, or of PLaMo 2.
@@ -49,25 +53,35 @@ impl Rule {
     /// For messages about a layer: what it has.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::Delta(_) => "the gated delta rule",
+            Self::Delta(_) | Self::Keyed(_) => "the gated delta rule",
             Self::Scan(_) | Self::Channels(_) => "a selective scan",
         }
     }
 
-    /// The projections to the numbers that rates are made of, one for each head.
+    /// The projections to the numbers that rates are made of: one for each head, or a few values that a second step follows.
     fn numbers(&self) -> [Option<&Linear>; 2] {
         match self {
             Self::Delta(rule) => [Some(&rule.alpha), Some(&rule.beta)],
+            Self::Keyed(rule) => [Some(&rule.low), Some(&rule.beta)],
             Self::Scan(scan) => [Some(&scan.step), None],
             Self::Channels(_) => [None, None],
         }
     }
 
-    /// The projections of what the convolutions gave.
+    /// The projections of what the convolutions or other projections gave.
     fn of_values(&self) -> [Option<&Linear>; 2] {
         match self {
             Self::Channels(scan) => [Some(&scan.made), Some(&scan.step)],
+            Self::Keyed(rule) => [Some(&rule.fade), None],
             Self::Delta(_) | Self::Scan(_) => [None, None],
+        }
+    }
+
+    /// The second step of gates.
+    fn gate(&self) -> Option<&Linear> {
+        match self {
+            Self::Keyed(rule) => Some(&rule.gate),
+            Self::Delta(_) | Self::Scan(_) | Self::Channels(_) => None,
         }
     }
 }
@@ -142,11 +156,11 @@ impl RecurrentShape {
 
 /// What the layers' projections make of a step's tokens, and work space.
 pub struct RecurrentBuffers {
-    /// Queries, keys and values before the convolutions, rows of [`RecurrentShape::n_mixed`].
-    mixed: SharedBuf<f32>,
+    /// Queries, keys and values before the convolutions: what each matrix of [`Recurrence::mixed`] makes.
+    mixed: [SharedBuf<f32>; N_MIXED],
     /// What results are multiplied with, rows of [`RecurrentShape::n_values`].
     gate: SharedBuf<f32>,
-    /// Numbers of every head.
+    /// Numbers of every head, or what these are made of.
     numbers: [SharedBuf<f32>; 2],
     /// Queries, keys and values after the convolutions, rows of the same.
     convolved: SharedBuf<f32>,
@@ -154,8 +168,13 @@ pub struct RecurrentBuffers {
     rates: SharedBuf<StateRates>,
     /// What scans of channels make between convolutions and scan.
     channels: Option<ChannelBuffers>,
+    /// What the delta rule with rates for each element of a key works in.
+    keyed: Option<KeyedBuffers>,
     n_ubatch: usize,
 }
+
+/// Most matrices that make queries, keys and values.
+const N_MIXED: usize = 3;
 
 impl RecurrentBuffers {
     /// Room for `n_ubatch` tokens in these layers; `None` where there are none. `activations` makes it for rows of so many values that products meet.
@@ -166,21 +185,30 @@ impl RecurrentBuffers {
     ) -> Option<Self> {
         let most = |n: &dyn Fn(RecurrentShape) -> usize| layers.clone().map(|l| n(l.shape)).max();
         let scan = layers.clone().find_map(|l| if let Rule::Channels(scan) = &l.rule { Some(scan) } else { None });
+        let keyed = layers.clone().find_map(|l| if let Rule::Keyed(rule) = &l.rule { Some(rule) } else { None });
+        let rows = |linear: Option<&Linear>| linear.map_or(0, |l| l.weight.rows());
+        let most_rows =
+            |of: &dyn Fn(&'a Recurrence) -> Option<&'a Linear>| layers.clone().map(|l| rows(of(l))).max().unwrap_or(0);
         let (n_mixed, n_values, n_head) = (most(&|s| s.n_mixed())?, most(&|s| s.n_values())?, most(&|s| s.n_head)?);
         let room = |n: usize| SharedBuf::new(n_ubatch * n);
         Some(Self {
-            mixed: room(n_mixed),
+            mixed: std::array::from_fn(|i| room(most_rows(&|l| l.mixed.get(i)))),
             gate: room(n_values),
-            numbers: [room(n_head), room(n_head)],
+            numbers: [0, 1].map(|i| room(most_rows(&|l| l.rule.numbers()[i]))),
             convolved: room(n_mixed),
             rates: SharedBuf::new(n_ubatch * n_head),
-            channels: scan.map(|scan| ChannelBuffers::new(scan, n_ubatch, activations)),
+            channels: scan.map(|scan| ChannelBuffers::new(scan, n_ubatch, &activations)),
+            keyed: keyed.map(|rule| KeyedBuffers::new(rule, n_ubatch, &activations)),
             n_ubatch,
         })
     }
 
     fn of_channels(&self) -> &ChannelBuffers {
         self.channels.as_ref().expect("work space for scans of channels")
+    }
+
+    fn of_keyed(&self) -> &KeyedBuffers {
+        self.keyed.as_ref().expect("work space for rates of keys' elements")
     }
 }
 
@@ -203,23 +231,34 @@ impl Recurrence {
     /// The projections that make what the state takes in.
     pub fn cached(&self) -> impl Iterator<Item = &Linear> {
         let of_rule = [self.rule.numbers(), self.rule.of_values()];
-        [&self.mixed].into_iter().chain(of_rule.into_iter().flatten().flatten())
+        self.mixed.iter().chain(of_rule.into_iter().flatten().flatten())
     }
 
     /// Every matrix.
     pub fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        self.cached().chain([&self.gate, &self.out])
+        self.cached().chain([&self.gate, &self.out]).chain(self.rule.gate())
     }
 
     /// The products of a layer's input that the state takes in, and those that serve tokens' own results, with where they go.
-    pub fn products<'a>(&'a self, buf: &'a RecurrentBuffers) -> ([Option<Job<'a>>; 3], Job<'a>) {
-        let [first, second] = self.rule.numbers();
-        let cached = [
-            Some((&self.mixed, &buf.mixed)),
-            first.map(|l| (l, &buf.numbers[0])),
-            second.map(|l| (l, &buf.numbers[1])),
-        ];
+    pub fn products<'a>(&'a self, buf: &'a RecurrentBuffers) -> ([Option<Job<'a>>; 2 + N_MIXED], Job<'a>) {
+        let mut cached = [None; 2 + N_MIXED];
+        let numbers = self.rule.numbers().into_iter().zip(&buf.numbers).map(|(linear, out)| Some((linear?, out)));
+        let mixed = self.mixed.iter().zip(&buf.mixed).map(Some);
+        cached.iter_mut().zip(numbers.chain(mixed)).for_each(|(place, job)| *place = job);
         (cached, (&self.gate, &buf.gate))
+    }
+
+    /// Which of the matrices makes these channels of queries, keys and values, and the first that it makes.
+    fn maker(&self, channels: &Range<usize>) -> (usize, usize) {
+        let mut first = 0;
+        for (i, linear) in self.mixed.iter().enumerate() {
+            let end = first + linear.weight.rows();
+            if channels.start < end {
+                return (i, first);
+            }
+            first = end;
+        }
+        unreachable!("channels that no matrix makes")
     }
 
     /// Takes the step's tokens, whose projections are in `buf`, into the state that `cache` keeps. What they read there goes to `out`. Two
@@ -238,8 +277,10 @@ impl Recurrence {
             unsafe { self.convolve(kernels, buf, state, i / n_pieces, i % n_pieces) };
         }
         worker.barrier();
-        if let Rule::Channels(scan) = &self.rule {
-            scan.make(ops, buf.of_channels(), &buf.convolved, step);
+        match &self.rule {
+            Rule::Channels(scan) => scan.make(ops, buf.of_channels(), &buf.convolved, step),
+            Rule::Keyed(rule) => rule.make(ops, buf.of_keyed(), &buf.numbers[0], step),
+            Rule::Delta(_) | Rule::Scan(_) => {}
         }
         let (dk, dv, width) = (s.head_dim_k, s.head_dim_v, s.n_mixed());
         worker.for_each_chunk(s.n_head, |h| {
@@ -262,6 +303,11 @@ impl Recurrence {
                 };
                 match &self.rule {
                     Rule::Delta(_) => kernels.float.delta_rule(update(memory, results)),
+                    Rule::Keyed(rule) => {
+                        let [q, k] = [s.key_head(h), s.n_head_k + s.key_head(h)].map(piece);
+                        let (b, betas) = (buf.of_keyed(), &buf.numbers[1]);
+                        rule.run(kernels, b, h, memory, [q, k, v], betas, step.n_wanted, out);
+                    }
                     Rule::Scan(_) => kernels.float.selective_scan(update(memory, results)),
                     Rule::Channels(scan) => {
                         let channels = s.channels(2 * s.n_head_k + h);
@@ -272,7 +318,7 @@ impl Recurrence {
                 for t in 0..step.n_wanted {
                     let (value, result) = (v.row(n - step.n_wanted + t), out.part_mut(t, h * dv..(h + 1) * dv));
                     match &self.rule {
-                        Rule::Delta(_) => {}
+                        Rule::Delta(_) | Rule::Keyed(_) => {}
                         Rule::Scan(scan) => kernels.float.axpy(scan.skip[h], value, result),
                         Rule::Channels(scan) => {
                             kernels.float.add_product(result, value, &scan.skip[h * dv..(h + 1) * dv]);
@@ -293,6 +339,9 @@ impl Recurrence {
     unsafe fn convolve(&self, kernels: &Kernels, buf: &RecurrentBuffers, state: &SharedBuf<f32>, t: usize, i: usize) {
         let (s, f, width) = (&self.shape, &kernels.float, self.shape.n_mixed());
         let channels = s.channels(i);
+        let (maker, first) = self.maker(&channels);
+        let made = self.mixed[maker].weight.rows();
+        let given = |row: usize| row * made + channels.start - first..row * made + channels.end - first;
         // SAFETY: passed on to the caller.
         unsafe {
             let at = |row: usize| row * width + channels.start..row * width + channels.end;
@@ -303,7 +352,7 @@ impl Recurrence {
             }
             for (j, weights) in self.filter.chunks_exact(width).enumerate() {
                 let input = match (t + j).checked_sub(s.n_filter - 1) {
-                    Some(row) => buf.mixed.get(at(row)),
+                    Some(row) => buf.mixed[maker].get(given(row)),
                     None => state.get(at(t + j)),
                 };
                 f.add_product(out, input, &weights[channels.clone()]);
@@ -316,8 +365,9 @@ impl Recurrence {
                     buf.rates.get_mut(place(h))[0] = rule.rates(h, number(0, h), number(1, h));
                 }
                 (Rule::Delta(rule), None) => rule.normalise(f, out, i < s.n_head_k),
+                (Rule::Keyed(rule), None) => rule.normalise(f, out, i < s.n_head_k),
                 (Rule::Scan(scan), Some(h)) => buf.rates.get_mut(place(h))[0] = scan.rates(h, number(0, h)),
-                (Rule::Scan(_), None) | (Rule::Channels(_), _) => {}
+                (Rule::Scan(_), None) | (Rule::Keyed(_), Some(_)) | (Rule::Channels(_), _) => {}
             }
         }
     }
@@ -326,32 +376,50 @@ impl Recurrence {
     ///
     /// # Safety
     /// Nobody else touches these channels of the state, and nobody writes `mixed`, before the next barrier.
-    unsafe fn keep_inputs(&self, mixed: &SharedBuf<f32>, state: &SharedBuf<f32>, n: usize, channels: Range<usize>) {
+    unsafe fn keep_inputs(&self, mixed: &[SharedBuf<f32>], state: &SharedBuf<f32>, n: usize, channels: Range<usize>) {
         let (width, n_rows) = (self.shape.n_mixed(), self.shape.n_filter - 1);
-        let at = |row: usize| row * width + channels.start..row * width + channels.end;
-        for row in 0..n_rows {
-            // SAFETY: passed on to the caller; later rows of the state are read before they are written.
-            unsafe {
-                let input = match (row + n).checked_sub(n_rows) {
-                    Some(token) => mixed.get(at(token)),
-                    None => state.get(at(row + n)),
-                };
-                state.get_mut(at(row)).copy_from_slice(input);
+        let mut first = 0;
+        for (linear, mixed) in self.mixed.iter().zip(mixed) {
+            let made = linear.weight.rows();
+            let own = channels.start.max(first)..channels.end.min(first + made);
+            for row in 0..if own.is_empty() { 0 } else { n_rows } {
+                let at = |row: usize| row * width + own.start..row * width + own.end;
+                let given = |row: usize| row * made + own.start - first..row * made + own.end - first;
+                // SAFETY: passed on to the caller; later rows of the state are read before they are written.
+                unsafe {
+                    let input = match (row + n).checked_sub(n_rows) {
+                        Some(token) => mixed.get(given(token)),
+                        None => state.get(at(row + n)),
+                    };
+                    state.get_mut(at(row)).copy_from_slice(input);
+                }
             }
+            first += made;
         }
     }
 
-    /// Normalises what the first `n` rows of `out` have read, and multiplies it with their gates, as the rule has it. One phase.
-    pub fn finish(&self, worker: &Worker, kernels: &Kernels, buf: &RecurrentBuffers, n: usize, out: Operand) {
+    /// Normalises what the first `n` rows of `out` have read, and multiplies it with their gates, as the rule has it. One phase, and two more where
+    /// gates are made in two steps, which meet weights in this form and with second digits from this step on.
+    pub fn finish(&self, ops: &mut Ops, buf: &RecurrentBuffers, n: usize, form: (Form, f32), out: Operand) {
+        if let Rule::Keyed(rule) = &self.rule {
+            rule.make_gates(ops, buf.of_keyed(), &buf.gate, n, form);
+        }
+        let (worker, kernels) = (ops.worker, ops.kernels);
         for i in worker.share(n) {
             // SAFETY: rows are shared out disjointly.
             unsafe {
-                let (row, gates) = (out.row_mut(i), buf.gate.get_mut(i * out.k()..(i + 1) * out.k()));
+                let row = out.row_mut(i);
+                if let Rule::Keyed(rule) = &self.rule {
+                    rule.finish(&kernels.float, buf.of_keyed(), i, row);
+                    out.finish_row(kernels, i);
+                    continue;
+                }
+                let gates = buf.gate.get_mut(i * out.k()..(i + 1) * out.k());
                 kernels.float.silu(gates);
                 match &self.rule {
                     Rule::Delta(rule) => rule.finish(&kernels.float, row, gates),
                     Rule::Scan(scan) => scan.finish(&kernels.float, row, gates),
-                    Rule::Channels(_) => kernels.float.mul_assign(row, gates),
+                    Rule::Channels(_) | Rule::Keyed(_) => kernels.float.mul_assign(row, gates),
                 }
                 out.finish_row(kernels, i);
             }

@@ -29,15 +29,40 @@ pub struct Sizes {
     absorbed: bool,
 }
 
+impl Sizes {
+    /// Those of a query of `n_query` values, of which some rotate.
+    fn of_query(b: &Builder, n_query: usize, n_value: usize, absorbed: bool) -> Result<Self> {
+        let n_rot = b.config.n_rot;
+        let rank = b.keys.required("attention.kv_lora_rank", MAX_HEAD_DIM)?;
+        match n_query.checked_sub(n_rot).filter(|&n| n > 0) {
+            Some(n_plain) => Ok(Self { rank, n_plain, n_rot, n_value, absorbed }),
+            None => {
+                let what = format_args!("{n_rot}, expected less than the {n_query} values of a query");
+                Err(b.keys.error("rope.dimension_count", what))
+            }
+        }
+    }
+
+    /// Values of a query.
+    pub fn n_query(&self) -> usize {
+        self.n_plain + self.n_rot
+    }
+
+    /// The shape of attention whose heads are as `shape` has them where latents are not cached.
+    pub fn shape(&self, shape: AttentionShape) -> AttentionShape {
+        match self.absorbed {
+            true => AttentionShape { head_dim_k: self.rank + self.n_rot, head_dim_v: self.rank, ..shape },
+            false => shape,
+        }
+    }
+}
+
 fn build(b: &mut Builder) -> Result<Decoder> {
     b.ignore_window()?;
     let (c, keys) = (b.config, b.keys);
     let sizes = sizes(b)?;
-    let (scale, magnitude) = yarn(b, sizes.n_plain + sizes.n_rot)?;
-    let shape = match sizes.absorbed {
-        true => AttentionShape { head_dim_k: sizes.rank + sizes.n_rot, head_dim_v: sizes.rank, scale, ..b.shape() },
-        false => AttentionShape { scale, ..b.shape() },
-    };
+    let (scale, magnitude) = yarn(b, sizes.n_query())?;
+    let shape = sizes.shape(AttentionShape { scale, ..b.shape() });
     let rope = Rope::new(RopeStyle::Norm, c.n_rot, c.rope_base, &c.rope_scaling, None, c.rope_magnitude * magnitude);
     let rope = rope.turning_from(shape.head_dim_k - sizes.n_rot);
     let temperature = match keys.float("attention.temperature_scale")?.filter(|&s| s != 0.0) {
@@ -71,25 +96,21 @@ pub fn sizes(b: &Builder) -> Result<Sizes> {
         true => Ok(()),
         false => Err(keys.error(key, format_args!("{found}, expected {expected}"))),
     };
-    let rank = keys.required("attention.kv_lora_rank", MAX_HEAD_DIM)?;
-    let absorbed = keys.count("attention.key_length_mla")?.is_some();
-    let of_head = |key: &str| keys.required(key, MAX_HEAD_DIM);
-    let (n_query, n_value) = if absorbed {
-        expect("attention.head_count_kv", c.n_head_kv, 1)?;
-        expect("attention.key_length", c.head_dim_k, rank + c.n_rot)?;
-        expect("attention.value_length", c.head_dim_v, rank)?;
-        (of_head("attention.key_length_mla")?, of_head("attention.value_length_mla")?)
-    } else {
+    if keys.count("attention.key_length_mla")?.is_none() {
         expect("attention.head_count_kv", c.n_head_kv, c.n_head)?;
-        (c.head_dim_k, c.head_dim_v)
-    };
-    match n_query.checked_sub(c.n_rot).filter(|&n| n > 0) {
-        Some(n_plain) => Ok(Sizes { rank, n_plain, n_rot: c.n_rot, n_value, absorbed }),
-        None => {
-            let what = format_args!("{}, expected less than the {n_query} values of a query", c.n_rot);
-            Err(keys.error("rope.dimension_count", what))
-        }
+        return Sizes::of_query(b, c.head_dim_k, c.head_dim_v, false);
     }
+    let sizes = absorbed_sizes(b)?;
+    expect("attention.head_count_kv", c.n_head_kv, 1)?;
+    expect("attention.key_length", c.head_dim_k, sizes.rank + sizes.n_rot)?;
+    expect("attention.value_length", c.head_dim_v, sizes.rank)?;
+    Ok(sizes)
+}
+
+/// The sizes that the keys of a file give whose latents are cached.
+pub fn absorbed_sizes(b: &Builder) -> Result<Sizes> {
+    let of_head = |key: &str| b.keys.required(key, MAX_HEAD_DIM);
+    Sizes::of_query(b, of_head("attention.key_length_mla")?, of_head("attention.value_length_mla")?, true)
 }
 
 /// The factor on scores of queries and keys of `n_key` values, and one on their rotation's magnitude. Where YaRN stretches the context these

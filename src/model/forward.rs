@@ -233,7 +233,7 @@ impl<'a> Pass<'a> {
         }
         if let (Some(recurrence), Some(work)) = (&layer.recurrence, &buf.recurrent) {
             let (read, made) = (self.read(recurrence), if layer.attn.is_some() { &buf.beside } else { &buf.delta });
-            recurrence.finish(self.ops.worker, self.ops.kernels, work, n, read);
+            recurrence.finish(&mut self.ops, work, n, (self.form, fine_step::ATTENTION), read);
             self.laps.end(Phase::Attention);
             self.ops.linear(read, 0..n, &[(&recurrence.out, made)]);
             if layer.attn.is_some() {
@@ -664,7 +664,7 @@ pub fn head(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, n_tokens: usiz
 /// The products of the layer's normalised input, of tokens `fed`, that its attention, what is beside it, and its state start from: what is cached of all, what
 /// serves their own results of tokens `asked`, the last of them. In one phase where these are the same.
 fn project(ops: &mut Ops, layer: &Layer, buf: &Buffers, x: Operand, fed: &Range<usize>, asked: &Range<usize>) {
-    let (mut cached, mut own) = ([None; 5], [None; 5]);
+    let (mut cached, mut own) = ([None; 7], [None; 5]);
     if let Some(attn) = &layer.attn {
         let [to_q, to_k] = latent::first_results(attn, buf);
         let job = |linear, out| Some((linear?, out));
@@ -685,7 +685,7 @@ fn project(ops: &mut Ops, layer: &Layer, buf: &Buffers, x: Operand, fed: &Range<
     }
     let rows = 0..fed.len();
     if fed == asked {
-        return ops.linear_some(x, rows, &[own, cached].concat());
+        return ops.linear_some(x, rows, &[&own[..], &cached].concat());
     }
     ops.linear_some(x, rows.clone(), &cached);
     if !asked.is_empty() {

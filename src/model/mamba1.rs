@@ -89,7 +89,7 @@ pub fn channel_scan(b: &mut Builder, i: usize, shape: RecurrentShape, norms: Sca
     };
     Ok(Recurrence {
         shape,
-        mixed,
+        mixed: [mixed].into(),
         gate,
         filter: l.transposed(&name("ssm_conv1d.weight"), n, shape.n_filter)?,
         filter_bias: Some(l.vector(&name("ssm_conv1d.bias"), n)?),

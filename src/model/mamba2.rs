@@ -92,7 +92,7 @@ pub fn selective_scan(b: &mut Builder, i: usize, shape: RecurrentShape, always_n
     };
     Ok(Recurrence {
         shape,
-        mixed,
+        mixed: [mixed].into(),
         gate,
         filter: l.transposed(&name("ssm_conv1d.weight"), n_mixed, shape.n_filter)?,
         filter_bias: l.optional_vector(&name("ssm_conv1d.bias"), n_mixed)?,

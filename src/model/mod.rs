@@ -32,6 +32,7 @@ mod granite;
 mod grok;
 mod hunyuan;
 mod jamba;
+mod kimi_linear;
 mod latent;
 mod laurel;
 mod layer_norm;
@@ -263,6 +264,7 @@ pub const FAMILIES: &[Family] = &[
     qwen::QWEN2VL,
     qwen::QWEN3VL,
     qwen::QWEN3VLMOE,
+    kimi_linear::FAMILY,
     qwen35::QWEN3NEXT,
     qwen35::QWEN35,
     qwen35::QWEN35MOE,

@@ -90,7 +90,7 @@ fn scan(b: &mut Builder, i: usize, shape: RecurrentShape) -> Result<Recurrence> 
     };
     Ok(Recurrence {
         shape,
-        mixed,
+        mixed: [mixed].into(),
         gate,
         filter: l.transposed(&name("ssm_conv1d.weight"), n, shape.n_filter)?,
         filter_bias: None,

@@ -113,7 +113,7 @@ fn delta_net(b: &mut Builder, i: usize, shape: RecurrentShape) -> Result<Recurre
         eps,
     };
     let out = l.linear(&name("ssm_out"), n_embd, n_values)?;
-    Ok(Recurrence { shape, mixed, gate, filter, filter_bias: None, rule: Rule::Delta(rule), out })
+    Ok(Recurrence { shape, mixed: [mixed].into(), gate, filter, filter_bias: None, rule: Rule::Delta(rule), out })
 }
 
 /// The rows of queries, keys and values, and those of gates, of a tensor that has them key head by key head.

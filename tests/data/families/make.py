@@ -343,6 +343,39 @@ class DeepSeek2(Tiny):
         add("attn_output.weight", self.matrix(d, n * value, 1.5))
 
 
+class KimiLinear(DeepSeek2):
+    """The delta rule with rates for each element of a key (k), and latent attention without positions (a). `fused`: queries, keys and values of the
+    delta rule are one matrix."""
+
+    def __init__(self, name, kinds, *, state=16, conv=4, fused=False, **rest):
+        self.kinds, self.delta, self.joined = kinds, (state, conv), fused
+        keys = {"attention.head_count_kv": [int(kind == "a") for kind in kinds], "kda.head_dim": state, "ssm.conv_kernel": conv}
+        super().__init__(name, "kimi-linear", n_layer=len(kinds), keys={**keys, **rest.pop("keys", {})}, **rest)
+        self.n_head_kv, self.next = None, 0
+
+    def attention(self, add):
+        kind, self.next = self.kinds[self.next], self.next + 1
+        if kind == "a":
+            return super().attention(add)
+        d, n_head, (state, conv) = N_EMBD, self.n_head, self.delta
+        n = n_head * state
+        matrices = [self.matrix(n, d, 1.2) for _ in "qkv"]
+        if self.joined:
+            add("attn_qkv.weight", np.concatenate(matrices))
+        for part, matrix in zip("qkv", matrices):
+            if not self.joined:
+                add(f"attn_{part}.weight", matrix)
+            add(f"ssm_conv1d_{part}.weight", self.vector(n * conv, 0.0, 0.7).reshape(1, n, 1, conv))
+        for part, gain in (("f", 1.0), ("g", 1.4)):
+            add(f"ssm_{part}_a.weight", self.matrix(state, d, 1.0))
+            add(f"ssm_{part}_b.weight", self.matrix(n, state, gain))
+        add("ssm_beta.weight", self.matrix(n_head, d, 1.5))
+        add("ssm_dt.bias", self.vector(n, -1.5, 0.9))
+        add("ssm_a", -np.exp(self.vector(n_head, -0.5, 0.7)).reshape(1, 1, n_head, 1))
+        add("ssm_norm.weight", self.vector(state, 1.0, 0.3))
+        add("attn_output.weight", self.matrix(d, n, 2.4))
+
+
 class Gemma4(Tiny):
     """Layers with heads of two sizes; with `side`, inputs of their own, of so many values each; the last `n_shared` have no keys. With
     `experts`, mixtures beside the networks of all layers but the first."""
@@ -889,6 +922,12 @@ def models():
                   tensors={"rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
                   keys={"rope.scaling.original_context_length": 256}, runs=[(256, 48, 1), (512, 48, 1)]),
         DeepSeek2("plm", "plm", old=True, rot=16, plain=24, value=32, ungated=True, tied=True, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        KimiLinear("kimi_linear", "kkaka", rot=16, experts=(16, 4), shared=32, expert_bias=True, eps=1e-2, keys={
+            # What converters write, which means nothing.
+            "attention.value_length": 24, "expert_shared_count": 1, "leading_dense_block_count": 1, "expert_weights_scale": 2.5, "expert_gating_func": 2},
+            runs=[(512, 48, 1), (512, 300, 6)]),
+        KimiLinear("kimi_linear_fused", "akk", state=24, conv=3, fused=True, n_head=3, rot=8, plain=24, value=32, experts=(8, 3), shared=64,
+                   expert_bias=True, keys={"expert_shared_count": 2, "expert_gating_func": 1}),
         Tiny("bailingmoe", "bailingmoe", experts=(8, 3), shared=32, eps=1e-2, keys={
             "expert_feed_forward_length": 32, "expert_shared_count": 1, "expert_weights_norm": True}),
         Tiny("bailingmoe2", "bailingmoe2", fused="qkv", qk_norm=True, n_rot=8, experts=(16, 4), shared=48, expert_bias=True,
