@@ -209,7 +209,7 @@ fn what_cannot_be_trained_is_named() {
         ("granitehybrid", "a selective scan"),
         ("nemotron_h", "a selective scan"),
         ("jamba", "a selective scan"),
-        ("plamo2", "a selective scan"),
+        ("plamo2", "norms of single heads"),
         ("deci", "a linear map in the place of attention"),
     ] {
         let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();

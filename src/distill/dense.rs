@@ -231,7 +231,7 @@ impl<'m> DenseModel<'m> {
             };
             let is_other = |qk: &QueryKey| qk.norm.as_ref().is_some_and(|norm| norm.rms().is_none());
             if is_other(q) || is_other(k) || attn.clip.is_some() {
-                let what = format!("layer {i} clips queries and keys or has LayerNorm on them, which is not supported here");
+                let what = format!("layer {i} clips queries and keys, or has norms of single heads or LayerNorm on them, which is not supported here");
                 return Err(Error::Impossible(what));
             }
             if let Some(t) = attn.temperature.filter(|t| n_ctx > t.n_ctx) {
