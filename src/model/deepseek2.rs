@@ -1,5 +1,5 @@
-//! DeepSeek-V2 (arXiv 2405.04434), V3 and R1, and others of their shape, such as Moonlight and GLM-4.7-Flash: multi-head latent attention,
-//! and after a few layers without them mixtures of experts.
+//! DeepSeek-V2 (arXiv 2405.04434), V3 and R1, and others of their shape, such as Moonlight, GLM-4.7-Flash and Mistral 4, whose files have a name of
+//! their own: multi-head latent attention, and after a few layers without them mixtures of experts.
 
 use ggml_ext::lisa::Kind;
 
@@ -15,6 +15,8 @@ use crate::compute::{Act, Gating, Linear, Norm};
 
 /// The registry row.
 pub const FAMILY: Family = Family::new("deepseek2", build);
+/// The registry row of Mistral 4.
+pub const MISTRAL4: Family = Family { arch: "mistral4", ..FAMILY };
 
 /// Sizes of attention, all of them of one head.
 pub struct Sizes {

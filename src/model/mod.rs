@@ -248,6 +248,7 @@ pub const FAMILIES: &[Family] = &[
     mellum::FAMILY,
     afmoe::FAMILY,
     deepseek2::FAMILY,
+    deepseek2::MISTRAL4,
     minicpm3::FAMILY,
     plm::FAMILY,
     dbrx::FAMILY,

@@ -914,6 +914,10 @@ def models():
         DeepSeek2("deepseek2_dense", n_layer=2, rank=64, q_rank=48, keys={
             "leading_dense_block_count": 2, "attention.temperature_scale": 0.3, "attention.temperature_length": 16},
             runs=[(512, 48, 1), SHIFTED]),
+        DeepSeek2("mistral4", "mistral4", q_rank=48, rot=16, experts=(8, 3), gate_up=True, shared=32, eps=1e-2, keys={
+            "expert_shared_count": 1, "expert_weights_norm": True, "expert_weights_scale": 1.5, "expert_gating_func": 1,
+            "attention.temperature_scale": 0.3, "attention.temperature_length": 16, **yarn, "rope.scaling.yarn_log_multiplier": 0.1},
+            runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         DeepSeek2("deepseek2_old", old=True, n_layer=2, n_ff=96, experts=(8, 3), gate_up=True, shared=32, eps=1e-2, keys={
             "expert_shared_count": 1, **yarn}),
         DeepSeek2("deepseek2_old_dense", old=True, q_rank=48, n_layer=2, rot=16, value=32, tied=True, keys={
