@@ -74,7 +74,7 @@ families! {
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
     mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied
     gemma4 gemma4_plain gemma4_experts gemma3n
-    gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 arcee
+    gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 cohere2moe cohere2moe_rms arcee
     gpt2 starcoder bloom mpt mpt_learned jais
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
     phi3 phi3_longrope phi3_partial_tied phi3_window_key phimoe apertus chameleon chameleon_after
@@ -94,6 +94,7 @@ fn quantised_experts_and_heads_stay_close() {
         "qwen2moe",
         "arctic",
         "grok_beside",
+        "cohere2moe",
         "deepseek",
         "deepseek2_dense",
         "deepseek2_old_dense",
@@ -197,6 +198,8 @@ fn windows_are_all_that_is_seen() {
         "gemma4_experts",
         "gemma3n",
         "cohere2",
+        "cohere2moe",
+        "cohere2moe_rms",
         "lfm2_attention_last",
     ] {
         reference::windows_are_all_that_is_seen(&load(name));

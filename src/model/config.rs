@@ -2,7 +2,7 @@
 
 use ggml_ext::gguf::Gguf;
 
-use super::Family;
+use super::{Family, Norms, Windows};
 use crate::attention::RopeScaling;
 use crate::{Error, Result};
 
@@ -222,17 +222,22 @@ impl<'g, 'a> Keys<'g, 'a> {
 
     /// How many positions each layer attends to, where most have a sliding window (`window` positions where the file does not say) and
     /// every `pattern`-th sees the whole context, unless the file gives another number (0: none of them does), or flags of its own.
-    pub fn alternating_windows(
-        &self,
-        n_layer: usize,
-        window: Option<usize>,
-        pattern: usize,
-    ) -> Result<Vec<Option<usize>>> {
+    pub fn alternating_windows(&self, n_layer: usize, window: Option<usize>, pattern: usize) -> Result<Windows> {
+        self.windows(n_layer, window, pattern, 1)
+    }
+
+    /// The same where those that see the whole context come first, from the first layer on.
+    pub fn windows_after_global(&self, n_layer: usize, window: Option<usize>, pattern: usize) -> Result<Windows> {
+        self.windows(n_layer, window, pattern, 0)
+    }
+
+    /// The same where the number of the first layer is `first`, and multiples see the whole context.
+    fn windows(&self, n_layer: usize, window: Option<usize>, pattern: usize, first: usize) -> Result<Windows> {
         const PATTERN: &str = "attention.sliding_window_pattern";
         let window = self.count("attention.sliding_window")?.or(window).filter(|&n| n > 0);
         let flags = self.flags(PATTERN, n_layer)?;
         let pattern = if flags.is_none() { self.count(PATTERN)?.unwrap_or(pattern) } else { 0 };
-        let is_local = |i: usize| flags.as_ref().map_or(pattern == 0 || !(i + 1).is_multiple_of(pattern), |f| f[i]);
+        let is_local = |i: usize| flags.as_ref().map_or(pattern == 0 || !(i + first).is_multiple_of(pattern), |f| f[i]);
         Ok((0..n_layer).map(|i| window.filter(|_| is_local(i))).collect())
     }
 
@@ -303,6 +308,8 @@ pub struct Config {
     pub head_dim_v: usize,
     /// Dimensions of a head that rotate.
     pub n_rot: usize,
+    /// Whether norms are LayerNorm.
+    pub layer_norm: bool,
     /// The norms' epsilon.
     pub norm_eps: f32,
     /// Context the model was trained for.
@@ -375,10 +382,13 @@ impl Config {
         if family.attends && !family.heads_vary {
             keys.check_heads(heads.n_head_kv, heads.n_head, None)?;
         }
-        let key_of_eps = match family.layer_norm {
-            true => "attention.layer_norm_epsilon",
-            false => "attention.layer_norm_rms_epsilon",
+        const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
+        let layer_norm = match family.norms {
+            Norms::Rms => false,
+            Norms::Layer => true,
+            Norms::Either => keys.float(RMS_EPS)?.is_none_or(|eps| eps == 0.0),
         };
+        let key_of_eps = if layer_norm { "attention.layer_norm_epsilon" } else { RMS_EPS };
         let norm_eps = keys.float(key_of_eps)?.ok_or_else(|| missing(key_of_eps))?;
         if norm_eps < 0.0 {
             return Err(keys.error(key_of_eps, format_args!("{norm_eps} is negative")));
@@ -397,6 +407,7 @@ impl Config {
             head_dim_k: heads.head_dim_k,
             head_dim_v: heads.head_dim_v,
             n_rot: heads.n_rot,
+            layer_norm,
             norm_eps,
             n_ctx_train,
             rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),

@@ -53,7 +53,7 @@ impl<'g, 'a> Description<'g, 'a> {
             sharing: Sharing { plan: &sharing.plan, meta: sharing.meta.as_ref() },
             loader: &mut loader,
             warnings: Vec::new(),
-            layer_norm: self.family.layer_norm,
+            layer_norm: self.config.layer_norm,
             rms_biases: false,
             keys_make_values: false,
             queries_have_gates: false,

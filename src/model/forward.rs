@@ -315,11 +315,12 @@ impl<'a> Pass<'a> {
                 }
                 self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, scale, norm, eps, normed);
             }
-            (true, Some(norm)) => {
-                self.ops.norm(&buf.x, asked.clone(), Some(norm), eps, normed);
+            // Experts are given the first rows of an operand, which the layer's input need not begin with.
+            (true, own) if own.is_some() || ffn.experts().is_some() => {
+                self.ops.norm(&buf.x, asked.clone(), own.or(layer.attn_norm.as_ref()), eps, normed);
                 made = &buf.beside;
             }
-            (true, None) => (x, given, made) = (self.input(i).1, fed.len() - n..fed.len(), &buf.beside),
+            (true, _) => (x, given, made) = (self.input(i).1, fed.len() - n..fed.len(), &buf.beside),
         }
         self.laps.end(Phase::Norm);
         match ffn {

@@ -11,6 +11,7 @@ mod bitnet;
 mod buffers;
 mod builder;
 mod chameleon;
+mod cohere2moe;
 mod config;
 mod dbrx;
 mod deci;
@@ -109,8 +110,8 @@ pub struct Family {
     varies: bool,
     /// Whether layers may have different numbers of query heads too.
     heads_vary: bool,
-    /// Whether norms are LayerNorm.
-    layer_norm: bool,
+    /// Of what kind norms are.
+    norms: Norms,
     /// Whether there is attention in it, and are feed-forward networks.
     attends: bool,
 }
@@ -131,7 +132,7 @@ impl Family {
             rounds: |_| Ok(1),
             varies: false,
             heads_vary: false,
-            layer_norm: false,
+            norms: Norms::Rms,
             attends: true,
         }
     }
@@ -158,7 +159,12 @@ impl Family {
 
     /// The same with LayerNorm in place of RMSNorm.
     const fn with_layer_norm(self) -> Self {
-        Self { layer_norm: true, ..self }
+        Self { norms: Norms::Layer, ..self }
+    }
+
+    /// The same with LayerNorm in place of RMSNorm where the file gives no epsilon for the latter.
+    const fn with_either_norm(self) -> Self {
+        Self { norms: Norms::Either, ..self }
     }
 
     /// The same with layers of different sizes.
@@ -170,6 +176,17 @@ impl Family {
     const fn with_varying_heads(self) -> Self {
         Self { varies: true, heads_vary: true, ..self }
     }
+}
+
+/// The kinds of norms.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Norms {
+    /// RMSNorm.
+    Rms,
+    /// LayerNorm.
+    Layer,
+    /// RMSNorm where the file gives its epsilon, otherwise LayerNorm.
+    Either,
 }
 
 /// One for each layer.
@@ -297,6 +314,7 @@ pub const FAMILIES: &[Family] = &[
     layer_norm::ORION,
     layer_norm::COMMAND_R,
     layer_norm::COHERE2,
+    cohere2moe::FAMILY,
     gpt_oss::FAMILY,
     lfm2::LFM2,
     lfm2::LFM2MOE,

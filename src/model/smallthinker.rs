@@ -22,12 +22,8 @@ const WINDOW: usize = 4096;
 const STEP: usize = 4;
 
 fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
-    const PATTERN: &str = "attention.sliding_window_pattern";
-    let window = keys.count("attention.sliding_window")?.filter(|&n| n > 0).map(|_| WINDOW);
-    let flags = keys.flags(PATTERN, n_layer)?;
-    let step = if flags.is_none() { keys.count(PATTERN)?.unwrap_or(STEP) } else { 0 };
-    let is_local = |i: usize| flags.as_ref().map_or(step == 0 || !i.is_multiple_of(step), |f| f[i]);
-    Ok((0..n_layer).map(|i| window.filter(|_| is_local(i))).collect())
+    let windows = keys.windows_after_global(n_layer, None, STEP)?;
+    Ok(windows.into_iter().map(|w| w.map(|_| WINDOW)).collect())
 }
 
 fn build(b: &mut Builder) -> Result<Decoder> {

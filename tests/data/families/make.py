@@ -1041,6 +1041,14 @@ def models():
              qk_norm="own", eps=1e-2, keys={"logit_scale": 0.1}, runs=[(512, 48, 2), SHIFTED]),
         Tiny("cohere2", "cohere2", n_layer=5, layer_norm="plain", ffn_norm=None, tied=True, eps=1e-2,
              keys={"logit_scale": 2.0, "attention.sliding_window": 8}, runs=[(512, 48, 1), (512, 300, 6)]),
+        # Experts after a layer without them, whose attention sees everything and has positions all the same.
+        Tiny("cohere2moe", "cohere2moe", n_layer=6, emb=1.5, gate=1.5, layer_norm="plain", ffn_norm=None, experts=(8, 3), shared=64, tied=True, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 64, "expert_shared_count": 2,
+            "leading_dense_block_count": 1, "logit_scale": 0.25, "attention.sliding_window": 8}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("cohere2moe_rms", "cohere2moe", n_layer=3, ffn_norm=None, experts=(8, 3), gate_up=True, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_weights_norm": True, "expert_weights_scale": 1.5, "expert_gating_func": 1,
+            "leading_dense_block_count": 0, "logit_scale": 1.25, "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [True, False, True]}),
         Tiny("arcee", "arcee", ungated=True, eps=1e-2, tensors={"rope_freqs.weight": ramp(8, 1.0, 8.0)}),
         Tiny("gemma", "gemma", n_head_kv=1, head_dim=32, n_ff=96, tied=True, eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("gemma2", "gemma2", n_layer=5, head_dim=32, n_ff=96, keys={
