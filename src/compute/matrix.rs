@@ -199,12 +199,9 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// Multiplies the results of products with `factor`.
-    ///
-    /// # Panics
-    /// With a bias, which is none of these.
+    /// Multiplies results with `factor`, and with them the bias.
     pub fn scale_by(&mut self, factor: f32) {
-        assert!(self.bias.is_none(), "a factor on results, and not on a bias");
+        self.bias.iter_mut().flatten().for_each(|b| *b *= factor);
         self.scale = Some(self.scale.unwrap_or(1.0) * factor);
     }
 }

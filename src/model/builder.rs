@@ -11,7 +11,8 @@ use super::decoder::{
 use super::weights::Loader;
 use crate::Result;
 use crate::attention::{
-    AttentionShape, Convolution, Hidden, LisaAttention, LowRank, Rope, RopeStyle, Routes, SharePlan, slopes,
+    AttentionShape, Convolution, Hidden, LisaAttention, LowRank, Rope, RopeScaling, RopeStyle, Routes, SharePlan,
+    slopes,
 };
 use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Matrix, Networks, Norm, Units};
 
@@ -152,6 +153,13 @@ impl Builder<'_, '_, '_, '_> {
         let base = self.keys.positive("rope.freq_base_swa")?.unwrap_or(c.rope_base);
         let local = Rope::new(style, c.n_rot, base, &c.rope_scaling, None, c.rope_magnitude);
         Ok([self.rope(style, None), local].map(ContextRope::always))
+    }
+
+    /// The rotary embedding of layers with windows whose frequencies are not stretched, of `n_rot` dimensions; their base is `base` where the
+    /// file does not say.
+    pub fn local_rope(&self, style: RopeStyle, n_rot: usize, base: f32) -> Result<ContextRope> {
+        let base = self.keys.positive("rope.freq_base_swa")?.unwrap_or(base);
+        Ok(ContextRope::always(Rope::new(style, n_rot, base, &RopeScaling::None, None, 1.0)))
     }
 
     /// [`Builder::rope`] with the factors that files of many families may carry: divisors of every pair's frequency, as of Llama 3.1's stretching; or
@@ -300,6 +308,11 @@ impl Builder<'_, '_, '_, '_> {
         }
     }
 
+    /// The sinks of layer `i`'s heads, where the file has them.
+    pub fn sinks_if_any(&mut self, i: usize) -> Result<Option<Box<[f32]>>> {
+        if self.loader.has(&format!("blk.{i}.attn_sinks.weight")) { self.sinks(i) } else { Ok(None) }
+    }
+
     /// The sinks of layer `i`'s heads.
     ///
     /// # Errors
@@ -414,6 +427,11 @@ impl Builder<'_, '_, '_, '_> {
             Some(_) => Err(self.keys.error(SECTIONS, "a fourth dimension of positions is not supported")),
             None => Ok(sections.iter().any(|&n| n != 0)),
         }
+    }
+
+    /// Whether layer `i` has experts, for families whose files do not say.
+    pub fn has_experts(&self, i: usize) -> bool {
+        self.loader.has(&format!("blk.{i}.ffn_gate_inp.weight"))
     }
 
     /// Refuses files with experts, for families that have none.

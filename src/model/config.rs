@@ -8,6 +8,9 @@ use crate::{Error, Result};
 
 /// How many experts are chosen for a token.
 pub(super) const USED: &str = "expert_used_count";
+/// Positions that layers with windows attend to, and which layers these are.
+const WINDOW: &str = "attention.sliding_window";
+const PATTERN: &str = "attention.sliding_window_pattern";
 /// Query heads.
 const N_HEAD: &str = "attention.head_count";
 
@@ -178,7 +181,11 @@ impl<'g, 'a> Keys<'g, 'a> {
         if !matches!(self.gguf.get(&full), Some(ggml_ext::gguf::Value::Array(_))) {
             return Ok(None);
         }
-        let flags = self.gguf.bools(&full).map_err(|e| gguf_error(self.file, e))?.unwrap_or_default();
+        // Some converters write numbers.
+        let flags = match self.gguf.u32s(&full) {
+            Ok(numbers) => numbers.unwrap_or_default().into_iter().map(|n| n != 0).collect(),
+            Err(_) => self.gguf.bools(&full).map_err(|e| gguf_error(self.file, e))?.unwrap_or_default(),
+        };
         if flags.len() < n_layer {
             return Err(self.error(key, format_args!("has {} values, expected one per layer: {n_layer}", flags.len())));
         }
@@ -231,10 +238,16 @@ impl<'g, 'a> Keys<'g, 'a> {
         self.windows(n_layer, window, pattern, 0)
     }
 
+    /// The same where files must say how long windows are and which layers have them.
+    pub fn flagged_windows(&self, n_layer: usize) -> Result<Windows> {
+        let window = self.required(WINDOW, MAX_WIDTH)?;
+        let flags = self.flags(PATTERN, n_layer)?.ok_or_else(|| self.error(PATTERN, "is missing or not an array"))?;
+        Ok(flags[..n_layer].iter().map(|&is_local| is_local.then_some(window)).collect())
+    }
+
     /// The same where the number of the first layer is `first`, and multiples see the whole context.
     fn windows(&self, n_layer: usize, window: Option<usize>, pattern: usize, first: usize) -> Result<Windows> {
-        const PATTERN: &str = "attention.sliding_window_pattern";
-        let window = self.count("attention.sliding_window")?.or(window).filter(|&n| n > 0);
+        let window = self.count(WINDOW)?.or(window).filter(|&n| n > 0);
         let flags = self.flags(PATTERN, n_layer)?;
         let pattern = if flags.is_none() { self.count(PATTERN)?.unwrap_or(pattern) } else { 0 };
         let is_local = |i: usize| flags.as_ref().map_or(pattern == 0 || !(i + first).is_multiple_of(pattern), |f| f[i]);

@@ -80,7 +80,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
             }
         };
         let network = b.network(i, "", n_ff[i], Act::Gelu)?;
-        let ffn = match mixture.as_ref().filter(|_| b.loader.has(&format!("blk.{i}.ffn_gate_inp.weight"))) {
+        let ffn = match mixture.as_ref().filter(|_| b.has_experts(i)) {
             Some(mixture) => Ffn::Experts(Box::new(experts(b, i, mixture, network)?)),
             None => Ffn::One(Box::new(network)),
         };

@@ -24,7 +24,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
                 b.attention(i, AttentionShape { n_head_kv, ..attention }, 0, QkNorm::None)?.into()
             }
         };
-        let ffn = match b.loader.has(&format!("blk.{i}.ffn_gate_inp.weight")) {
+        let ffn = match b.has_experts(i) {
             true => b.experts(i, &mixture(b)?)?,
             false => b.dense_feed_forward(i, Act::Silu)?,
         };

@@ -43,6 +43,7 @@ mod llama4;
 mod mamba1;
 mod mamba2;
 mod mellum;
+mod mimo2;
 mod minicpm3;
 mod mixtures;
 mod nanbeige;
@@ -264,6 +265,7 @@ pub const FAMILIES: &[Family] = &[
     mixtures::MINIMAX_M2,
     mellum::FAMILY,
     afmoe::FAMILY,
+    mimo2::FAMILY,
     deepseek2::FAMILY,
     deepseek2::MISTRAL4,
     minicpm3::FAMILY,

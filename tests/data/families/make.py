@@ -28,19 +28,20 @@ LARGE = 1000
 class Tiny:
     """One model: hyperparameters with the defaults of the table below, changed by keyword."""
 
-    def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, n_ff=112, n_vocab=300,
+    def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, value_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  post_names=("post_attention_norm.weight", "post_ffw_norm.weight"), experts=None, gate_up=False, beside=0, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
                  ff_key=None, attn_gate=False, positions=False, silent=None, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
-        self.attn_gate = attn_gate  # gates on what attention gives
+        self.attn_gate = attn_gate  # gates on what attention gives, one for each value or, "heads", for each head
         self.silent = silent  # tokens that are never predicted
         self.positions, self.embed_norm = positions, embed_norm  # learned positions; a norm on embeddings
         self.sub_norm, self.scales = sub_norm, scales  # norms inside the halves of a layer; factors on the results of its matrices
         self.nvfp4 = nvfp4  # values that NVFP4 has, and factors beside all matrices of layers
         self.n_layer, self.n_head, self.n_head_kv = n_layer, n_head, n_head_kv
         self.head_dim = head_dim or N_EMBD // n_head
+        self.value_dim = value_dim or self.head_dim  # of a head's values, where keys are longer or shorter
         self.explicit_head_dim = head_dim is not None
         self.n_ff, self.n_vocab, self.n_ctx = n_ff, n_vocab, n_ctx
         self.freq_base, self.eps, self.tied = freq_base, eps, tied
@@ -96,7 +97,7 @@ class Tiny:
             w.add_float32(f"{a}.rope.freq_base", self.freq_base)
         if self.explicit_head_dim:
             w.add_uint32(f"{a}.attention.key_length", self.head_dim)
-            w.add_uint32(f"{a}.attention.value_length", self.head_dim)
+            w.add_uint32(f"{a}.attention.value_length", self.value_dim)
         if self.n_rot is not None:
             w.add_uint32(f"{a}.rope.dimension_count", self.n_rot)
         if self.experts:
@@ -240,8 +241,9 @@ class Tiny:
     def attention(self, add):
         d_q = self.n_head * self.head_dim
         d_kv = (self.n_head_kv or self.n_head) * self.head_dim
+        d_v, d_out = (self.n_head_kv or self.n_head) * self.value_dim, self.n_head * self.value_dim
         q, k = self.matrix(d_q, N_EMBD, 1.4), self.matrix(d_kv, N_EMBD, 1.4)
-        v = self.matrix(d_kv, N_EMBD, 1.0)
+        v = self.matrix(d_v, N_EMBD, 1.0)
         if self.fused and self.fused != "ffn":
             add("attn_qkv.weight", np.concatenate([q, k, v]))
             if "qkv" in self.bias:
@@ -262,8 +264,8 @@ class Tiny:
                 if "norms" in self.bias:
                     add(f"attn_{what}_norm.bias", self.vector(n, 0.0, 0.3).reshape(-1, self.head_dim))
         if self.attn_gate:
-            add("attn_gate.weight", self.matrix(d_q, N_EMBD, 1.4))
-        add("attn_output.weight", self.matrix(N_EMBD, d_q, 1.5))
+            add("attn_gate.weight", self.matrix(self.n_head if self.attn_gate == "heads" else d_out, N_EMBD, 1.4))
+        add("attn_output.weight", self.matrix(N_EMBD, d_out, 1.5))
         if "o" in self.bias:
             add("attn_output.bias", self.vector(N_EMBD, 0.0, 0.3))
         if self.sinks:
@@ -306,6 +308,29 @@ class Varying(Tiny):
         w.add_tensor("output_norm.weight", self.vector(d, 1.0, 0.2))
         if not self.tied:
             w.add_tensor("output.weight", self.matrix(self.n_vocab, d, 3.0))
+
+
+class Alternating(Tiny):
+    """Layers with query heads and key/value heads of their own number, and a window or not: `(heads, kv, local)`. `kv_only`: files give the number of
+    query heads once. `sinks`: in layers with windows."""
+
+    def __init__(self, name, arch, layers, *, sinks=False, kv_only=False, numbers=False, **rest):
+        self.layers, self.of_local = layers, sinks
+        heads, kv, local = ([layer[i] for layer in layers] for i in range(3))
+        keys = {"attention.head_count_kv": kv, "attention.sliding_window_pattern": [int(x) if numbers else bool(x) for x in local]}
+        if not kv_only:
+            keys["attention.head_count"] = heads
+        super().__init__(name, arch, n_layer=len(layers), n_head=heads[0] if kv_only else None, n_head_kv=None,
+                         keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def add_tensors(self, w):
+        self.turn = iter(self.layers)
+        super().add_tensors(w)
+
+    def attention(self, add):
+        self.n_head, self.n_head_kv, local = next(self.turn)
+        self.sinks = self.of_local and local
+        super().attention(add)
 
 
 class DeepSeek2(Tiny):
@@ -1018,6 +1043,13 @@ def models():
         Tiny("stablelm", "stablelm", n_rot=4, layer_norm="bias", bias=("q", "k", "v"), eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
         Tiny("stablelm_parallel", "stablelm", n_rot=8, layer_norm="bias", ffn_norm=None),
         Tiny("stablelm_normed", "stablelm", n_rot=8, layer_norm="bias", ffn_norm=None, qk_norm="own", eps=1e-2),
+        Alternating("mimo2", "mimo2", [(4, 1, 0), (4, 2, 1), (4, 4, 1), (4, 1, 0), (4, 2, 1)], head_dim=24, value_dim=16, n_rot=8, kv_only=True, numbers=True,
+                    fused="qkv", sinks=True, n_ff=96, experts=(8, 3), expert_bias=True, eps=1e-2, freq_base=500000.0, keys={
+                        "expert_feed_forward_length": 32, "leading_dense_block_count": 1, "attention.sliding_window": 8,
+                        "attention.value_scale": 0.6, "rope.freq_base_swa": 3000.0}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Alternating("mimo2_split", "mimo2", [(4, 2, 1), (4, 1, 0)], head_dim=16, value_dim=32, n_rot=16, kv_only=True,
+                    n_ff=96, experts=(5, 2), keys={
+                        "expert_feed_forward_length": 48, "leading_dense_block_count": 0, "attention.sliding_window": 16}),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
