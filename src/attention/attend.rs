@@ -4,6 +4,7 @@
 
 use ggml_ext::kernels::{Digits, Kernels};
 
+use super::gates::Gates;
 use super::kv_cache::LayerCache;
 use super::lisa::LisaAttention;
 use super::route::Route;
@@ -97,8 +98,8 @@ pub struct Attend<'a> {
     /// What each head's softmax counts besides its keys: the score of a key without a value (gpt-oss, arXiv 2508.10925; StreamingLLM, arXiv
     /// 2309.17453, calls it a sink).
     pub sinks: Option<&'a [f32]>,
-    /// What results are multiplied with, after a logistic function, where the family has that: rows of `n_head * head_dim_v`.
-    pub gates: Option<&'a SharedBuf<f32>>,
+    /// What results are multiplied with, where the family has that.
+    pub gates: Option<Gates<'a>>,
     /// The cache with the layer's values.
     pub values: &'a LayerCache,
     /// What other layers left, and what this one leaves.
@@ -190,11 +191,10 @@ impl Attend<'_> {
             self.tiles(scratch);
         }
         for t in self.worker.share(self.queries.n) {
-            // SAFETY: rows are shared out disjointly, and nobody writes the gates in this phase.
+            // SAFETY: rows are shared out disjointly, and with them their gates.
             unsafe {
                 if let Some(gates) = self.gates {
-                    let k = self.out.k();
-                    self.kernels.float.sigmoid_mul(gates.get(t * k..(t + 1) * k), self.out.row_mut(t));
+                    gates.apply(self.kernels, t, self.out.row_mut(t));
                 }
                 self.out.finish_row(self.kernels, t);
             }

@@ -7,6 +7,7 @@ mod cache_memory;
 mod channels;
 mod conv;
 mod delta;
+mod gates;
 mod kda;
 mod keys;
 mod kv_cache;
@@ -30,6 +31,7 @@ pub(crate) use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scr
 pub(crate) use channels::{ChannelDecay, ChannelScan};
 pub(crate) use conv::Convolution;
 pub(crate) use delta::DeltaRule;
+pub(crate) use gates::{GateCurve, Gates};
 pub(crate) use kda::KeyedDelta;
 pub(crate) use kv_cache::{LayerCache, Turn};
 pub(crate) use lisa::{Hidden, LisaAttention, LowRank};

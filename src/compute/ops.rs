@@ -45,6 +45,8 @@ pub enum Act {
     Gelu,
     /// [`FloatKernels::clamped_swiglu`].
     ClampedSwiglu,
+    /// SwiGLU whose gates are at most this after their activation, and what they gate within it and its negative.
+    CappedSwiglu(f32),
     /// What is above 0: ReGLU (arXiv 2002.05202).
     Relu,
     /// The square of what is above 0 (arXiv 2109.08668).
@@ -73,6 +75,10 @@ impl Act {
             Self::Silu => kernels.silu_mul(gate, up, out),
             Self::Gelu => kernels.gelu_mul(gate, up, out),
             Self::ClampedSwiglu => kernels.clamped_swiglu(gate, up, out),
+            Self::CappedSwiglu(limit) => {
+                Self::Silu.alone(kernels, gate, out);
+                out.iter_mut().zip(up).for_each(|(out, up)| *out = out.min(limit) * up.clamp(-limit, limit));
+            }
             Self::Relu | Self::ReluSquared | Self::Xielu(_) => {
                 self.alone(kernels, gate, out);
                 kernels.mul_assign(out, up);
@@ -83,13 +89,13 @@ impl Act {
     /// `out = act(x)`, of networks without gates.
     ///
     /// # Panics
-    /// For [`Act::ClampedSwiglu`], which is a gate.
+    /// For [`Act::ClampedSwiglu`] and [`Act::CappedSwiglu`], which are gates.
     pub fn alone(self, kernels: &FloatKernels, x: &[f32], out: &mut [f32]) {
         out.copy_from_slice(x);
         match self {
             Self::Silu => kernels.silu(out),
             Self::Gelu => kernels.gelu(out),
-            Self::ClampedSwiglu => panic!("a gate alone"),
+            Self::ClampedSwiglu | Self::CappedSwiglu(_) => panic!("a gate alone"),
             Self::Relu => kernels.relu(out),
             Self::ReluSquared => {
                 kernels.relu(out);

@@ -6,7 +6,7 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::frozen::{Frozen, Precision};
 use super::network::FeedForward;
 use crate::attention::{AttentionShape, Rope, RopeTable};
-use crate::compute::{Matrix, Norm, Units, mean};
+use crate::compute::{Act, Matrix, Norm, Units, mean};
 use crate::model::{Decoder, ExpertInput, Experts, HeadNorm, Model, QueryKey, Scores};
 use crate::{Error, Result};
 
@@ -268,6 +268,10 @@ impl<'m> DenseModel<'m> {
                 let what = "experts with norms or factors of their own, on latents, with fused gates, chosen by the layer's \
                             input or given that input, are not supported here";
                 return Err(Error::Impossible(what.into()));
+            }
+            let is_capped = |act| matches!(act, Act::CappedSwiglu(_));
+            if ffn.network().is_some_and(|n| is_capped(n.act)) || ffn.experts().is_some_and(|e| is_capped(e.networks.act)) {
+                return Err(unsupported("caps its hidden units"));
             }
             if attn.sub_norm.is_some() || ffn.network().is_some_and(|n| n.norm.is_some()) {
                 return Err(Error::Impossible("layers with norms inside their halves are not supported here".into()));

@@ -7,7 +7,7 @@ use super::decoder::{Attention, ContextRope, Decoder};
 use super::mixtures::mixture;
 use super::{Family, Windows};
 use crate::Result;
-use crate::attention::{AttentionShape, Rope, RopeStyle};
+use crate::attention::{AttentionShape, GateCurve, Rope, RopeStyle};
 use crate::compute::{Act, Gating};
 
 /// The registry row.
@@ -39,7 +39,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         };
         let shape = AttentionShape { window, ..b.shape() };
         let attn = b.attention(i, shape, rope, QkNorm::Heads)?;
-        let gate = b.loader.linear(&format!("blk.{i}.attn_gate"), shape.n_head * shape.head_dim_v, c.n_embd)?;
+        let gate = b.gate(i, &shape, GateCurve::Sigmoid)?;
         let ffn = if i < n_dense { b.dense_feed_forward(i, Act::Silu)? } else { b.experts(i, &mixture)? };
         layers.push(b.sandwiched_layer(i, Attention { gate: Some(gate), ..attn }, ffn)?);
     }

@@ -149,7 +149,7 @@ impl Buffers {
             q: SharedBuf::new(widest(&|a| a.scores.q()).max(made(|s| s.n_head * s.head_dim_k))),
             k: SharedBuf::new(widest(&|a| a.scores.k()).max(made(|s| s.n_head_kv * s.head_dim_k))),
             v: SharedBuf::new(widest(&|a| a.v.as_ref()).max(made(|s| s.n_head_kv * s.head_dim_v))),
-            gates: SharedBuf::new(widest(&|a| a.gate.as_ref())),
+            gates: SharedBuf::new(widest(&|a| a.gate.as_ref().map(|g| &g.linear))),
             recurrent: RecurrentBuffers::new(model.recurrences(), n_ubatch, activations),
             read: Widths::new(model.recurrences().map(|r| r.shape.n_values()), activations),
             heads: Widths::new(outputs(model).map(|w| w.cols()), activations),

@@ -5,14 +5,14 @@ use ggml_ext::pack::ROWS;
 
 use super::config::{Config, Keys, MAX_WIDTH, USED};
 use super::decoder::{
-    Attention, ContextRope, Decoder, ExpertInput, ExpertLatent, Experts, FeedForward, Ffn, HeadNorm, Layer, Mixer,
-    QueryKey, Rounds, Scores, SharedExpert, SideInputs, SideNetwork,
+    Attention, ContextRope, Decoder, ExpertInput, ExpertLatent, Experts, FeedForward, Ffn, Gate, HeadNorm, Layer,
+    Mixer, QueryKey, Rounds, Scores, SharedExpert, SideInputs, SideNetwork,
 };
 use super::weights::Loader;
 use crate::Result;
 use crate::attention::{
-    AttentionShape, Convolution, Hidden, LisaAttention, LowRank, Rope, RopeScaling, RopeStyle, Routes, SharePlan,
-    slopes,
+    AttentionShape, Convolution, GateCurve, Hidden, LisaAttention, LowRank, Rope, RopeScaling, RopeStyle, Routes,
+    SharePlan, slopes,
 };
 use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Matrix, Networks, Norm, Units};
 
@@ -203,6 +203,7 @@ impl Builder<'_, '_, '_, '_> {
         };
         let v = (kind != Kind::Kv).then(|| self.projection(i, Projection::V, &shape)).transpose()?;
         let gate = self.queries_have_gates.then(|| self.queries_or_gates(i, &shape, 1)).transpose()?;
+        let gate = gate.map(|linear| Gate { linear, curve: GateCurve::Sigmoid });
         let attn = self.attention_from(i, shape, rope, kind, scores, v, shape.n_head * shape.head_dim_v)?;
         Ok(Attention { gate, ..attn })
     }
@@ -254,6 +255,17 @@ impl Builder<'_, '_, '_, '_> {
         }
         let scores = Scores::Queries { q: self.query_key(i, Projection::Q, &shape, norm)?, owner };
         self.attention_from(i, shape, rope, Kind::Kv, scores, None, shape.n_head * shape.head_dim_v)
+    }
+
+    /// The gates on the results of layer `i`'s heads, from a tensor of their own: as many as this has rows, one for each value or one for each
+    /// head.
+    pub fn gate(&mut self, i: usize, shape: &AttentionShape, curve: GateCurve) -> Result<Gate> {
+        let name = format!("blk.{i}.attn_gate");
+        let n = match self.loader.dims(&format!("{name}.weight")) {
+            Some([_, n]) if *n == shape.n_head as u64 => shape.n_head,
+            _ => shape.n_head * shape.head_dim_v,
+        };
+        Ok(Gate { linear: self.loader.linear(&name, n, self.config.n_embd)?, curve })
     }
 
     /// Layer `i` as a convolution over `n` positions in the place of attention; its three projections are one tensor.

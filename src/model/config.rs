@@ -264,6 +264,12 @@ impl<'g, 'a> Keys<'g, 'a> {
         }
     }
 
+    /// Finite numbers given once or per layer.
+    pub fn floats_of_layers(&self, key: &str, n_layer: usize) -> Result<Option<Vec<f32>>> {
+        let full = self.key(key);
+        self.gguf.get(&full).map(|_| self.common_floats(&full, n_layer)).transpose()
+    }
+
     /// Numbers given once or per layer, under a `key` that does not begin with the architecture.
     pub fn common_floats(&self, key: &str, n_layer: usize) -> Result<Vec<f32>> {
         let error = |what: String| model_error(self.file, format!("key {key}: {what}"));

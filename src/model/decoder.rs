@@ -7,7 +7,7 @@ use super::latent::Latent;
 use super::laurel::Laurel;
 use super::streams::{StreamLayer, Streams};
 use crate::attention::{
-    AttentionShape, Convolution, LayerCacheSpec, LisaAttention, Recurrence, Rope, Routes, Temperature,
+    AttentionShape, Convolution, GateCurve, LayerCacheSpec, LisaAttention, Recurrence, Rope, Routes, Temperature,
 };
 use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm, Stack};
 
@@ -31,8 +31,8 @@ pub struct Attention {
     pub chunked: bool,
     /// What each head's softmax counts besides the keys, where the family has it (see [`Attend::sinks`](crate::attention::Attend)).
     pub sinks: Option<Box<[f32]>>,
-    /// What the heads' results are multiplied with, after a logistic function, where the family has it.
-    pub gate: Option<Linear>,
+    /// What the heads' results are multiplied with, where the family has it.
+    pub gate: Option<Gate>,
     /// Where the attention weights come from.
     pub scores: Scores,
     /// Value projection; `None` where the values are another layer's.
@@ -47,6 +47,14 @@ pub struct Attention {
     pub out: Linear,
     /// Linear compensation (UniAttn, arXiv 2502.00439): what it makes of the layer's normalised input is added to `out`'s result.
     pub comp: Option<Linear>,
+}
+
+/// Gates on the results of heads.
+pub struct Gate {
+    /// Makes them of the layer's input: one for each value of all heads, or one for each head.
+    pub linear: Linear,
+    /// What makes factors of them.
+    pub curve: GateCurve,
 }
 
 /// Where a layer's attention weights come from, with the parameters it takes to make them.
@@ -167,7 +175,7 @@ impl Attention {
 
     /// Every matrix.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
-        let own = [self.scores.q(), self.comp.as_ref(), self.gate.as_ref()];
+        let own = [self.scores.q(), self.comp.as_ref(), self.gate.as_ref().map(|g| &g.linear)];
         let latent = self.latent.iter().flat_map(Latent::matrices);
         own.into_iter().flatten().chain(self.cached()).chain(latent).chain([&self.out])
     }

@@ -12,7 +12,7 @@ use super::decoder::{
 use super::streams::StreamLayer;
 use super::{latent, laurel};
 use crate::attention::{
-    Attend, AttentionScratch, Convolution, KvCache, LayerCache, Queries, Recurrence, RecurrentStep, ScoreSource,
+    Attend, AttentionScratch, Convolution, Gates, KvCache, LayerCache, Queries, Recurrence, RecurrentStep, ScoreSource,
 };
 use crate::compute::{Act, Form, Laps, Norm, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
@@ -270,7 +270,11 @@ impl<'a> Pass<'a> {
                     chunked: attn.chunked,
                     slopes: attn.slopes.as_deref(),
                     sinks: attn.sinks.as_deref(),
-                    gates: attn.gate.as_ref().map(|_| &buf.gates),
+                    gates: attn.gate.as_ref().map(|g| Gates {
+                        values: &buf.gates,
+                        n: g.linear.weight.rows(),
+                        curve: g.curve,
+                    }),
                     values,
                     weights: &buf.weights,
                     route: if bf16 { route.keeping_scores() } else { route },
@@ -670,7 +674,7 @@ fn project(ops: &mut Ops, layer: &Layer, buf: &Buffers, x: Operand, fed: &Range<
         let [to_q, to_k] = latent::first_results(attn, buf);
         let job = |linear, out| Some((linear?, out));
         [cached[0], cached[1]] = [job(attn.scores.k(), to_k), job(attn.v.as_ref(), &buf.v)];
-        let [comp, gate] = [job(attn.comp.as_ref(), &buf.comp), job(attn.gate.as_ref(), &buf.gates)];
+        let [comp, gate] = [job(attn.comp.as_ref(), &buf.comp), job(attn.gate.as_ref().map(|g| &g.linear), &buf.gates)];
         [own[0], own[1], own[2]] = [job(attn.scores.q(), to_q), comp, gate];
     }
     if let (Some(laurel), Some(work)) = (&layer.laurel, &buf.laurel) {

@@ -63,6 +63,7 @@ mod seed_oss;
 mod sharing;
 mod smallthinker;
 mod smollm3;
+mod step35;
 mod streams;
 mod weights;
 
@@ -266,6 +267,7 @@ pub const FAMILIES: &[Family] = &[
     mellum::FAMILY,
     afmoe::FAMILY,
     mimo2::FAMILY,
+    step35::FAMILY,
     deepseek2::FAMILY,
     deepseek2::MISTRAL4,
     minicpm3::FAMILY,

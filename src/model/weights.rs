@@ -89,6 +89,11 @@ impl<'p> Loader<'p> {
         self.tensors.get(name).map(|e| e.info.shape[0] as usize)
     }
 
+    /// A tensor's dimensions, fastest first, where the file has it.
+    pub fn dims(&self, name: &str) -> Option<&[u64]> {
+        self.tensors.get(name).map(|e| &*e.info.shape)
+    }
+
     /// An error about the model's file.
     pub fn error(&self, what: impl std::fmt::Display) -> crate::Error {
         model_error(&self.file, what)

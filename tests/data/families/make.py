@@ -1050,6 +1050,16 @@ def models():
         Alternating("mimo2_split", "mimo2", [(4, 2, 1), (4, 1, 0)], head_dim=16, value_dim=32, n_rot=16, kv_only=True,
                     n_ff=96, experts=(5, 2), keys={
                         "expert_feed_forward_length": 48, "leading_dense_block_count": 0, "attention.sliding_window": 16}),
+        Alternating("step35", "step35", [(4, 2, 0), (6, 3, 1), (6, 2, 1), (4, 2, 0), (6, 3, 1)], head_dim=16, n_rot=16, qk_norm=True, attn_gate="heads",
+                    n_ff=96, experts=(8, 3), shared=48, gate=2.5, expert_bias=True, eps=1e-2, freq_base=500000.0,
+                    tensors={"rope_freqs.weight": np.concatenate([ramp(4, 1.0, 8.0), np.ones(4)])}, keys={
+                        "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48, "leading_dense_block_count": 2,
+                        "expert_weights_norm": True, "expert_weights_scale": 1.5, "attention.sliding_window": 8, "rope.freq_base_swa": 3000.0,
+                        "swiglu_clamp_exp": [0.0, 0.0, 0.9, 0.0, 0.7], "swiglu_clamp_shexp": [0.0, 0.8, 0.0, 0.6, 0.0]},
+                    runs=[(512, 48, 1), (512, 300, 6)]),
+        Alternating("step35_plain", "step35", [(2, 1, 1), (4, 4, 0)], head_dim=24, n_rot=24, n_ff=80, experts=(5, 2), shared=32, keys={
+            "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32, "leading_dense_block_count": 1,
+            "expert_gating_func": 1, "attention.sliding_window": 16, "swiglu_clamp_shexp": 0.7}),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
