@@ -554,7 +554,10 @@ impl Builder<'_, '_, '_, '_> {
         let width = latent.unwrap_or(n_embd);
         let l = &mut *self.loader;
         let router = l.linear(&format!("blk.{i}.ffn_gate_inp"), n_expert, n_embd)?;
-        let selection_bias = l.optional_vector(&format!("blk.{i}.exp_probs_b.bias"), n_expert)?;
+        // Hy3's files call it otherwise.
+        let names_of_bias = ["exp_probs_b.bias", "exp_probs_b"].map(|name| format!("blk.{i}.{name}"));
+        let name_of_bias = names_of_bias.iter().find(|name| l.has(name));
+        let selection_bias = name_of_bias.map(|name| l.vector(name, n_expert)).transpose()?;
         let fused = l.has(&format!("blk.{i}.ffn_gate_up_exps.weight"));
         let mut stack = |name: &str, rows, cols| l.stack(&format!("blk.{i}.ffn_{name}_exps"), n_expert, rows, cols);
         let units = match (gated, fused) {

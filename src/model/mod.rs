@@ -32,6 +32,7 @@ mod gpt_oss;
 mod granite;
 mod grok;
 mod hunyuan;
+mod hy_v3;
 mod jamba;
 mod kimi_linear;
 mod latent;
@@ -268,6 +269,7 @@ pub const FAMILIES: &[Family] = &[
     afmoe::FAMILY,
     mimo2::FAMILY,
     step35::FAMILY,
+    hy_v3::FAMILY,
     deepseek2::FAMILY,
     deepseek2::MISTRAL4,
     minicpm3::FAMILY,

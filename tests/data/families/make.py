@@ -181,7 +181,7 @@ class Tiny:
             n_dense, step = (self.keys.get(k, d) for k, d in (("leading_dense_block_count", 0), ("interleave_moe_layer_step", 1)))
             if self.experts and i >= n_dense and (i + 1) % step == 0:
                 # Scores of standard deviation 2: some experts matter much more than others.
-                n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", self.n_ff)
+                n, n_ff = self.experts[0], self.keys.get("expert_feed_forward_length", self.n_ff) or self.n_ff // self.experts[1]
                 add("ffn_gate_inp.weight", self.matrix(n, N_EMBD, 2.0))
                 gates = (("gate_up", 2 * n_ff, N_EMBD),) if self.gate_up else (("gate", n_ff, N_EMBD), ("up", n_ff, N_EMBD))
                 for name, n_out, n_in in (*gates, ("down", N_EMBD, n_ff)):
@@ -192,7 +192,7 @@ class Tiny:
                     for name, width in (("gate", n_ff), ("up", n_ff), ("down", N_EMBD)):
                         add(f"ffn_{name}_exps.bias", self.vector(n * width, 0.0, 0.3).reshape(n, width))
                 if self.expert_bias:
-                    add("exp_probs_b.bias", self.vector(n, 0.0, 0.3))
+                    add("exp_probs_b" if self.arch == "hy_v3" else "exp_probs_b.bias", self.vector(n, 0.0, 0.3))
                 if self.shared:
                     for name, n_out, n_in in (
                             ("gate", self.shared, N_EMBD), ("up", self.shared, N_EMBD), ("down", N_EMBD, self.shared)):
@@ -979,6 +979,11 @@ def models():
                    "leading_dense_block_count": 1, "interleave_moe_layer_step": 1}),
         Tiny("hunyuan_moe", "hunyuan-moe", n_ff=48, qk_norm=True, experts=(8, 1), shared=64, eps=1e-2,
              keys={"expert_feed_forward_length": 48, "expert_shared_feed_forward_length": 64}),
+        Tiny("hy_v3", "hy_v3", head_dim=32, gate=1.2, qk_norm=True, experts=(8, 3), shared=48, expert_bias=True, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48, "leading_dense_block_count": 1,
+            "expert_weights_norm": True, "expert_weights_scale": 2.5}, runs=[(512, 48, 1), SHIFTED]),
+        Tiny("hy_v3_unsaid", "hy_v3", n_layer=2, n_ff=96, qk_norm=True, fused="qkv", gate_up=True, experts=(5, 2), shared=48, tied=True, keys={
+            "expert_feed_forward_length": 0, "expert_gating_func": 1}),
         Tiny("minimax_m2", "minimax-m2", head_dim=32, n_rot=16, n_ff=32, qk_norm="rows", experts=(8, 3), expert_bias=True, eps=1e-2,
              keys={"expert_feed_forward_length": 32, "expert_gating_func": 2}, runs=[(512, 48, 1), SHIFTED]),
         Tiny("exaone_moe", "exaone-moe", n_layer=5, qk_norm=True, experts=(16, 4), shared=48, expert_bias=True, eps=1e-2, keys={
