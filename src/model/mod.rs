@@ -35,6 +35,7 @@ mod hunyuan;
 mod hy_v3;
 mod jamba;
 mod kimi_linear;
+mod laguna;
 mod latent;
 mod laurel;
 mod layer_norm;
@@ -270,6 +271,7 @@ pub const FAMILIES: &[Family] = &[
     mimo2::FAMILY,
     step35::FAMILY,
     hy_v3::FAMILY,
+    laguna::FAMILY,
     deepseek2::FAMILY,
     deepseek2::MISTRAL4,
     minicpm3::FAMILY,

@@ -312,12 +312,14 @@ class Varying(Tiny):
 
 class Alternating(Tiny):
     """Layers with query heads and key/value heads of their own number, and a window or not: `(heads, kv, local)`. `kv_only`: files give the number of
-    query heads once. `sinks`: in layers with windows."""
+    query heads once. `sinks`: in layers with windows. Without `pattern` files leave unsaid which layers these are."""
 
-    def __init__(self, name, arch, layers, *, sinks=False, kv_only=False, numbers=False, **rest):
+    def __init__(self, name, arch, layers, *, sinks=False, kv_only=False, numbers=False, pattern=True, **rest):
         self.layers, self.of_local = layers, sinks
         heads, kv, local = ([layer[i] for layer in layers] for i in range(3))
-        keys = {"attention.head_count_kv": kv, "attention.sliding_window_pattern": [int(x) if numbers else bool(x) for x in local]}
+        keys = {"attention.head_count_kv": kv}
+        if pattern:
+            keys["attention.sliding_window_pattern"] = [int(x) if numbers else bool(x) for x in local]
         if not kv_only:
             keys["attention.head_count"] = heads
         super().__init__(name, arch, n_layer=len(layers), n_head=heads[0] if kv_only else None, n_head_kv=None,
@@ -1065,6 +1067,13 @@ def models():
         Alternating("step35_plain", "step35", [(2, 1, 1), (4, 4, 0)], head_dim=24, n_rot=24, n_ff=80, experts=(5, 2), shared=32, keys={
             "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32, "leading_dense_block_count": 1,
             "expert_gating_func": 1, "attention.sliding_window": 16, "swiglu_clamp_shexp": 0.7}),
+        Alternating("laguna", "laguna", [(4, 2, 0), (6, 2, 1), (6, 2, 1), (6, 2, 1), (4, 2, 0)], head_dim=16, n_rot=8, qk_norm=True, attn_gate="heads",
+                    pattern=False, n_ff=96, experts=(8, 3), shared=48, expert_bias=True, eps=1e-2, freq_base=500000.0, keys={
+                        "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48, "leading_dense_block_count": 1,
+                        "expert_weights_norm": True, "expert_weights_scale": 1.5, "attention.sliding_window": 8, "rope.freq_base_swa": 3000.0,
+                        "rope.dimension_count_swa": 16, **yarn}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("laguna_values", "laguna", head_dim=24, n_rot=24, qk_norm=True, attn_gate=True, n_ff=80, experts=(5, 2), shared=32, expert_bias=True,
+             tied=True, keys={"expert_feed_forward_length": 32, "leading_dense_block_count": 2, "expert_gating_func": 2}, runs=[(512, 48, 1), SHIFTED]),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
