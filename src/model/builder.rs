@@ -454,13 +454,32 @@ impl Builder<'_, '_, '_, '_> {
         }
     }
 
-    /// The gated network of layer `i` with `n_ff` hidden units, its tensors' names ending in `suffix`.
+    /// The gated network of layer `i` with `n_ff` hidden units, its tensors' names ending in `suffix`. Where it has no gate projection, this is
+    /// the first half of what is called the up projection.
     pub fn network(&mut self, i: usize, suffix: &str, n_ff: usize, act: Act) -> Result<FeedForward> {
         let n_embd = self.config.n_embd;
+        if !self.loader.has(&format!("blk.{i}.ffn_gate{suffix}.weight")) && self.is_fused(i, suffix, n_ff) {
+            return self.fused_network(i, suffix, n_ff, act);
+        }
         let mut linear =
             |part: &str, rows, cols| self.loader.linear(&format!("blk.{i}.ffn_{part}{suffix}"), rows, cols);
         let (gate, up, down) =
             (linear("gate", n_ff, n_embd)?, linear("up", n_ff, n_embd)?, linear("down", n_embd, n_ff)?);
+        Ok(FeedForward { gate, up: Some(up), norm: None, deviations: None, down, act })
+    }
+
+    /// Whether the up projection of layer `i` has twice the rows that `n_ff` hidden units take.
+    fn is_fused(&self, i: usize, suffix: &str, n_ff: usize) -> bool {
+        let dims = self.loader.dims(&format!("blk.{i}.ffn_up{suffix}.weight"));
+        dims.is_some_and(|dims| dims.get(1) == Some(&(2 * n_ff as u64)))
+    }
+
+    /// The gated network of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.
+    fn fused_network(&mut self, i: usize, suffix: &str, n_ff: usize, act: Act) -> Result<FeedForward> {
+        let (n_embd, name) = (self.config.n_embd, format!("blk.{i}.ffn_up{suffix}"));
+        let gate = self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?;
+        let up = self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?;
+        let down = self.loader.linear(&format!("blk.{i}.ffn_down{suffix}"), n_embd, n_ff)?;
         Ok(FeedForward { gate, up: Some(up), norm: None, deviations: None, down, act })
     }
 
@@ -592,11 +611,7 @@ impl Builder<'_, '_, '_, '_> {
     /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.
     pub fn fused_feed_forward(&mut self, i: usize, act: Act) -> Result<Ffn> {
         self.refuse_experts()?;
-        let (n_embd, n_ff, name) = (self.config.n_embd, self.config.n_ff, format!("blk.{i}.ffn_up"));
-        let gate = self.loader.linear_rows(&name, 2 * n_ff, n_embd, 0..n_ff)?;
-        let up = self.loader.linear_rows(&name, 2 * n_ff, n_embd, n_ff..2 * n_ff)?;
-        let down = self.loader.linear(&format!("blk.{i}.ffn_down"), n_embd, n_ff)?;
-        Ok(Ffn::One(Box::new(FeedForward { gate, up: Some(up), norm: None, deviations: None, down, act })))
+        Ok(Ffn::One(Box::new(self.fused_network(i, "", self.config.n_ff, act)?)))
     }
 
     /// A pre-norm layer from its halves.

@@ -281,6 +281,7 @@ pub const FAMILIES: &[Family] = &[
     grok::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,
+    granite::GRANITE_SWA,
     granite::MINICPM,
     qwen::QWEN,
     qwen::QWEN2,

@@ -56,6 +56,7 @@ class Tiny:
         self.beside = beside  # hidden units of a network beside them that is called as others are
         self.gate_up = gate_up  # gates and what they gate are one tensor
         self.shared, self.shared_gate = shared, shared_gate  # hidden units of the network beside them
+        self.gate_up_shared = arch == "granite_swa"  # the same of that network
         self.expert_bias = expert_bias
         self.sinks = sinks
         self.keys, self.tensors = keys or {}, tensors or {}
@@ -194,8 +195,8 @@ class Tiny:
                 if self.expert_bias:
                     add("exp_probs_b" if self.arch == "hy_v3" else "exp_probs_b.bias", self.vector(n, 0.0, 0.3))
                 if self.shared:
-                    for name, n_out, n_in in (
-                            ("gate", self.shared, N_EMBD), ("up", self.shared, N_EMBD), ("down", N_EMBD, self.shared)):
+                    gates = (("gate", self.shared), ("up", self.shared)) if not self.gate_up_shared else (("up", 2 * self.shared),)
+                    for name, n_out, n_in in (*((name, rows, N_EMBD) for name, rows in gates), ("down", N_EMBD, self.shared)):
                         add(f"ffn_{name}_shexp.weight", self.matrix(n_out, n_in, 1.4))
                 if self.arch == "arctic":
                     norm("ffn_norm_exps")
@@ -1117,6 +1118,14 @@ def models():
             "embedding_scale": 6.0, "residual_scale": 0.5, "attention.scale": 0.15, "logit_scale": 3.0},
             runs=[(512, 48, 1), SHIFTED], eps=1e-2),
         Tiny("granite_unturned", "granite", tied=True, keys={"logit_scale": 0.5, "rope.scaling.finetuned": False}),
+        Tiny("granite_swa", "granite_swa", n_layer=5, emb=1 / 6, sinks=True, bias=("o",), eps=1e-2, keys={
+            "embedding_scale": 6.0, "residual_scale": 0.5, "attention.scale": 0.15, "logit_scale": 3.0, "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [False, True, True, True, False],
+            "attention.rope_pattern": [False, True, True, False, True]}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("granite_swa_experts", "granite_swa", n_layer=2, emb=1 / 6, n_ff=48, sinks=True, experts=(5, 2), gate_up=True, shared=80, tied=True,
+             eps=1e-2, keys={
+                 "embedding_scale": 6.0, "residual_scale": 0.5, "logit_scale": 0.5, "attention.sliding_window": 16,
+                 "attention.sliding_window_pattern": [True, False], "expert_shared_feed_forward_length": 80}),
         Tiny("minicpm", "minicpm", n_layer=6, emb=1 / 12, eps=1e-2),
         Tiny("minicpm_longrope", "minicpm", emb=0.3, n_ctx=1024, tensors={
             "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
