@@ -16,6 +16,9 @@ use crate::attention::{
 };
 use crate::compute::{Act, Choice, Gating, Linear, MAX_GROUPS, Matrix, Networks, Norm, Units};
 
+/// How many pairs turn with each dimension of positions.
+const SECTIONS: &str = "rope.dimension_sections";
+
 /// What a family builds its decoder from.
 pub struct Builder<'b, 'g, 'a, 'p> {
     /// The file's metadata.
@@ -433,12 +436,25 @@ impl Builder<'_, '_, '_, '_> {
     /// Whether positions have several dimensions, as those of models that see images. In text the first three are the same, and files know
     /// no fourth.
     pub fn has_sections(&self) -> Result<bool> {
-        const SECTIONS: &str = "rope.dimension_sections";
         let sections = self.keys.numbers(SECTIONS)?;
         match sections.get(3).filter(|&&n| n != 0) {
             Some(_) => Err(self.keys.error(SECTIONS, "a fourth dimension of positions is not supported")),
             None => Ok(sections.iter().any(|&n| n != 0)),
         }
+    }
+
+    /// For each of `n` rotating pairs whether text turns it, where positions may have a fourth dimension: that is 0 in text. Sections say how
+    /// many pairs each dimension turns, in this order and over again.
+    pub fn turning_pairs(&self, n: usize) -> Result<Vec<bool>> {
+        let sections: Vec<usize> = self.keys.numbers(SECTIONS)?.into_iter().map(|n| n as usize).collect();
+        let several = sections.iter().take(2).filter(|&&n| n > 0).count() == 2;
+        let fourth = sections.get(3).copied().filter(|_| several).unwrap_or(0);
+        let first = sections.iter().take(3).sum::<usize>();
+        if first + fourth > 2 * n {
+            let what = format_args!("{first} and {fourth} pairs, expected at most those of {n}");
+            return Err(self.keys.error(SECTIONS, what));
+        }
+        Ok((0..n).map(|pair| fourth == 0 || pair % (first + fourth) < first).collect())
     }
 
     /// Whether layer `i` has experts, for families whose files do not say.

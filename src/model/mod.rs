@@ -247,6 +247,7 @@ pub const FAMILIES: &[Family] = &[
     exaone4::EXAONE4,
     exaone4::EXAONE_MOE,
     hunyuan::HUNYUAN,
+    hunyuan::HUNYUAN_VL,
     hunyuan::MAINCODER,
     seed_oss::FAMILY,
     glm4::CHATGLM,

@@ -1216,7 +1216,6 @@ def models():
              runs=[(512, 48, 1), SHIFTED]),
         Tiny("hunyuan", "hunyuan-dense", head_dim=32, qk_norm=True, tied=True, eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
-        Tiny("hunyuan_alpha", "hunyuan-dense", head_dim=32, qk_norm=True, keys={"rope.scaling.alpha": 50.0}),
         Tiny("mellum", "mellum", n_layer=5, n_ff=96, qk_norm=True, experts=(8, 3), eps=1e-2, keys={
             "expert_feed_forward_length": 32, "attention.sliding_window": 8, **yarn, "rope.scaling.attn_factor": 1.2},
             runs=[(512, 48, 1), (512, 300, 6)]),
@@ -1236,6 +1235,10 @@ def models():
              post_names=("post_attention_norm", "post_ffw_norm"), keys={
                  "attention.sliding_window": 16, "attention.sliding_window_pattern": [True, False, True, True]},
              runs=[(512, 48, 1), SHIFTED]),
+        Tiny("hunyuan_alpha", "hunyuan-dense", head_dim=32, qk_norm=True, keys={"rope.scaling.alpha": 50.0}),
+        Tiny("hunyuan_vl", "hunyuan_vl", head_dim=32, qk_norm=True, tied=True, eps=1e-2, keys={
+            "rope.dimension_sections": [4, 4, 4, 4], "rope.scaling.alpha": 50.0}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("hunyuan_vl_plain", "hunyuan_vl", n_layer=2, head_dim=16, qk_norm=True, runs=[(512, 48, 1), SHIFTED]),
         Tiny("phi3", "phi3", fused=True, n_rot=16),
         Tiny("phi3_longrope", "phi3", fused=True, n_rot=16, n_ctx=1024, tensors={
             "rope_factors_long.weight": ramp(8, 1.1, 40.0), "rope_factors_short.weight": ramp(8, 1.0, 3.0)},
