@@ -171,6 +171,12 @@ fn other_families() {
         "nanbeige",
         "deci",
         "arctic",
+        "cohere2moe",
+        "mimo2",
+        "step35",
+        "laguna",
+        "granite_swa_experts",
+        "hunyuan_vl",
         "openelm",
         "plm",
     ] {
