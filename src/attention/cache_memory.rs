@@ -78,6 +78,11 @@ impl HeadRows {
         self.n_head
     }
 
+    /// Bytes of a row.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
     /// Where the rows `positions` of `head` lie, which are of one block, and how far on those of the next head.
     fn place(&self, head: usize, positions: Range<usize>) -> (Range<usize>, usize) {
         let (place, n) = (positions.start % self.n_positions, positions.len());

@@ -145,11 +145,18 @@ impl Values {
 
     /// Moves the rows of `moved` down by `n`.
     fn shift(&mut self, moved: Range<usize>, n: usize) {
-        for (head, pos) in (0..self.rows.n_head()).flat_map(|h| moved.clone().map(move |pos| (h, pos))) {
-            // SAFETY: `&mut self`: no team is at work, and the rows are different ones.
+        let mut rows = Vec::new();
+        for head in 0..self.rows.n_head() {
+            rows.clear();
+            // SAFETY: `&mut self`: no team is at work.
             unsafe {
-                let row = self.rows.get(head, pos..pos + 1);
-                self.rows.get_mut(head, pos - n..pos - n + 1).copy_from_slice(row);
+                // All before any is written: in a ring a row may go where one lies that has not moved yet.
+                for pos in moved.clone() {
+                    rows.extend_from_slice(self.rows.get(head, pos..pos + 1));
+                }
+                for (pos, row) in moved.clone().zip(rows.chunks_exact(self.rows.row_bytes())) {
+                    self.rows.get_mut(head, pos - n..pos - n + 1).copy_from_slice(row);
+                }
             }
         }
     }
@@ -509,4 +516,31 @@ pub(super) fn as_f16_mut(bytes: &mut [u8]) -> &mut [half::f16] {
     let (head, x, tail) = unsafe { bytes.align_to_mut() };
     assert!(head.is_empty() && tail.is_empty());
     x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In a ring, where rows go to places from which others have yet to move.
+    #[test]
+    fn values_move_down_in_a_ring() {
+        let kernels = Kernels::detect();
+        let mut memory = CacheMemory::new(128, Some(2 * 16)).unwrap();
+        let mut values = Values::new(CacheType::F32, 2, 4, &mut memory).unwrap();
+        let row = |head: usize, pos: usize| [head as f32, pos as f32, 0.5, -1.0];
+        let heads_and_positions = || (0..2).flat_map(|h| (172..300).map(move |pos| (h, pos)));
+        for (head, pos) in heads_and_positions() {
+            // SAFETY: there is no team.
+            unsafe { values.store(kernels, head, pos, &row(head, pos)) };
+        }
+        values.shift(172..300, 40);
+        for (head, pos) in heads_and_positions() {
+            // SAFETY: there is no team.
+            let Block::F32(x) = (unsafe { values.block(kernels, head, pos - 40..pos - 39, false, &mut []) }) else {
+                panic!("rows of f32")
+            };
+            assert_eq!(x, row(head, pos), "head {head}, position {pos}");
+        }
+    }
 }
