@@ -1003,7 +1003,7 @@ def models():
         # Old files, which leave their factors unsaid. Products are as large as these have them.
         Tiny("grok", "grok", emb=1 / 128, n_ff=48, sandwich=True, post_names=("attn_output_norm.weight", "layer_output_norm.weight"), experts=(8, 2),
              eps=1e-2, runs=[(512, 48, 1), SHIFTED]),
-        Tiny("grok_beside", "grok", emb=0.5, n_ff=96, sandwich=True, post_names=("attn_output_norm.weight", "post_ffw_norm.weight"), experts=(6, 2),
+        Tiny("grok_beside", "grok", emb=0.5, gate=1.0, n_ff=96, sandwich=True, post_names=("attn_output_norm.weight", "post_ffw_norm.weight"), experts=(6, 2),
              beside=96, eps=1e-2, keys={
                  "expert_feed_forward_length": 32, "embedding_scale": 2.0, "logit_scale": 0.7, "attention.output_scale": 0.4,
                  "attn_logit_softcapping": 3.0, "final_logit_softcapping": 5.0, "router_logit_softcapping": 1.0,
@@ -1069,7 +1069,7 @@ def models():
             "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32, "leading_dense_block_count": 1,
             "expert_gating_func": 1, "attention.sliding_window": 16, "swiglu_clamp_shexp": 0.7}),
         Alternating("laguna", "laguna", [(4, 2, 0), (6, 2, 1), (6, 2, 1), (6, 2, 1), (4, 2, 0)], head_dim=16, n_rot=8, qk_norm=True, attn_gate="heads",
-                    pattern=False, n_ff=96, experts=(8, 3), shared=48, expert_bias=True, eps=1e-2, freq_base=500000.0, keys={
+                    pattern=False, gate=0.5, n_ff=96, experts=(8, 3), shared=48, expert_bias=True, eps=1e-2, freq_base=500000.0, keys={
                         "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48, "leading_dense_block_count": 1,
                         "expert_weights_norm": True, "expert_weights_scale": 1.5, "attention.sliding_window": 8, "rope.freq_base_swa": 3000.0,
                         "rope.dimension_count_swa": 16, **yarn}, runs=[(512, 48, 1), (512, 300, 6)]),
