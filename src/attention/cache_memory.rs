@@ -1,16 +1,17 @@
-//! The memory of a cache, filled from front to back: blocks of positions, in each the rows of all layers, of their keys and of their
-//! values, and for every head those of the block's positions one after the other. What a sequence occupies is thus one piece, which can
-//! have huge pages though most of a long context may never be used; with small ones a pass over the cache spends a sixth of its
-//! time on finding them. What a head's queries read of a block is one piece, too.
+//! The memory of a cache: in one piece, so that it can have huge pages. With small ones a pass over a long context spends a tenth of its time on
+//! finding them. The rows of a head lie one after the other, so that a query's pass over a head is a linear read.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use ggml_ext::kernels::float::Rows;
 
-use super::attend::LONGEST_BLOCK;
 use crate::compute::SharedBuf;
 use crate::{Error, Result};
+
+/// Most bytes that have huge pages: with these a head's memory is resident from its first position on, and so nearly the whole of what may never be
+/// needed.
+const MOST_HUGE: usize = 1 << 30;
 
 /// Memory of layers with room for equally many positions.
 pub(super) struct CacheMemory {
@@ -32,7 +33,9 @@ impl CacheMemory {
         let bytes = n_bytes.and_then(SharedBuf::try_new).ok_or_else(|| {
             Error::Impossible(format!("a context of {n_positions} tokens needs more memory than there is: lower -c"))
         })?;
-        bytes.advise_huge_pages();
+        if bytes.len() <= MOST_HUGE {
+            bytes.advise_huge_pages();
+        }
         Ok(Self { bytes: bytes.into(), n_positions, position_bytes: position_bytes.unwrap_or(0), given: 0 })
     }
 
@@ -49,8 +52,8 @@ impl CacheMemory {
         let before = self.given;
         self.given += n_head * row_bytes;
         assert!(self.given <= self.position_bytes, "rows of {row_bytes} bytes that were not counted");
-        let (n_positions, position_bytes) = (self.n_positions, self.position_bytes);
-        HeadRows { bytes: self.bytes.clone(), n_positions, n_head, row_bytes, position_bytes, before }
+        let n_positions = self.n_positions;
+        HeadRows { bytes: self.bytes.clone(), n_positions, n_head, row_bytes, first: n_positions * before }
     }
 }
 
@@ -61,10 +64,8 @@ pub(super) struct HeadRows {
     n_positions: usize,
     n_head: usize,
     row_bytes: usize,
-    /// Bytes of a position in all layers.
-    position_bytes: usize,
-    /// Those of them that lie before these rows.
-    before: usize,
+    /// Where the first is.
+    first: usize,
 }
 
 impl HeadRows {
@@ -83,25 +84,21 @@ impl HeadRows {
         self.row_bytes
     }
 
-    /// Where the rows `positions` of `head` lie, which are of one block, and how far on those of the next head.
-    fn place(&self, head: usize, positions: Range<usize>) -> (Range<usize>, usize) {
+    /// Where the rows `positions` of `head` lie, which do not reach over the end.
+    fn place(&self, head: usize, positions: Range<usize>) -> Range<usize> {
         let (place, n) = (positions.start % self.n_positions, positions.len());
-        let start = place / LONGEST_BLOCK * LONGEST_BLOCK;
-        let block = LONGEST_BLOCK.min(self.n_positions - start);
-        assert!(head < self.n_head && place - start + n <= block, "{positions:?} of head {head} are of several blocks");
-        let head_bytes = block * self.row_bytes;
-        let first =
-            start * self.position_bytes + block * self.before + head * head_bytes + (place - start) * self.row_bytes;
-        (first..first + n * self.row_bytes, head_bytes)
+        assert!(head < self.n_head && place + n <= self.n_positions, "{positions:?} of head {head}");
+        let first = self.first + (head * self.n_positions + place) * self.row_bytes;
+        first..first + n * self.row_bytes
     }
 
-    /// The rows `positions` of `head`, of one block.
+    /// The rows `positions` of `head`, which do not reach over the end.
     ///
     /// # Safety
     /// Nobody writes them before the next barrier.
     pub unsafe fn get(&self, head: usize, positions: Range<usize>) -> &[u8] {
         // SAFETY: passed on to the caller.
-        unsafe { self.bytes.get(self.place(head, positions).0) }
+        unsafe { self.bytes.get(self.place(head, positions)) }
     }
 
     /// [`HeadRows::get`], to write.
@@ -111,22 +108,22 @@ impl HeadRows {
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn get_mut(&self, head: usize, positions: Range<usize>) -> &mut [u8] {
         // SAFETY: passed on to the caller.
-        unsafe { self.bytes.get_mut(self.place(head, positions).0) }
+        unsafe { self.bytes.get_mut(self.place(head, positions)) }
     }
 
-    /// The address of the rows `positions` of `head`, of one block.
+    /// The address of the rows `positions` of `head`, which do not reach over the end.
     pub fn as_ptr(&self, head: usize, positions: Range<usize>) -> *mut u8 {
-        let bytes = self.place(head, positions).0;
+        let bytes = self.place(head, positions);
         assert!(bytes.end <= self.bytes.len());
         self.bytes.as_ptr().wrapping_add(bytes.start)
     }
 
-    /// The bytes of the rows `positions`, of one block, a row per head.
+    /// The bytes of the rows `positions`, which do not reach over the end, a row per head.
     ///
     /// # Safety
     /// Nobody writes them before the next barrier.
     pub unsafe fn heads(&self, positions: Range<usize>) -> Rows<'_, u8> {
-        let (first, stride) = self.place(0, positions);
+        let (first, stride) = (self.place(0, positions), self.n_positions * self.row_bytes);
         assert!(first.end + (self.n_head - 1) * stride <= self.bytes.len());
         // SAFETY: in bounds by the assertion; the caller promises that there is no writer.
         unsafe { Rows::from_raw(self.bytes.as_ptr().add(first.start), self.n_head, first.len(), stride) }
@@ -137,24 +134,21 @@ impl HeadRows {
 mod tests {
     use super::*;
 
-    /// Every row of every kind has a place of its own, and all of them fill the memory; a block of positions lies before the next.
+    /// Every row of every kind has a place of its own, and all of them fill the memory.
     #[test]
-    fn rows_fill_the_memory_block_by_block() {
-        for n_positions in [64, 1024, 1024 + 192, 3 * 1024] {
+    fn rows_fill_the_memory() {
+        for n_positions in [64, 1024 + 192] {
             let mut memory = CacheMemory::new(n_positions, Some(2 * 6 + 3 * 4)).unwrap();
             let rows = [memory.rows(2, 6), memory.rows(3, 4)];
             let mut owner = vec![None; n_positions * 24];
             for (kind, rows) in rows.iter().enumerate() {
-                assert_eq!(rows.n_bytes(), n_positions * [12, 12][kind]);
+                assert_eq!(rows.n_bytes(), n_positions * 12);
                 for (head, pos) in (0..rows.n_head()).flat_map(|h| (0..n_positions).map(move |p| (h, p))) {
-                    let place = rows.place(head, pos..pos + 1).0;
-                    assert_eq!(place, rows.place(head, pos + n_positions..pos + n_positions + 1).0);
-                    assert_eq!(place.start / (24 * LONGEST_BLOCK), pos / LONGEST_BLOCK);
+                    let place = rows.place(head, pos..pos + 1);
+                    assert_eq!(place, rows.place(head, pos + n_positions..pos + n_positions + 1));
                     owner[place].iter_mut().for_each(|o| assert!(o.replace((kind, head, pos)).is_none()));
                 }
-                let block = n_positions - n_positions % LONGEST_BLOCK;
-                let last = if block < n_positions { block } else { block - LONGEST_BLOCK };
-                assert_eq!(rows.place(0, last..n_positions).0.len(), (n_positions - last) * rows.row_bytes);
+                assert_eq!(rows.place(1, 0..n_positions).len(), n_positions * rows.row_bytes);
             }
             assert!(owner.iter().all(Option::is_some));
         }

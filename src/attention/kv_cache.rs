@@ -1,7 +1,7 @@
 //! The cache of keys and values. Each layer stores what its kind of attention needs: `full` layers keys and values,
 //! `shared` layers values alone, `lisa` layers values and low-rank keys, `kv` layers nothing. For each key/value head there
 //! is one row of values per position, laid out as [`CacheMemory`] says; keys lie as [`Keys`] does. The cache's memory is
-//! reserved whole but becomes resident only as blocks of positions fill. Layers with a sliding window
+//! reserved whole but becomes resident only as positions fill, or heads where it has huge pages. Layers with a sliding window
 //! keep the last positions alone ([`Ring`]). Layers that know the sequence as a whole have a state in place of all this ([`States`]).
 
 use std::ops::Range;
@@ -406,7 +406,7 @@ impl KvCache {
         &self.layers[layer]
     }
 
-    /// Bytes reserved; resident only as far as blocks of positions are filled.
+    /// Bytes reserved; resident only as far as positions are filled, or heads where there are huge pages.
     pub fn n_bytes(&self) -> usize {
         self.layers.iter().map(|l| l.n_bytes() + state_bytes(l.state.len())).sum()
     }
