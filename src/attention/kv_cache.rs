@@ -4,6 +4,7 @@
 //! reserved whole but becomes resident only as positions fill, or heads where it has huge pages. Layers with a sliding window
 //! keep the last positions alone ([`Ring`]). Layers that know the sequence as a whole have a state in place of all this ([`States`]).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use ggml_ext::GgmlType;
@@ -372,25 +373,22 @@ impl KvCache {
     /// [`Error::Impossible`] when there is not so much memory, or heads do not divide into the type's blocks.
     pub fn new(specs: impl IntoIterator<Item = LayerCacheSpec>, p: CacheParams) -> Result<Self> {
         let specs: Vec<_> = specs.into_iter().collect();
-        for (ty, dim) in specs.iter().flat_map(|s| [(p.ty_k, s.key_dim), (p.ty_v, s.value_dim)]) {
-            dim.map(|d| ty.row_bytes(d)).transpose()?;
+        // Bytes of a position in the layers with equal room.
+        let (mut rings, mut bytes) = (Vec::new(), BTreeMap::new());
+        for s in &specs {
+            for (ty, dim) in [(p.ty_k, s.key_dim), (p.ty_v, s.value_dim)] {
+                dim.map(|d| ty.row_bytes(d)).transpose()?;
+            }
+            rings.extend(p.ring(s.window).filter(|r| !rings.contains(r)));
+            let sum = bytes.entry(p.n_positions(s.window)).or_insert(Some(0usize));
+            *sum = sum.zip(s.bytes_per_token(p.ty_k, p.ty_v)).and_then(|(sum, n)| sum.checked_add(n));
         }
-        let mut rings = Vec::new();
-        specs.iter().for_each(|s| rings.extend(p.ring(s.window).filter(|r| !rings.contains(r))));
-        let mut rooms: Vec<_> = specs.iter().map(|s| p.n_positions(s.window)).collect();
-        let layer = |(s, &room): (&LayerCacheSpec, _)| (room, s.bytes_per_token(p.ty_k, p.ty_v));
-        let layer_bytes: Vec<_> = specs.iter().zip(&rooms).map(layer).collect();
-        rooms.sort_unstable();
-        rooms.dedup();
-        let memory = |&room: &usize| {
-            let mut bytes = layer_bytes.iter().filter(|l| l.0 == room).map(|l| l.1);
-            CacheMemory::new(room, bytes.try_fold(0, |sum: usize, n| sum.checked_add(n?)))
-        };
-        let mut memories = rooms.iter().map(memory).collect::<Result<Vec<_>>>()?;
-        let mut layers = Vec::new();
+        let memory = |(room, bytes)| Ok((room, CacheMemory::new(room, bytes)?));
+        let mut memories = bytes.into_iter().map(memory).collect::<Result<BTreeMap<_, _>>>()?;
+        let mut layers = Vec::with_capacity(specs.len());
         for spec in specs {
-            let at = rooms.binary_search(&p.n_positions(spec.window)).expect("every layer's room is among them");
-            layers.push(LayerCache::new(spec, p.ty_k, p.ty_v, &mut memories[at])?);
+            let memory = memories.get_mut(&p.n_positions(spec.window)).expect("there is memory for every room");
+            layers.push(LayerCache::new(spec, p.ty_k, p.ty_v, memory)?);
         }
         let states = layers.iter().any(|l| !l.state.is_empty()).then(States::default);
         Ok(Self { layers, rings, states, n_ctx: p.n_ctx })
