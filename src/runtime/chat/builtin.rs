@@ -1,6 +1,7 @@
-//! Chat formats known by name, for models whose file carries no template or a broken one. Names are llama.cpp's. None writes
-//! BOS: the tokenizer adds it where the model wants one. A format without a system role puts the system text in front of
-//! the next user message.
+//! Chat formats known by name, for models whose file carries no template or a broken one. Names are llama.cpp's, and so are the
+//! formats, but for one turn's marker that llama.cpp writes twice in `hunyuan-dense`. None but `gigachat` and `hunyuan-vl` write
+//! BOS: the tokenizer adds it where the model wants one. A format without a system role puts the system text in front of the
+//! next user message.
 
 /// The names [`ChatTemplate::builtin`](super::ChatTemplate::builtin) knows.
 pub const BUILTIN_NAMES: &[&str] = &{
@@ -17,7 +18,41 @@ pub(super) fn source(name: &str) -> Option<&'static str> {
     TABLE.iter().find(|row| row.0 == name).map(|row| row.1)
 }
 
+/// Of EXAONE 3 and 4.
+const EXAONE: &str = "{% for m in messages %}{{ '[|' ~ m.role ~ '|]' ~ m.content | trim }}{% if m.role != 'user' %}[|endofturn|]{% endif %}\
+         {{ '\\n' }}{% endfor %}{% if add_generation_prompt %}[|assistant|]{% endif %}";
+
+/// Of Granite 3 and 4.
+const GRANITE: &str = "{% for m in messages %}<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}<|end_of_text|>\n{% endfor %}\
+         {% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}";
+
 const TABLE: &[(&str, &str)] = &[
+    (
+        "bailing",
+        "{% for m in messages %}<role>{{ 'HUMAN' if m.role == 'user' else m.role | upper }}</role>{{ m.content }}\
+         {% endfor %}{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}",
+    ),
+    (
+        "bailing-think",
+        "{% for m in messages %}<role>{{ 'HUMAN' if m.role == 'user' else m.role | upper }}</role>{{ m.content }}\
+         {% endfor %}{% if add_generation_prompt %}<role>ASSISTANT</role><think>{% endif %}",
+    ),
+    (
+        "bailing2",
+        "{% if messages[0].role != 'system' %}<role>SYSTEM</role>detailed thinking off<|role_end|>{% endif %}\
+         {% for m in messages %}<role>{{ 'HUMAN' if m.role == 'user' else m.role | upper }}</role>\
+         {{ m.content }}<|role_end|>{% endfor %}{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}",
+    ),
+    (
+        "chatglm3",
+        "[gMASK]sop{% for m in messages %}{{ '<|' ~ m.role ~ '|>\\n ' ~ m.content }}{% endfor %}\
+         {% if add_generation_prompt %}<|assistant|>{% endif %}",
+    ),
+    (
+        "chatglm4",
+        "[gMASK]<sop>{% for m in messages %}{{ '<|' ~ m.role ~ '|>\\n' ~ m.content }}{% endfor %}\
+         {% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+    ),
     (
         "chatml",
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
@@ -35,6 +70,7 @@ const TABLE: &[(&str, &str)] = &[
          {{ m.content ~ '\\n' }}{% else %}### Response:\n{{ m.content }}\n<|EOT|>\n{% endif %}{% endfor %}\
          {% if add_generation_prompt %}### Response:\n{% endif %}",
     ),
+    ("deepseek-ocr", "{% for m in messages %}{{ m.content }}{% endfor %}"),
     (
         "deepseek2",
         "{% for m in messages %}{% if m.role == 'system' %}{{ m.content ~ '\\n\\n' }}{% elif m.role == 'user' %}\
@@ -48,10 +84,12 @@ const TABLE: &[(&str, &str)] = &[
          {% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif %}",
     ),
     (
-        "exaone3",
-        "{% for m in messages %}{{ '[|' ~ m.role ~ '|]' ~ m.content | trim }}{% if m.role != 'user' %}[|endofturn|]{% endif %}\
-         {{ '\\n' }}{% endfor %}{% if add_generation_prompt %}[|assistant|]{% endif %}",
+        "exaone-moe",
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>\\n' ~ m.content | trim ~ '<|endofturn|>\\n' }}{% endfor %}\
+         {% if add_generation_prompt %}<|assistant|>\n{% endif %}",
     ),
+    ("exaone3", EXAONE),
+    ("exaone4", EXAONE),
     (
         "falcon3",
         "{% for m in messages %}{{ '<|' ~ m.role ~ '|>\\n' ~ m.content ~ '\\n' }}{% endfor %}\
@@ -67,15 +105,55 @@ const TABLE: &[(&str, &str)] = &[
          {% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
     ),
     (
+        "gigachat",
+        "<s>{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}<|message_sep|>\
+         {% elif m.role == 'user' %}user<|role_sep|>\
+         {{ m.content }}<|message_sep|>available functions<|role_sep|>[]<|message_sep|>{% else %}assistant<|role_sep|>\
+         {{ m.content }}<|message_sep|>{% endif %}{% endfor %}{% if add_generation_prompt %}assistant<|role_sep|>\
+         {% endif %}",
+    ),
+    (
+        "glmedge",
+        "{% for m in messages %}{{ '<|' ~ m.role ~ '|>\\n' ~ m.content }}{% endfor %}\
+         {% if add_generation_prompt %}<|assistant|>{% endif %}",
+    ),
+    (
         "gpt-oss",
         "{% for m in messages %}<|start|>{{ m.role }}<|message|>{{ m.content }}\
          {{ '<|return|>' if m.role == 'assistant' else '<|end|>' }}{% endfor %}\
          {% if add_generation_prompt %}<|start|>assistant{% endif %}",
     ),
+    ("granite", GRANITE),
+    ("granite-4.0", GRANITE),
+    ("granite-4.1", GRANITE),
     (
-        "granite",
-        "{% for m in messages %}<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}<|end_of_text|>\n{% endfor %}\
-         {% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}",
+        "grok-2",
+        "{% set names = {'system': 'System', 'user': 'Human', 'assistant': 'Assistant'} %}{% for m in messages %}\
+         {{ names[m.role] ~ ': ' ~ (m.content if m.role == 'assistant' else m.content | trim) ~ '<|separator|>\\n\\n' }}\
+         {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}",
+    ),
+    (
+        "hunyuan-dense",
+        "{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}<｜hy_place▁holder▁no▁3｜>\
+         {% elif m.role == 'user' %}<｜hy_User｜>{{ m.content }}{% else %}<｜hy_Assistant｜>\
+         {{ m.content }}<｜hy_place▁holder▁no▁2｜>{% endif %}{% endfor %}{% if add_generation_prompt %}<｜hy_Assistant｜>\
+         {% endif %}",
+    ),
+    (
+        "hunyuan-moe",
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}<|eos|>{% else %}<|startoftext|>\
+         {{ m.content }}{{ '<|extra_4|>' if m.role == 'system' else '<|extra_0|>' }}{% endif %}{% endfor %}",
+    ),
+    (
+        "hunyuan-vl",
+        "<｜hy_begin▁of▁sentence｜>{% for m in messages %}{% if m.role == 'system' %}\
+         {{ m.content }}<｜hy_place▁holder▁no▁3｜>{% elif m.role == 'user' %}{{ m.content }}<｜hy_User｜>{% else %}\
+         {{ m.content }}<｜hy_Assistant｜>{% endif %}{% endfor %}",
+    ),
+    (
+        "kimi-k2",
+        "{% for m in messages %}<|im_{{ m.role }}|>{{ m.role }}<|im_middle|>{{ m.content }}<|im_end|>{% endfor %}\
+         {% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}",
     ),
     (
         "llama2",
@@ -90,6 +168,21 @@ const TABLE: &[(&str, &str)] = &[
          {{ m.content }} [/INST]{% else %}{{ m.content }}</s>{% set ns.open = false %}{% endif %}{% endfor %}",
     ),
     (
+        "llama2-sys-bos",
+        "[INST] {% set ns = namespace(open=true) %}{% for m in messages %}{% if not ns.open %}<s>[INST] \
+         {% set ns.open = true %}{% endif %}{% if m.role == 'system' %}\
+         {{ '<<SYS>>\\n' ~ m.content ~ '\\n<</SYS>>\\n\\n' }}{% elif m.role == 'user' %}{{ m.content }} [/INST]{% else %}\
+         {{ m.content }}</s>{% set ns.open = false %}{% endif %}{% endfor %}",
+    ),
+    (
+        "llama2-sys-strip",
+        "[INST] {% set ns = namespace(open=true) %}{% for m in messages %}{% if not ns.open %}[INST] \
+         {% set ns.open = true %}{% endif %}{% if m.role == 'system' %}\
+         {{ '<<SYS>>\\n' ~ m.content | trim ~ '\\n<</SYS>>\\n\\n' }}{% elif m.role == 'user' %}\
+         {{ m.content | trim }} [/INST]{% else %}{{ m.content | trim }}</s>{% set ns.open = false %}{% endif %}\
+         {% endfor %}",
+    ),
+    (
         "llama3",
         "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>{% endfor %}\
          {% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
@@ -98,6 +191,11 @@ const TABLE: &[(&str, &str)] = &[
         "llama4",
         "{% for m in messages %}<|header_start|>{{ m.role }}<|header_end|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}\
          {% if add_generation_prompt %}<|header_start|>assistant<|header_end|>\n\n{% endif %}",
+    ),
+    (
+        "megrez",
+        "{% for m in messages %}<|role_start|>{{ m.role }}<|role_end|>{{ m.content }}<|turn_end|>{% endfor %}\
+         {% if add_generation_prompt %}<|role_start|>assistant<|role_end|>{% endif %}",
     ),
     (
         "minicpm",
@@ -152,6 +250,12 @@ const TABLE: &[(&str, &str)] = &[
          {{ m.content ~ '\\n\\nAssistant: </s>' }}{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
     ),
     (
+        "pangu-embedded",
+        "{% set names = {'system': '系统', 'user': '用户', 'assistant': '助手'} %}\
+         {% if messages[0].role != 'system' %}[unused9]系统：[unused10]{% endif %}{% for m in messages %}[unused9]\
+         {{ names[m.role] }}：{{ m.content }}[unused10]{% endfor %}{% if add_generation_prompt %}[unused9]助手：{% endif %}",
+    ),
+    (
         "phi3",
         "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}\
          {% if add_generation_prompt %}<|assistant|>\n{% endif %}",
@@ -162,10 +266,27 @@ const TABLE: &[(&str, &str)] = &[
          {% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}",
     ),
     (
+        "rwkv-world",
+        "{% set names = {'system': 'System', 'user': 'User', 'assistant': 'Assistant'} %}{% for m in messages %}\
+         {{ names[m.role] ~ ': ' ~ m.content | trim ~ '\\n\\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:\
+         {% endif %}",
+    ),
+    (
+        "seed_oss",
+        "{% for m in messages %}<seed:bos>\
+         {{ m.role ~ '\\n' ~ (m.content | trim if m.role == 'assistant' else m.content) }}<seed:eos>{% endfor %}\
+         {% if add_generation_prompt %}<seed:bos>assistant\n{% endif %}",
+    ),
+    (
         "smolvlm",
         "<|im_start|>{% for m in messages %}{% if m.role == 'system' %}{{ m.content ~ '\\n\\n' }}{% else %}\
          {{ m.role | title ~ ': ' ~ m.content ~ '<end_of_utterance>\\n' }}{% endif %}{% endfor %}\
          {% if add_generation_prompt %}Assistant:{% endif %}",
+    ),
+    (
+        "solar-open",
+        "{% for m in messages %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endfor %}\
+         {% if add_generation_prompt %}<|begin|>assistant{% endif %}",
     ),
     (
         "vicuna",
@@ -178,6 +299,14 @@ const TABLE: &[(&str, &str)] = &[
         "{% for m in messages %}{% if m.role == 'system' %}{{ 'SYSTEM: ' ~ m.content ~ '\\n' }}{% elif m.role == 'user' %}\
          {{ 'USER: ' ~ m.content ~ '\\n' }}{% else %}{{ 'ASSISTANT: ' ~ m.content ~ '</s>\\n' }}{% endif %}{% endfor %}\
          {% if add_generation_prompt %}ASSISTANT:{% endif %}",
+    ),
+    (
+        "yandex",
+        "{% set ns = namespace(system='') %}{% for m in messages %}{% if m.role == 'system' %}\
+         {% set ns.system = ns.system ~ m.content ~ '\\n\\n' %}{% elif m.role == 'user' %}\
+         {{ ' Пользователь: ' ~ ns.system ~ m.content ~ '\\n\\n' }}{% set ns.system = '' %}{% else %}\
+         {{ ' Ассистент: ' ~ m.content ~ '\\n\\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %} Ассистент:[SEP]\
+         {% endif %}",
     ),
     (
         "zephyr",

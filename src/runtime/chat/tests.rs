@@ -76,6 +76,23 @@ fn conversation() -> Vec<ChatMessage> {
 fn built_in_formats() {
     let want = [
         (
+            "bailing",
+            "<role>SYSTEM</role>SYS<role>HUMAN</role>U1<role>ASSISTANT</role>A1<role>HUMAN</role> U2 <role>ASSIST\
+             ANT</role>",
+        ),
+        (
+            "bailing-think",
+            "<role>SYSTEM</role>SYS<role>HUMAN</role>U1<role>ASSISTANT</role>A1<role>HUMAN</role> U2 <role>ASSIST\
+             ANT</role><think>",
+        ),
+        (
+            "bailing2",
+            "<role>SYSTEM</role>SYS<|role_end|><role>HUMAN</role>U1<|role_end|><role>ASSISTANT</role>A1<|role_end\
+             |><role>HUMAN</role> U2 <|role_end|><role>ASSISTANT</role>",
+        ),
+        ("chatglm3", "[gMASK]sop<|system|>\n SYS<|user|>\n U1<|assistant|>\n A1<|user|>\n  U2 <|assistant|>"),
+        ("chatglm4", "[gMASK]<sop><|system|>\nSYS<|user|>\nU1<|assistant|>\nA1<|user|>\n U2 <|assistant|>\n"),
+        (
             "chatml",
             "<|im_start|>system\nSYS<|im_end|>\n<|im_start|>user\nU1<|im_end|>\n<|im_start|>assistant\nA1<|im_end|>\n\
              <|im_start|>user\n U2 <|im_end|>\n<|im_start|>assistant\n",
@@ -87,15 +104,29 @@ fn built_in_formats() {
              <|USER_TOKEN|>U2<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
         ),
         ("deepseek", "SYS### Instruction:\nU1\n### Response:\nA1\n<|EOT|>\n### Instruction:\n U2 \n### Response:\n"),
+        ("deepseek-ocr", "SYSU1A1 U2 "),
         ("deepseek2", "SYS\n\nUser: U1\n\nAssistant: A1<｜end▁of▁sentence｜>User:  U2 \n\nAssistant:"),
         ("deepseek3", "SYS\n\n<｜User｜>U1<｜Assistant｜>A1<｜end▁of▁sentence｜><｜User｜> U2 <｜Assistant｜>"),
+        (
+            "exaone-moe",
+            "<|system|>\nSYS<|endofturn|>\n<|user|>\nU1<|endofturn|>\n<|assistant|>\nA1<|endofturn|>\n<|user|>\nU\
+             2<|endofturn|>\n<|assistant|>\n",
+        ),
         ("exaone3", "[|system|]SYS[|endofturn|]\n[|user|]U1\n[|assistant|]A1[|endofturn|]\n[|user|]U2\n[|assistant|]"),
+        ("exaone4", "[|system|]SYS[|endofturn|]\n[|user|]U1\n[|assistant|]A1[|endofturn|]\n[|user|]U2\n[|assistant|]"),
         ("falcon3", "<|system|>\nSYS\n<|user|>\nU1\n<|assistant|>\nA1\n<|user|>\n U2 \n<|assistant|>\n"),
         (
             "gemma",
             "<start_of_turn>user\nSYS\n\nU1<end_of_turn>\n<start_of_turn>model\nA1<end_of_turn>\n<start_of_turn>user\n\
              U2<end_of_turn>\n<start_of_turn>model\n",
         ),
+        (
+            "gigachat",
+            "<s>SYS<|message_sep|>user<|role_sep|>U1<|message_sep|>available functions<|role_sep|>[]<|message_sep\
+             |>assistant<|role_sep|>A1<|message_sep|>user<|role_sep|> U2 <|message_sep|>available functions<|role\
+             _sep|>[]<|message_sep|>assistant<|role_sep|>",
+        ),
+        ("glmedge", "<|system|>\nSYS<|user|>\nU1<|assistant|>\nA1<|user|>\n U2 <|assistant|>"),
         (
             "gpt-oss",
             "<|start|>system<|message|>SYS<|end|><|start|>user<|message|>U1<|end|><|start|>assistant<|message|>A1<|return|>\
@@ -107,8 +138,46 @@ fn built_in_formats() {
              <|start_of_role|>assistant<|end_of_role|>A1<|end_of_text|>\n<|start_of_role|>user<|end_of_role|> U2 \
              <|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
         ),
+        (
+            "granite-4.0",
+            "<|start_of_role|>system<|end_of_role|>SYS<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>U1<|en\
+             d_of_text|>\n<|start_of_role|>assistant<|end_of_role|>A1<|end_of_text|>\n<|start_of_role|>user<|end_\
+             of_role|> U2 <|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+        ),
+        (
+            "granite-4.1",
+            "<|start_of_role|>system<|end_of_role|>SYS<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>U1<|en\
+             d_of_text|>\n<|start_of_role|>assistant<|end_of_role|>A1<|end_of_text|>\n<|start_of_role|>user<|end_\
+             of_role|> U2 <|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>",
+        ),
+        (
+            "grok-2",
+            "System: SYS<|separator|>\n\nHuman: U1<|separator|>\n\nAssistant: A1<|separator|>\n\nHuman: U2<|separ\
+             ator|>\n\nAssistant:",
+        ),
+        (
+            "hunyuan-dense",
+            "SYS<｜hy_place▁holder▁no▁3｜><｜hy_User｜>U1<｜hy_Assistant｜>A1<｜hy_place▁holder▁no▁2｜><｜hy_User｜> U2 <｜h\
+             y_Assistant｜>",
+        ),
+        (
+            "hunyuan-moe",
+            "<|startoftext|>SYS<|extra_4|><|startoftext|>U1<|extra_0|>A1<|eos|><|startoftext|> U2 <|extra_0|>",
+        ),
+        (
+            "hunyuan-vl",
+            "<｜hy_begin▁of▁sentence｜>SYS<｜hy_place▁holder▁no▁3｜>U1<｜hy_User｜>A1<｜hy_Assistant｜> U2 <｜hy_User｜>",
+        ),
+        (
+            "kimi-k2",
+            "<|im_system|>system<|im_middle|>SYS<|im_end|><|im_user|>user<|im_middle|>U1<|im_end|><|im_assistant|\
+             >assistant<|im_middle|>A1<|im_end|><|im_user|>user<|im_middle|> U2 <|im_end|><|im_assistant|>assista\
+             nt<|im_middle|>",
+        ),
         ("llama2", "[INST] SYS\nU1 [/INST]A1</s>[INST]  U2  [/INST]"),
         ("llama2-sys", "[INST] <<SYS>>\nSYS\n<</SYS>>\n\nU1 [/INST]A1</s>[INST]  U2  [/INST]"),
+        ("llama2-sys-bos", "[INST] <<SYS>>\nSYS\n<</SYS>>\n\nU1 [/INST]A1</s><s>[INST]  U2  [/INST]"),
+        ("llama2-sys-strip", "[INST] <<SYS>>\nSYS\n<</SYS>>\n\nU1 [/INST]A1</s>[INST] U2 [/INST]"),
         (
             "llama3",
             "<|start_header_id|>system<|end_header_id|>\n\nSYS<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nU1<|eot_id|>\
@@ -120,6 +189,12 @@ fn built_in_formats() {
             "<|header_start|>system<|header_end|>\n\nSYS<|eot|><|header_start|>user<|header_end|>\n\nU1<|eot|><|header_start|>\
              assistant<|header_end|>\n\nA1<|eot|><|header_start|>user<|header_end|>\n\nU2<|eot|><|header_start|>assistant\
              <|header_end|>\n\n",
+        ),
+        (
+            "megrez",
+            "<|role_start|>system<|role_end|>SYS<|turn_end|><|role_start|>user<|role_end|>U1<|turn_end|><|role_st\
+             art|>assistant<|role_end|>A1<|turn_end|><|role_start|>user<|role_end|> U2 <|turn_end|><|role_start|>\
+             assistant<|role_end|>",
         ),
         ("minicpm", "SYS<用户>U1<AI>A1<用户>U2<AI>"),
         ("mistral-v1", " [INST] SYS\n\nU1 [/INST] A1</s> [INST]  U2  [/INST]"),
@@ -135,6 +210,11 @@ fn built_in_formats() {
         ),
         ("orion", "Human: SYS\n\nU1\n\nAssistant: </s>A1</s>Human:  U2 \n\nAssistant: </s>"),
         (
+            "pangu-embedded",
+            "[unused9]系统：SYS[unused10][unused9]用户：U1[unused10][unused9]助手：A1[unused10][unused9]用户： U2 [unused10][\
+             unused9]助手：",
+        ),
+        (
             "phi3",
             "<|system|>\nSYS<|end|>\n<|user|>\nU1<|end|>\n<|assistant|>\nA1<|end|>\n<|user|>\n U2 <|end|>\n<|assistant|>\n",
         ),
@@ -143,13 +223,25 @@ fn built_in_formats() {
             "<|im_start|>system<|im_sep|>SYS<|im_end|><|im_start|>user<|im_sep|>U1<|im_end|><|im_start|>assistant<|im_sep|>A1\
              <|im_end|><|im_start|>user<|im_sep|> U2 <|im_end|><|im_start|>assistant<|im_sep|>",
         ),
+        ("rwkv-world", "System: SYS\n\nUser: U1\n\nAssistant: A1\n\nUser: U2\n\nAssistant:"),
+        (
+            "seed_oss",
+            "<seed:bos>system\nSYS<seed:eos><seed:bos>user\nU1<seed:eos><seed:bos>assistant\nA1<seed:eos><seed:bo\
+             s>user\n U2 <seed:eos><seed:bos>assistant\n",
+        ),
         (
             "smolvlm",
             "<|im_start|>SYS\n\nUser: U1<end_of_utterance>\nAssistant: A1<end_of_utterance>\nUser:  U2 <end_of_utterance>\n\
              Assistant:",
         ),
+        (
+            "solar-open",
+            "<|begin|>system<|content|>SYS<|end|><|begin|>user<|content|>U1<|end|><|begin|>assistant<|content|>A1\
+             <|end|><|begin|>user<|content|> U2 <|end|><|begin|>assistant",
+        ),
         ("vicuna", "SYS\n\nUSER: U1\nASSISTANT: A1</s>\nUSER:  U2 \nASSISTANT:"),
         ("vicuna-orca", "SYSTEM: SYS\nUSER: U1\nASSISTANT: A1</s>\nUSER:  U2 \nASSISTANT:"),
+        ("yandex", " Пользователь: SYS\n\nU1\n\n Ассистент: A1\n\n Пользователь:  U2 \n\n Ассистент:[SEP]"),
         (
             "zephyr",
             "<|system|>\nSYS<|endoftext|>\n<|user|>\nU1<|endoftext|>\n<|assistant|>\nA1<|endoftext|>\n<|user|>\n U2 \
