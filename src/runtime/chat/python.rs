@@ -23,6 +23,7 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_filter("default", default);
     env.add_filter("d", default);
     env.add_filter("wordcount", |s: &str| s.split_whitespace().count());
+    env.add_filter("truncate", truncate);
     env.add_filter("center", |s: &str, width: Option<usize>| pad(s, width.unwrap_or(80), ' ', Side::Both));
     // In Python a string is a sequence, and so is anything with a length and an index.
     env.add_test("sequence", |v: &Value| matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map));
@@ -48,6 +49,32 @@ fn default(value: &Value, other: Option<Value>, lax: Option<bool>, args: Kwargs)
     Ok(if absent { other } else { value.clone() })
 }
 
+/// `truncate(value, length=255, killwords=false, end='...', leeway=5)`: whole words, and nothing for the sake of a few characters.
+fn truncate(
+    s: &str,
+    length: Option<usize>,
+    kill_words: Option<bool>,
+    end: Option<String>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let length = length.map_or_else(|| named.get::<Option<usize>>("length"), |n| Ok(Some(n)))?.unwrap_or(255);
+    let kill_words = kill_words.map_or_else(|| named.get::<Option<bool>>("killwords"), |b| Ok(Some(b)))?;
+    let end = end.map_or_else(|| named.get::<Option<String>>("end"), |e| Ok(Some(e)))?.unwrap_or_else(|| "...".into());
+    let leeway = named.get::<Option<usize>>("leeway")?.unwrap_or(5);
+    named.assert_all_used()?;
+    if s.chars().count() <= length.saturating_add(leeway) {
+        return Ok(s.to_owned());
+    }
+    let Some(kept) = length.checked_sub(end.chars().count()) else {
+        let what = format!("truncate: expected a length of at least {}, got {length}", end.chars().count());
+        return Err(Error::new(ErrorKind::InvalidOperation, what));
+    };
+    let cut: String = s.chars().take(kept).collect();
+    let words =
+        if kill_words.unwrap_or(false) { &cut[..] } else { cut.rsplit_once(' ').map_or(&cut[..], |(words, _)| words) };
+    Ok(words.to_owned() + &end)
+}
+
 /// A float as Python prints it; `None` for everything else.
 fn float_repr(value: &Value) -> Option<String> {
     if value.kind() != ValueKind::Number || value.is_integer() {
@@ -65,6 +92,11 @@ fn float_repr(value: &Value) -> Option<String> {
 
 /// The string, list and dict methods that minijinja's own compatibility layer lacks, then that layer.
 fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    if let (Some(s), true, [what, range @ ..]) = (value.as_str(), SEARCHES.contains(&name), args)
+        && !range.is_empty()
+    {
+        return search(state, s, name, what, range);
+    }
     let found = match value.kind() {
         ValueKind::String => string_method(value.as_str().unwrap_or_default(), name, args)?,
         ValueKind::Seq => list_method(value, name, args)?,
@@ -75,6 +107,31 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
         Some(result) => Ok(result),
         None => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
     }
+}
+
+/// The string methods that can be told where to begin and where to end.
+const SEARCHES: [&str; 7] = ["find", "rfind", "index", "rindex", "count", "startswith", "endswith"];
+
+/// One of [`SEARCHES`] in the characters from `range[0]` to `range[1]`, which count from the end where they are negative.
+fn search(state: &mut State, s: &str, name: &str, what: &Value, range: &[Value]) -> Result<Value, Error> {
+    let (start, end): (Option<i64>, Option<i64>) = from_args(range)?;
+    let n = s.chars().count() as i64;
+    let place = |i: i64| if i < 0 { (i + n).max(0) } else { i };
+    let (start, end) = (place(start.unwrap_or(0)), place(end.unwrap_or(n)).min(n));
+    if start > end {
+        return match name {
+            "find" | "rfind" => Ok(Value::from(-1)),
+            "index" | "rindex" => Err(Error::new(ErrorKind::InvalidOperation, "substring not found")),
+            "count" => Ok(Value::from(0)),
+            _ => Ok(Value::from(false)),
+        };
+    }
+    let part: String = s.chars().skip(start as usize).take((end - start) as usize).collect();
+    let found = method(state, &Value::from(part), name, std::slice::from_ref(what))?;
+    Ok(match (name, i64::try_from(found.clone())) {
+        ("find" | "rfind" | "index" | "rindex", Ok(at)) if at >= 0 => Value::from(at + start),
+        _ => found,
+    })
 }
 
 fn list_method(value: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
@@ -313,9 +370,11 @@ impl Json {
                 }
                 for k in keys {
                     self.next(&mut any, depth);
-                    match k.as_str() {
-                        Some(s) => self.string(s),
-                        None => self.string(&k.to_string()),
+                    match (k.as_str(), k.kind()) {
+                        (Some(s), _) => self.string(s),
+                        (_, ValueKind::None) => self.string("null"),
+                        (_, ValueKind::Bool) => self.string(if k.is_true() { "true" } else { "false" }),
+                        _ => self.string(&float_repr(&k).unwrap_or_else(|| k.to_string())),
                     }
                     self.out.push_str(&self.key);
                     self.write(&v.get_item(&k)?, depth + 1)?;
