@@ -223,7 +223,7 @@ impl ChatSession<'_> {
         drop(stoppable);
         self.show_end(&mut out, &answer)?;
         explain(self.engine, answer.stop);
-        self.conversation.answered(&answer.message, answer.pending);
+        self.conversation.answered(&answer.message, answer.pending, self.engine.tokenizer());
         if answer.lost {
             self.conversation.forget_rendering();
         }

@@ -120,10 +120,10 @@ impl Conversation {
     }
 
     /// Records the model's answer.
-    pub fn answered(&mut self, text: &str, pending: Option<u32>) {
+    pub fn answered(&mut self, text: &str, pending: Option<u32>, tokenizer: &Tokenizer) {
         self.rendered.push_str(text);
         self.pending = pending;
-        self.messages.push(ChatMessage::assistant(text));
+        self.messages.push(ChatMessage::answered(text, tokenizer));
     }
 
     /// The messages as JSON: a list of objects with `role` and `content`.
@@ -229,7 +229,7 @@ mod tests {
             assert_eq!((first.keep, &first.feed), (0, &tokens("U: hi\nA:", &model)));
             let held = first.feed.clone();
             c.fed(first);
-            c.answered(" yes", Some(42));
+            c.answered(" yes", Some(42), model.tokenizer());
             let second = c.step_to("U: hi\nA: yes\nU: so\nA:".into(), model.tokenizer(), &held).unwrap();
             assert_eq!((second.keep, second.feed[0]), (held.len(), 42));
             assert_eq!(second.feed[1..], model.tokenizer().encode("\nU: so\nA:", false, true).unwrap());
@@ -240,7 +240,7 @@ mod tests {
             let model = Model::embedded(Default::default()).unwrap();
             let mut c = chat(None);
             let held = tokens("Once upon a time there was a cat", &model);
-            c.answered("x", None);
+            c.answered("x", None, model.tokenizer());
             let step = c.step_to("Once upon a time there was a dog".into(), model.tokenizer(), &held).unwrap();
             let all = tokens("Once upon a time there was a dog", &model);
             assert!(step.keep > 3 && step.keep < all.len());

@@ -2,6 +2,7 @@
 //! `apply_chat_template` does.
 
 mod builtin;
+mod channels;
 mod python;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::sync::OnceLock;
 
 use minijinja::{Environment, ErrorKind, Value};
 
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 pub use builtin::BUILTIN_NAMES;
@@ -40,6 +42,13 @@ impl ChatMessage {
     /// What the model answered.
     pub fn assistant(content: impl Into<String>) -> Self {
         ChatMessage::new("assistant", content)
+    }
+    /// The message that a generated `answer` is. Models whose vocabulary has markers of channels (gpt-oss) think in one and answer
+    /// in another: the message is what they say in the latter.
+    pub fn answered(answer: &str, tokenizer: &Tokenizer) -> Self {
+        let marked = [channels::CHANNEL, channels::MESSAGE].iter().all(|text| tokenizer.token_id(text).is_some());
+        let said = marked.then(|| channels::said(answer)).flatten();
+        ChatMessage::assistant(said.unwrap_or_else(|| answer.into()))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rendering against Jinja2 itself (`tests/data/chat/golden.py` wrote the expected texts), and what is ours: the built-in
 //! formats, the system role, continuations, errors.
 
+use ggml_ext::gguf::{Gguf, GgufWriter};
 use serde_json::Value as Json;
 
 use super::*;
@@ -314,6 +315,39 @@ fn the_next_message_is_a_suffix() {
     let next = ChatMessage::user("c");
     let all = [past[0].clone(), past[1].clone(), next.clone()];
     assert_eq!(qwen3.render_next(&past, &next).unwrap(), Continuation::Rewrite(qwen3.render(&all, true).unwrap()));
+}
+
+/// A vocabulary of bytes and `more`.
+fn vocabulary(more: &[&str]) -> Tokenizer {
+    let letters = (b'a'..=b'z').map(|byte| (byte as char).to_string());
+    let tokens: Vec<String> = letters.chain(more.iter().map(|&text| text.to_owned())).collect();
+    let mut w = GgufWriter::new(Vec::new());
+    w.str("tokenizer.ggml.model", "gpt2").unwrap();
+    w.strings("tokenizer.ggml.tokens", &tokens).unwrap();
+    w.strings("tokenizer.ggml.merges", &["a b"]).unwrap();
+    Tokenizer::from_gguf(&Gguf::parse(&w.finish().unwrap()).unwrap()).unwrap()
+}
+
+/// Templates of models that answer in channels refuse messages with their markers: a conversation would end at its second question.
+#[test]
+fn an_answer_in_channels_can_be_followed_by_a_question() {
+    let t = ChatTemplate::new(
+        "{% for m in messages %}{% if '<|channel|>' in m.content %}{{ raise_exception('channels in the content') }}{% endif %}\
+         <|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}",
+        "",
+        "",
+    )
+    .unwrap();
+    let answer = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>A1";
+    let render = |tokenizer: &Tokenizer| {
+        let answered = ChatMessage::answered(answer, tokenizer);
+        t.render(&[ChatMessage::user("U1"), answered, ChatMessage::user("U2")], true)
+    };
+    let want = "<|start|>user<|message|>U1<|end|><|start|>assistant<|message|>A1<|end|><|start|>user<|message|>U2<|end|>\
+                <|start|>assistant";
+    assert_eq!(render(&vocabulary(&["<|channel|>", "<|message|>"])).unwrap(), want);
+    // Where they are no tokens, they are text that someone wrote about.
+    assert!(render(&vocabulary(&[])).is_err());
 }
 
 #[test]
