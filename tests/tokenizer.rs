@@ -26,8 +26,12 @@ fn text(name: &str) -> String {
     String::from_utf8(data(name)).unwrap()
 }
 
+fn load_bytes(bytes: &[u8]) -> Tokenizer {
+    Tokenizer::from_gguf(&Gguf::parse(bytes).unwrap()).unwrap()
+}
+
 fn load(name: &str) -> Tokenizer {
-    Tokenizer::from_gguf(&Gguf::parse(&data(name)).unwrap()).unwrap()
+    load_bytes(&data(name))
 }
 
 fn vocab(name: &str) -> Tokenizer {
@@ -185,6 +189,20 @@ fn a_very_long_word_is_tokenised() {
         let ids = tokenizer.encode(&word, false, true).unwrap();
         assert_eq!(tokenizer.decode(&ids, false), word);
     }
+}
+
+#[test]
+fn tokens_not_to_be_generated_are_those_of_the_vocabulary() {
+    let with = |ids: &[i32]| {
+        let mut w = GgufWriter::new(Vec::new());
+        w.str("tokenizer.ggml.model", "gpt2").unwrap();
+        w.strings("tokenizer.ggml.tokens", &["a", "b", "ab"]).unwrap();
+        w.strings("tokenizer.ggml.merges", &["a b"]).unwrap();
+        w.i32s("tokenizer.ggml.suppress_tokens", ids).unwrap();
+        load_bytes(&w.finish().unwrap()).suppressed().to_vec()
+    };
+    assert_eq!(with(&[2, 0, -1, 3]), [2, 0]);
+    assert!(with(&[]).is_empty() && vocab("gpt-2").suppressed().is_empty());
 }
 
 #[test]

@@ -153,7 +153,7 @@ pub struct Settings {
 
 /// Runs the command.
 pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
-    let settings = settings(args)?;
+    let mut settings = settings(args)?;
     let limits = limits(args)?;
     let chat = chat::settings(args.chat.conversation, &args.chat, &args.text)?;
     if settings.json && chat.as_ref().is_some_and(|c| !c.single_turn) {
@@ -167,6 +167,10 @@ pub fn run(args: &GenerateArgs) -> Result<(), CliError> {
     let mut session = load::session(&model, &args.compute, args.context.ctx_size, settings.log)?;
     if args.output.profile {
         session.start_profile();
+    }
+    let recommended = args.sampling.take_recommended(&mut settings.sampling, model.recommended_sampling())?;
+    if let Some(taken) = recommended {
+        settings.log.line(format_args!("note: as the model's file recommends: {taken} (flags come before it)"));
     }
     let sampler = Sampler::new(&settings.sampling, model.tokenizer(), session.n_ctx())?;
     let constraint = grammar.map(|g| g.constraint(model.tokenizer())).transpose()?;

@@ -61,6 +61,7 @@ mod plamo2;
 mod plm;
 mod qwen;
 mod qwen35;
+mod recommended;
 mod seed_oss;
 mod sharing;
 mod smallthinker;
@@ -80,6 +81,7 @@ pub use config::Config;
 pub use decoder::Decoder;
 pub use file::ModelFile;
 pub use overrides::{Override, OverrideValue};
+pub use recommended::RECOMMENDED_PREFIX;
 pub use sharing::SharingSource;
 
 pub(crate) use buffers::Buffers;
@@ -367,6 +369,7 @@ pub struct Model {
     plan: SharePlan,
     tokenizer: Tokenizer,
     chat_template: Option<String>,
+    recommended: Vec<(String, String)>,
     name: Option<String>,
     n_file_bytes: usize,
     n_tensor_bytes: u64,
@@ -415,6 +418,7 @@ impl Model {
         }
         Ok(Self {
             chat_template: str("tokenizer.chat_template")?.map(String::from),
+            recommended: recommended::read(gguf),
             name: str("general.name")?.map(String::from),
             config: description.config,
             decoder,
@@ -451,6 +455,12 @@ impl Model {
     /// The Jinja source of the model's chat template, where the file has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
+    }
+
+    /// How the file recommends to choose tokens: names and values, for
+    /// [`SamplerParams::recommend`](crate::runtime::sampler::SamplerParams::recommend).
+    pub fn recommended_sampling(&self) -> &[(String, String)] {
+        &self.recommended
     }
 
     /// `general.name`.

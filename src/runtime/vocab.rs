@@ -13,6 +13,9 @@ impl SamplerVocab for Tokenizer {
     fn is_eog(&self, id: u32) -> bool {
         Tokenizer::is_eog(self, id)
     }
+    fn suppressed(&self) -> &[u32] {
+        Tokenizer::suppressed(self)
+    }
     fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
         Tokenizer::token_bytes(self, id, true)
     }

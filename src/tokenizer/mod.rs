@@ -42,6 +42,7 @@ mod key {
     pub const UNKNOWN: &str = "tokenizer.ggml.unknown_token_id";
     pub const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
     pub const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
+    pub const SUPPRESS: &str = "tokenizer.ggml.suppress_tokens";
     pub const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 }
 
@@ -61,6 +62,7 @@ pub struct Tokenizer {
     add_bos: bool,
     add_eos: bool,
     add_space_prefix: bool,
+    suppressed: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -113,6 +115,10 @@ impl Tokenizer {
             add_bos = true;
         }
         let add_eos = flag(key::ADD_EOS, false)?;
+        // Files number padding here that the vocabulary does not have.
+        let suppressed = g.i32s(key::SUPPRESS).map_err(failed)?.unwrap_or_default();
+        let suppressed = suppressed.into_iter().filter_map(|id| u32::try_from(id).ok());
+        let suppressed = suppressed.filter(|&id| (id as usize) < vocab.len()).collect();
         for (wanted, id, key) in [(add_bos, roles.bos, key::BOS), (add_eos, roles.eos, key::EOS)] {
             if wanted && id.is_none() {
                 return Err(failed(format!("the model wants the token of `{key}` added, and the key is missing")));
@@ -123,7 +129,7 @@ impl Tokenizer {
             None if is_plamo => Model::Plamo(Plamo::from_gguf(g, &vocab)?),
             None => Model::Spm(Spm::from_gguf(g, &vocab, roles.unknown)?),
         };
-        Ok(Tokenizer { vocab, model, roles, finder, add_bos, add_eos, add_space_prefix })
+        Ok(Tokenizer { vocab, model, roles, finder, add_bos, add_eos, add_space_prefix, suppressed })
     }
 
     /// Tokenises `text`.
@@ -262,6 +268,11 @@ impl Tokenizer {
     /// All tokens that end generation, ascending.
     pub fn eog(&self) -> &[u32] {
         &self.roles.eog
+    }
+
+    /// Tokens that are part of texts and that the model must not generate: placeholders of images and sounds, for one.
+    pub fn suppressed(&self) -> &[u32] {
+        &self.suppressed
     }
 
     /// Whether the token is a control or unknown token, which prints nothing.

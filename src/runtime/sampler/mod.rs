@@ -13,6 +13,7 @@ mod dry;
 mod mirostat;
 mod params;
 mod penalties;
+mod recommended;
 mod rng;
 mod stages;
 #[cfg(test)]
@@ -38,6 +39,10 @@ pub trait SamplerVocab {
     fn n_vocab(&self) -> usize;
     /// True when the token ends the generation.
     fn is_eog(&self, id: u32) -> bool;
+    /// Tokens that are never chosen, whatever the parameters say.
+    fn suppressed(&self) -> &[u32] {
+        &[]
+    }
     /// The bytes of the token, special ones written out. Used for DRY's sequence breakers.
     fn token_bytes(&self, id: u32) -> Cow<'_, [u8]>;
     /// Plain text to tokens, without BOS and without special tokens. Used for DRY's sequence breakers.
@@ -66,18 +71,21 @@ impl Sampler {
     /// Builds the chain. `n_ctx` is what a window of -1 stands for.
     ///
     /// # Errors
-    /// [`Error::Params`] naming the flag that is out of range, or a biased token that the vocabulary does not have.
+    /// [`Error::Params`] naming the flag that is out of range, [`Error::Impossible`] for a biased token that the vocabulary does
+    /// not have.
     pub fn new(params: &SamplerParams, vocab: &(impl SamplerVocab + ?Sized), n_ctx: usize) -> Result<Sampler> {
         params.validate()?;
         let n_vocab = vocab.n_vocab();
         let mut biases = params.logit_bias.clone();
         if let Some(b) = biases.iter().find(|b| b.token as usize >= n_vocab) {
-            return Err(Error::Params(format!("--logit-bias: token {}: the vocabulary has {n_vocab} tokens", b.token)));
+            let what = format!("--logit-bias: token {}: the vocabulary has {n_vocab} tokens", b.token);
+            return Err(Error::Impossible(what));
         }
         if params.ignore_eos {
             let ends = (0..n_vocab as u32).filter(|&id| vocab.is_eog(id));
             biases.extend(ends.map(|token| LogitBias { token, bias: f32::NEG_INFINITY }));
         }
+        biases.extend(vocab.suppressed().iter().map(|&token| LogitBias { token, bias: f32::NEG_INFINITY }));
         let in_chain = |kind| params.mirostat == 0 && params.samplers.contains(&kind);
         let penalties = if in_chain(SamplerKind::Penalties) { Penalties::new(params, n_vocab, n_ctx) } else { None };
         let dry = if in_chain(SamplerKind::Dry) { Dry::new(params, vocab, n_ctx)? } else { None };

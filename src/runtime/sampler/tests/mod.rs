@@ -41,6 +41,27 @@ impl SamplerVocab for Vocab {
     }
 }
 
+/// A vocabulary of four tokens, of which the model must not generate the second.
+struct Suppressing;
+
+impl SamplerVocab for Suppressing {
+    fn n_vocab(&self) -> usize {
+        4
+    }
+    fn is_eog(&self, _: u32) -> bool {
+        false
+    }
+    fn suppressed(&self) -> &[u32] {
+        &[1]
+    }
+    fn token_bytes(&self, _: u32) -> Cow<'_, [u8]> {
+        Cow::Borrowed(b"x")
+    }
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        Err(Error::Tokenizer(text.into()))
+    }
+}
+
 /// A vocabulary of any size, for tests that need no texts.
 struct Numbered(usize);
 
@@ -340,7 +361,7 @@ fn every_range_is_checked_by_flag() {
         ("--mirostat-lr", |p| p.mirostat_eta = f32::NAN),
         ("--adaptive-target", |p| p.adaptive_target = 1.5),
         ("--adaptive-decay", |p| p.adaptive_decay = 1.0),
-        ("--logit-bias", |p| p.logit_bias = vec![LogitBias { token: 10, bias: 1.0 }]),
+        ("--logit-bias", |p| p.logit_bias = vec![LogitBias { token: 9, bias: f32::NAN }]),
     ];
     for (flag, change) in wrong {
         let mut p = params();
@@ -454,6 +475,24 @@ fn biases_forbid_force_and_add() {
     let both =
         SamplerParams { logit_bias: vec!["9-inf".parse().unwrap(), "9+inf".parse().unwrap()], temp: 0.0, ..params() };
     assert_eq!(pick(&both, &l), 0);
+}
+
+#[test]
+fn suppressed_tokens_are_never_chosen() {
+    let p = SamplerParams { temp: 0.0, ..params() };
+    let biased = SamplerParams { logit_bias: vec!["1+inf".parse().unwrap()], ..p.clone() };
+    for p in [p, biased] {
+        let mut s = Sampler::new(&p, &Suppressing, 64).unwrap();
+        assert_eq!(s.sample(&[0.0, 9.0, 1.0, 0.5]).unwrap(), 2);
+    }
+}
+
+/// Whether there is such a token is up to the model.
+#[test]
+fn a_bias_of_a_token_that_there_is_not() {
+    let p = SamplerParams { logit_bias: vec![LogitBias { token: 10, bias: 1.0 }], ..params() };
+    let error = Sampler::new(&p, &Vocab::small(), 64).err();
+    assert!(matches!(&error, Some(Error::Impossible(what)) if what.contains("10 tokens")), "{error:?}");
 }
 
 #[test]
