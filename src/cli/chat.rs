@@ -18,9 +18,8 @@ pub struct ChatSettings {
     /// Leave after one answer.
     pub single_turn: bool,
     system: Option<String>,
+    /// In place of the model's own; known to compile.
     template: Option<String>,
-    /// Whether that is a file's text, and not a flag's value.
-    template_is_file: bool,
     /// `--chat-template-kwargs`.
     variables: serde_json::Map<String, serde_json::Value>,
     /// `--in-prefix` or `--in-suffix` was given: no template.
@@ -47,14 +46,30 @@ pub fn settings(wanted: bool, args: &ChatArgs, text: &TextArgs) -> Result<Option
             .map_err(|e| CliError::usage(format!("--chat-template-kwargs: not a JSON object: {e}")))?,
     };
     let template = from(&args.chat_template, &args.chat_template_file)?;
+    // A large model need not be loaded to find out that there is no such template.
+    if let Some(text) = &template {
+        ChatTemplate::choose(Some(text), None, "", "")
+            .map_err(|e| template_error(e, args.chat_template_file.as_deref()))?;
+    }
     let plain = args.in_prefix.is_some() || args.in_suffix.is_some();
     if plain && (template.is_some() || args.chat_template_kwargs.is_some()) {
         return Err(CliError::usage(
             "--in-prefix and --in-suffix take the place of a chat template: give one or the other",
         ));
     }
-    let (single_turn, template_is_file) = (args.single_turn, args.chat_template_file.is_some());
-    Ok(Some(ChatSettings { single_turn, system, template, template_is_file, variables, plain }))
+    Ok(Some(ChatSettings { single_turn: args.single_turn, system, template, variables, plain }))
+}
+
+/// What is wrong with the template that was given, in a file or as a flag's value.
+fn template_error(e: lisa_cpp::Error, file: Option<&Path>) -> CliError {
+    let what = match e {
+        lisa_cpp::Error::Template(what) => what,
+        e => e.to_string(),
+    };
+    match file {
+        Some(path) => file_error(path, &what),
+        None => CliError::usage(format!("--chat-template: {what}")),
+    }
 }
 
 /// Runs the chat until the user leaves.
@@ -74,14 +89,8 @@ fn format(engine: &Engine, settings: &Settings, chat: &ChatSettings) -> Result<F
     let tokenizer = engine.tokenizer();
     let text = |id: Option<u32>| id.map(|id| tokenizer.token_text(id)).unwrap_or_default();
     let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
-    let chosen = ChatTemplate::choose(chat.template.as_deref(), engine.model.chat_template(), bos, eos);
-    let (mut template, notice) = match (chosen, &chat.template) {
-        (Err(e), Some(_)) => {
-            let error = CliError::usage(format!("--chat-template: {e}"));
-            return Err(if chat.template_is_file { error.of_file() } else { error });
-        }
-        (chosen, _) => chosen?,
-    };
+    let (mut template, notice) =
+        ChatTemplate::choose(chat.template.as_deref(), engine.model.chat_template(), bos, eos)?;
     if let Some(notice) = notice {
         settings.log.line(format_args!("note: {notice}"));
     }
@@ -104,7 +113,8 @@ struct ChatSession<'a> {
 impl ChatSession<'_> {
     fn run(&mut self) -> Result<(), CliError> {
         let mut stopped = false;
-        if let Some(message) = self.settings.prompt.clone() {
+        // An empty prompt is none, as in llama.cpp: the first message is typed.
+        if let Some(message) = self.settings.prompt.clone().filter(|text| !text.is_empty()) {
             let answer = self.ask(&message);
             if self.chat.single_turn {
                 return only_answer(answer);
@@ -117,6 +127,10 @@ impl ChatSession<'_> {
         }
         loop {
             let line = match input.read()? {
+                // The one answer that was asked for is owed; who sits at a terminal may think better of it.
+                Line::End if self.chat.single_turn && matches!(input, Input::Plain(_)) => {
+                    return Err(CliError::run("standard input ended without a message to answer (--prompt gives one)"));
+                }
                 Line::End => return Ok(()),
                 Line::Interrupted if stopped => return Ok(()),
                 Line::Interrupted => {
