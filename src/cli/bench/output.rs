@@ -1,6 +1,6 @@
 //! The formats of the results.
 
-use super::record::{Record, millions};
+use super::record::{BACKEND, Record, millions};
 use crate::cli::error::CliError;
 use crate::cli::memory::human;
 use clap::ValueEnum;
@@ -31,10 +31,11 @@ pub struct Printer<'w> {
 }
 
 /// Columns of the Markdown table with their widths; a minus: left-aligned.
-const COLUMNS: [(&str, i32); 10] = [
+const COLUMNS: [(&str, i32); 11] = [
     ("model", -30),
     ("size", 10),
     ("params", 10),
+    ("backend", 10),
     ("threads", 7),
     ("batch", 9),
     ("k, v", 10),
@@ -123,6 +124,7 @@ fn cells(record: &Record, roofline: bool) -> Vec<String> {
         record.model_type(),
         human(m.n_tensor_bytes()),
         millions(m.n_params()),
+        BACKEND.into(),
         p.n_threads.to_string(),
         format!("{}/{}", p.n_batch, p.n_ubatch),
         format!("{}, {}", p.cache_type_k, p.cache_type_v),

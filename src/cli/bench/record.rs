@@ -9,6 +9,9 @@ use lisa_cpp::runtime::SessionParams;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
+/// What `llama-bench` calls this kind of machine; scripts that read its tables look for it.
+pub const BACKEND: &str = "CPU";
+
 /// A measured test of a model.
 pub struct Record<'a> {
     /// `None` for the embedded model.
@@ -73,7 +76,7 @@ impl Record<'_> {
             "build_number": 0,
             "cpu_info": memory::cpu_name(),
             "gpu_info": "",
-            "backends": "CPU",
+            "backends": BACKEND,
             "kernels": m.kernels().tier.name(),
             "model_filename": self.path.map(|p| p.display().to_string()),
             "model_type": self.model_type(),
