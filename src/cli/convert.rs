@@ -43,7 +43,8 @@ pub fn run(args: &ConvertArgs) -> Result<(), CliError> {
 
     let inputs = Inputs::default().with(&args.model).with([&args.safetensors, &args.map]);
     let output = Output::create(&args.output, &inputs)?;
-    let (meta, sum) = output.fill(modules.len() as u64, |out| {
+    let log = Log::new(!args.log_disable);
+    let (meta, sum) = output.fill(log, modules.len() as u64, |out| {
         lisa::convert(&base, &modules, &map, out).map_err(|e| match e {
             ConvertError::Make(e) => make_error(e, &file.name, &file.name, &args.output),
             ConvertError::Map(_) => file_error(&args.map, &e),
@@ -51,7 +52,7 @@ pub fn run(args: &ConvertArgs) -> Result<(), CliError> {
         })
     })?;
     let shared = meta.layers.iter().filter(|l| l.kind != Kind::Full).count();
-    Log::new(!args.log_disable).line(format_args!(
+    log.line(format_args!(
         "{}: {shared} of {} layers substituted, {} tensors ({})",
         args.output.display(),
         meta.layers.len(),

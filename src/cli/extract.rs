@@ -31,9 +31,10 @@ pub fn run(args: &ExtractArgs) -> Result<(), CliError> {
     let tensors = model.iter().flat_map(|g| g.tensors()).filter(|t| is_lisa_name(&t.name));
     let (n, bytes) = tensors.fold((0, 0), |(n, bytes), t| (n + 1, bytes + t.n_bytes));
     let output = Output::create(&args.output, &Inputs::default().with([&args.model]))?;
-    output.fill(bytes, |out| {
+    let log = Log::new(!args.log_disable);
+    output.fill(log, bytes, |out| {
         lisa::extract(&model, out).map_err(|e| make_error(e, &file.name, &file.name, &args.output))
     })?;
-    Log::new(!args.log_disable).line(format_args!("{}: {n} tensors ({})", args.output.display(), human(bytes)));
+    log.line(format_args!("{}: {n} tensors ({})", args.output.display(), human(bytes)));
     Ok(())
 }

@@ -54,7 +54,8 @@ pub fn run(args: &MergeArgs) -> Result<(), CliError> {
     let inputs = Inputs::default().with(&args.model).with(&args.lisa).with(&args.share);
     let output = Output::create(&args.output, &inputs)?;
     let expected = base_file.n_bytes() + sidecar_file.as_ref().map_or(0, ModelFile::n_bytes);
-    let report = output.fill(expected as u64, |out| {
+    let log = Log::new(!args.log_disable);
+    let report = output.fill(log, expected as u64, |out| {
         lisa::merge(&base, &meta, sidecar.as_ref().map(|s| &s[0]), out).map_err(at_fault)
     })?;
 
@@ -63,7 +64,7 @@ pub fn run(args: &MergeArgs) -> Result<(), CliError> {
     if report.cut.tensors > 0 {
         line += &format!(", cut {} off {} fused tensors", human(report.cut.bytes), report.cut.tensors);
     }
-    Log::new(!args.log_disable).line(format_args!("{line}, added {}", sum(report.added)));
+    log.line(format_args!("{line}, added {}", sum(report.added)));
     Ok(())
 }
 

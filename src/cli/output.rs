@@ -80,16 +80,18 @@ impl Output {
         Ok(Output { temp, path: target, stop })
     }
 
-    /// Lets `write` fill the file, which will have about `expected` bytes, and gives it its name.
+    /// Lets `write` fill the file, which will have about `expected` bytes, and gives it its name. `log` tells whether a bar shows
+    /// how far it is.
     ///
     /// # Errors
     /// That of `write`; the system's; Ctrl-C.
     pub fn fill<T>(
         self,
+        log: Log,
         expected: u64,
         write: impl FnOnce(&mut dyn Write) -> Result<T, CliError>,
     ) -> Result<T, CliError> {
-        let (complete, value) = self.complete(expected, write)?;
+        let (complete, value) = self.complete(log, expected, write)?;
         complete.name()?;
         Ok(value)
     }
@@ -100,10 +102,11 @@ impl Output {
     /// That of `write`; the system's; Ctrl-C.
     pub fn complete<T>(
         self,
+        log: Log,
         expected: u64,
         write: impl FnOnce(&mut dyn Write) -> Result<T, CliError>,
     ) -> Result<(Complete, T), CliError> {
-        let progress = Progress::new(Log::new(true), "writing", expected);
+        let progress = Progress::new(log, "writing", expected);
         let sink = Sink { file: self.temp.as_file(), stop: &self.stop, progress, done: 0 };
         let mut sink = BufWriter::with_capacity(PIECE, sink);
         let written = write(&mut sink).and_then(|value| {

@@ -251,7 +251,7 @@ pub fn run(args: &QuantizeArgs) -> Result<(), CliError> {
     for (no, path) in paths.iter().enumerate() {
         let shard = is_split.then_some(Shard { no, count: paths.len() });
         let expected = plan.steps.iter().filter(|s| !is_split || s.part == no).map(Step::n_bytes).sum();
-        let (part, ()) = Output::create(path, &inputs)?.complete(expected, |out| {
+        let (part, ()) = Output::create(path, &inputs)?.complete(log, expected, |out| {
             let written = quantize::write(&parts, &plan, importance.as_ref(), &settings, shard, &mut pool, out);
             written.map(|_| ()).map_err(|e| match e {
                 quantize::QuantizeError::Write(e) => CliError::run(format!("{}: {e}", path.display())),

@@ -119,7 +119,7 @@ pub fn run(args: &DistillArgs) -> Result<(), CliError> {
         base: Some(model.name().map_or_else(|| file.name.clone(), str::to_owned)),
     };
     let output = Output::create(&args.output, &inputs)?;
-    let bytes = write(output, &model, &state.modules, fingerprint, trained)?;
+    let bytes = write(output, log, &model, &state.modules, fingerprint, trained)?;
     log.line(format_args!("{}: {}", args.output.display(), memory::human(bytes)));
     match std::fs::remove_file(&checkpoint) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -314,6 +314,7 @@ fn describe(modules: &Modules, model: &DenseModel, settings: &Settings, n_thread
 /// Writes the sidecar; returns its bytes.
 fn write(
     output: Output,
+    log: Log,
     model: &Model,
     modules: &Modules,
     fingerprint: String,
@@ -324,7 +325,7 @@ fn write(
     let tensors = modules.tensors();
     let bytes = tensors.iter().map(|t| t.0.n_bytes).sum();
     let refs = tensors.iter().map(|(info, data)| (info, &data[..]));
-    output.fill(bytes, |out| {
+    output.fill(log, bytes, |out| {
         lisa::write_sidecar(&model.config().arch, &meta, refs, out).map_err(|e| CliError::run(e.to_string()))
     })?;
     Ok(bytes)

@@ -179,7 +179,7 @@ fn write_base(
     let inputs = Inputs::of_model(&run.args.model).with(&run.args.file);
     let n_bytes = BaseWriter::file_bytes(n_ctx, n_vocab, tokens.len() / n_ctx);
     let failed = |e: std::io::Error| CliError::run(format!("{}: {e}", path.display()));
-    Output::create(path, &inputs)?.fill(n_bytes, |out| {
+    Output::create(path, &inputs)?.fill(Log::new(!run.args.log_disable), n_bytes, |out| {
         let mut writer = BaseWriter::new(out, kernels, n_ctx, n_vocab, tokens).map_err(failed)?;
         for (i, window) in tokens.chunks_exact(n_ctx).enumerate() {
             let start = Instant::now();

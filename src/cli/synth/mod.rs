@@ -107,16 +107,12 @@ pub fn run(args: &SynthArgs) -> Result<(), CliError> {
     }
     let Some(path) = &args.output else { return Err(CliError::usage("--output is missing")) };
     let n_bytes = tensors.iter().filter_map(Tensor::n_bytes).sum();
-    Output::create(path, &Inputs::default())?.fill(n_bytes, |out| {
+    let log = Log::new(!args.log_disable);
+    Output::create(path, &Inputs::default())?.fill(log, n_bytes, |out| {
         write(args, &shape, substitution.as_ref(), &tensors, out)
             .map_err(|e| CliError::run(format!("{}: {e}", path.display())))
     })?;
-    Log::new(!args.log_disable).line(format_args!(
-        "{}: {} tensors ({})",
-        path.display(),
-        tensors.len(),
-        human(n_bytes)
-    ));
+    log.line(format_args!("{}: {} tensors ({})", path.display(), tensors.len(), human(n_bytes)));
     Ok(())
 }
 
