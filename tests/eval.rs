@@ -4,7 +4,9 @@
 mod program;
 
 use program::{ok, run};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -235,6 +237,29 @@ fn files_do_not_wait_for_a_reader() {
         assert!(status.success() && Path::new(file).exists(), "{args:?}: {status}");
         std::fs::remove_file(file).unwrap();
     }
+}
+
+/// Hours of scoring are not lost to what happens in the benchmark after.
+#[cfg(unix)]
+#[test]
+fn samples_of_finished_benchmarks_outlive_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    question_files(dir.path());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let question = format!("{{\"context\": \"{}\", \"target\": \" dog\"}}\n", story(20));
+    std::fs::write(path("endless.jsonl"), question.repeat(3_000)).unwrap();
+    let (tasks, samples) = (format!("piqa,{}", path("endless.jsonl")), path("samples"));
+    let args = ["eval", "--tasks", &tasks, "--data", &path(""), "--log-samples", &samples];
+    let mut child = program::command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("piqa")));
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains("samples of piqa alone"), "{err}");
+    let written = std::fs::read_to_string(&samples).unwrap();
+    assert!(written.lines().count() == 2 && written.lines().all(|line| line.contains("piqa")), "{written}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use super::error::CliError;
 use super::load;
 use super::output::{Inputs, Output};
 use super::progress::{Log, Progress};
+use super::signals::Stoppable;
 use super::timings::Timings;
 use clap::Args;
 use lisa_cpp::Model;
@@ -102,6 +103,8 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
     let model = load::model(&args.model, &args.compute, log)?;
     timings.loaded();
 
+    // Ctrl-C is looked at between questions: what was measured before is still written.
+    let stop = Stoppable::install()?;
     let mut samples = String::new();
     let mut results = serde_json::Map::new();
     let mut out = std::io::stdout().lock();
@@ -109,7 +112,7 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
     let mut printed = Ok(());
     for (i, q) in all.iter().enumerate() {
         let start = Instant::now();
-        let e = match score(&model, q, &params, n_parallel, log) {
+        let e = match score(&model, q, &params, n_parallel, &stop, log) {
             Ok(e) => e,
             Err(e) => {
                 failure = Some(e);
@@ -139,12 +142,22 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
         let object = json!({ "results": results, "timings": timings.json() });
         printed = writeln!(out, "{object}").and_then(|()| out.flush()).map_err(CliError::from);
     }
+    let written = match results.is_empty() && failure.is_some() {
+        true => Ok(()),
+        false => output().and_then(|output| output.map_or(Ok(()), |output| output.whole(samples.as_bytes()))),
+    };
     if let Some(e) = failure {
+        let names: Vec<_> = results.keys().map(String::as_str).collect();
+        match (&args.log_samples, written) {
+            (_, Err(lost)) => log.line(format_args!("warning: {lost}")),
+            (Some(path), Ok(())) if !names.is_empty() => {
+                log.line(format_args!("note: {} holds the samples of {} alone", path.display(), names.join(", ")));
+            }
+            _ => {}
+        }
         return Err(e);
     }
-    if let Some(output) = output()? {
-        output.whole(samples.as_bytes())?;
-    }
+    written?;
     printed?;
     log.line(format_args!("\n{timings}"));
     Ok(())
@@ -158,11 +171,16 @@ fn score(
     q: &Questions,
     params: &lisa_cpp::SessionParams,
     n_parallel: usize,
+    stop: &Stoppable,
     log: Log,
 ) -> Result<Evaluation, CliError> {
     log.line(format_args!("{}: {} questions of {}", q.source.name, q.items.len(), file_names(&q.source.files)));
     let mut bar = Progress::new(log, "questions", q.items.len() as u64);
-    Ok(evaluate(model, &q.items, params, n_parallel, &mut |n| bar.set(n as u64))?)
+    let mut go_on = |n| {
+        bar.set(n as u64);
+        !stop.stopped()
+    };
+    Ok(evaluate(model, &q.items, params, n_parallel, &mut go_on)?)
 }
 
 fn file_names(files: &[PathBuf]) -> String {

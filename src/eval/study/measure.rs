@@ -115,7 +115,7 @@ fn task(job: &Job, model: &Arc<Model>, source: &Source) -> Result<Value> {
     let limit = if job.quality.limit == 0 { usize::MAX } else { job.quality.limit };
     let items = source.read(limit)?;
     let params = job.session(0)?;
-    let e = evaluate(model, &items, &params, params.n_threads, &mut |_| ())?;
+    let e = evaluate(model, &items, &params, params.n_threads, &mut |_| true)?;
     let mut result = json!({ "n": items.len() });
     for m in &e.metrics {
         result[m.name] = json!({ "value": m.value, "error": m.stderr });

@@ -33,16 +33,16 @@ pub struct Evaluation {
 }
 
 /// Scores `items`. `params.n_ctx` is the longest context to use, 0 for the model's own; `n_parallel` sessions share the
-/// threads. `progress` hears how many questions are done.
+/// threads. `progress` hears how many questions are done, and says whether to go on.
 ///
 /// # Errors
-/// As [`Session::new`]; as [`encode`], naming the question's file and line.
+/// As [`Session::new`]; as [`encode`], naming the question's file and line; [`Error::Interrupted`] when `progress` said so.
 pub fn evaluate(
     model: &Arc<Model>,
     items: &[Item],
     params: &SessionParams,
     n_parallel: usize,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Evaluation> {
     let n_ctx = if params.n_ctx == 0 { model.n_ctx_train() } else { params.n_ctx };
     let mut n_truncated = 0;
@@ -94,7 +94,7 @@ fn at(item: &Item, e: Error) -> Error {
 fn share_out(
     scorers: Vec<Scorer>,
     questions: &[Vec<Encoded>],
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Vec<Vec<Score>>> {
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let (send, receive) = mpsc::channel::<Result<(usize, Vec<Score>)>>();
@@ -122,7 +122,10 @@ fn share_out(
             let (i, scores) = scored?;
             all[i] = scores;
             n_done += 1;
-            progress(n_done);
+            if !progress(n_done) {
+                failed.store(true, Ordering::Relaxed);
+                break;
+            }
         }
         if n_done < questions.len() {
             return Err(Error::Interrupted);
@@ -142,7 +145,21 @@ mod tests {
         let model = Arc::new(Model::embedded(ModelParams::default()).unwrap());
         let request = Request { context: String::new(), continuation: String::new() };
         let item = Item { requests: vec![request], goal: Goal::Word, place: "q.jsonl:3".into() };
-        let message = evaluate(&model, &[item], &SessionParams::default(), 1, &mut |_| ()).err().unwrap().to_string();
+        let message = evaluate(&model, &[item], &SessionParams::default(), 1, &mut |_| true).err().unwrap().to_string();
         assert_eq!(message, "q.jsonl:3: '' has no tokens to score");
+    }
+
+    #[test]
+    fn scoring_ends_when_it_is_told_to() {
+        let model = Arc::new(Model::embedded(ModelParams::default()).unwrap());
+        let request = || Request { context: "Once".into(), continuation: " upon".into() };
+        let item = || Item { requests: vec![request()], goal: Goal::Word, place: String::new() };
+        let items: Vec<_> = (0..50).map(|_| item()).collect();
+        let mut done = 0;
+        let ended = evaluate(&model, &items, &SessionParams::default(), 1, &mut |n| {
+            done = n;
+            n < 3
+        });
+        assert!(matches!(ended.err(), Some(Error::Interrupted)) && done == 3, "{done}");
     }
 }
