@@ -194,6 +194,27 @@ fn shards_are_joined() {
 }
 
 #[test]
+fn joining_loses_no_records_of_the_folder() {
+    let dir = prepare("");
+    for shard in ["1/2", "2/2"] {
+        ok(dir.path(), &["s.toml", "--shard", shard]);
+    }
+    let [one, two] = ["s/records-1-of-2.jsonl", "s/records-2-of-2.jsonl"];
+    ok(dir.path(), &["merge", one, two, "-o", "all"]);
+    let all = dir.path().join("all/records.jsonl");
+    let before = std::fs::read(&all).unwrap();
+    let Ran { code, err, .. } = run(dir.path(), &["merge", one, "-o", "all"]);
+    assert!(code == Some(1) && err.contains("all/records.jsonl: holds 2 records that are in none of the"), "{err}");
+    assert_eq!(std::fs::read(&all).unwrap(), before);
+    // The same once more, and more than before, lose nothing.
+    ok(dir.path(), &["merge", two, one, "-o", "all"]);
+    assert_eq!(std::fs::read(&all).unwrap(), before);
+    std::fs::copy(&all, dir.path().join("copy.jsonl")).unwrap();
+    ok(dir.path(), &["merge", one, "copy.jsonl", "-o", "all"]);
+    assert_eq!(std::fs::read(&all).unwrap(), before);
+}
+
+#[test]
 fn a_study_of_flags() {
     let dir = prepare("");
     let args = ["-m", "stories.gguf", "--share", "3", "--kv", "f16,q8_0", "-p", "8", "-n", "2", "-r", "1", "-t", "1"];

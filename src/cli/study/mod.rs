@@ -265,11 +265,20 @@ fn merge(args: &StudyArgs, files: &[PathBuf], log: Log) -> Result<(), CliError> 
     }
     let inputs = Inputs::default().with(files).with(&args.analyze);
     outputs(dir).iter().try_for_each(|output| inputs.check(output))?;
-    let records = join(all);
+    let target = dir.join(RECORDS);
     // What a study that runs now adds to the file would be lost with it.
-    let _locked = run::Store::open(&dir.join(RECORDS))?;
+    let _locked = run::Store::open(&target)?;
+    let lost = read_records(&target)?.iter().filter(|old| !all.iter().any(|r| r.key == old.key)).count();
+    if lost > 0 {
+        return Err(CliError::run(format!(
+            "{}: holds {lost} records that are in none of the given files and would be lost: choose another folder for -o, or \
+             give a copy of this file too",
+            target.display()
+        )));
+    }
+    let records = join(all);
     let lines: String = records.iter().map(run::line).collect();
-    write_file(&dir.join(RECORDS), &lines)?;
+    write_file(&target, &lines)?;
     report_of(args, dir, &records, log)
 }
 
