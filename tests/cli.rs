@@ -276,7 +276,6 @@ fn mistakes_on_the_command_line_exit_with_2() {
         (&["-s", "-2"], "--seed"),
         (&["--samplers", "top_z"], "--samplers"),
         (&["-l", "5"], "--logit-bias"),
-        (&["-l", "999999+1", "-p", "x"], "--logit-bias"),
         (&["-b", "0"], "--batch-size"),
         (&["-ub", "0"], "--ubatch-size"),
         (&["-t", "100000"], "--threads"),
@@ -286,7 +285,11 @@ fn mistakes_on_the_command_line_exit_with_2() {
         (&["-sys", "x"], "--conversation"),
         (&["--exact", "--fast"], "--fast"),
         (&["-cnv", "--json"], "--json"),
-        (&["-cnv", "--chat-template", "nosuch", "-p", "x", "-st"], "nosuch"),
+        (
+            &["-cnv", "--chat-template", "nosuch", "-m", "gone.gguf"],
+            "--chat-template: no built-in template is called `nosuch`",
+        ),
+        (&["-cnv", "--chat-template", "{{ 1", "-m", "gone.gguf"], "--chat-template: line 1: syntax error"),
         (&["-cnv", "--chat-template-kwargs", "[]"], "--chat-template-kwargs"),
         (&["logits", "--ids", "[1,"], "--ids"),
         (&["logits", "--ids", "[]"], "no tokens"),
@@ -301,7 +304,15 @@ fn mistakes_on_the_command_line_exit_with_2() {
 /// Whether these can be is up to the model, or to what is in a file.
 #[test]
 fn what_cannot_be_had_exits_with_1() {
-    for (args, named) in [(&["perplexity", "-p", "too short"][..], "1024"), (&["-p", "x", "--share", "9"], "layer 9")] {
+    for (args, named) in [
+        (&["perplexity", "-p", "too short"][..], "1024"),
+        (&["-p", "x", "--share", "9"], "layer 9"),
+        (&["-p", "x", "-l", "999999+1"], "--logit-bias: token 999999: the vocabulary has 512 tokens"),
+        (
+            &["-p", "x", "--override-kv", "general.sampling.top_p=float:7"],
+            "`general.sampling.top_p` is `7`: --top-p 7: must be",
+        ),
+    ] {
         let message = error(args, 1);
         assert!(message.contains(named), "{args:?}: {message}");
     }
@@ -333,6 +344,9 @@ fn files_that_cannot_be_used_exit_with_1() {
     }
     assert!(error(&["-f", &write("latin1.txt", b"caf\xe9")], 1).contains("byte 3"));
     assert!(error(&["-f", "/nonexistent/prompt"], 1).contains("/nonexistent/prompt"));
+    let template = write("broken.jinja", b"a\n{% if %}");
+    let message = error(&["-cnv", "--chat-template-file", &template], 1);
+    assert!(message.contains("broken.jinja: line 2: syntax error"), "{message}");
     assert!(error(&["model.gguf", "-p", "x"], 2).contains("-m model.gguf"));
 }
 
@@ -466,6 +480,32 @@ fn a_single_turn_answers_once() {
     let object = json(&[&args[..], &["--json"]].concat());
     assert_eq!(format!("{}\n", object["text"].as_str().unwrap()), out);
     assert_eq!(object["prompt"], "Tell me a story");
+    // An empty prompt is no message; and without any there is no answer, and no success.
+    let empty = [CHAT, &["-st", "-p", ""]].concat();
+    assert_eq!(success(&lisa_with(&empty, "Tell me a story\n")).0, out);
+    let none = lisa_with(&empty, "\n\n");
+    assert!(none.status.code() == Some(1) && text(&none.stderr).contains("without a message to answer"), "{none:?}");
+}
+
+#[test]
+fn the_file_may_recommend_how_tokens_are_chosen() {
+    let file = [
+        "-p",
+        "Once",
+        "-n",
+        "2",
+        "--override-kv",
+        "general.sampling.temp=float:0.5",
+        "--override-kv",
+        "general.sampling.top_k=int:7",
+        "--override-kv",
+        "general.sampling.sequence=str:top_k;temperature",
+    ];
+    let (_, err) = ok(&file);
+    assert!(err.contains("recommends: temp 0.5, top_k 7, sequence top_k;temperature"), "{err}");
+    assert!(err.contains("logits -> top_k 7 -> temperature 0.5 -> draw"), "{err}");
+    let (_, err) = ok(&[&file[..], &["--temp", "0", "--samplers", "temperature", "--top-k", "40"]].concat());
+    assert!(!err.contains("recommends") && err.contains("logits -> temperature 0 -> draw"), "{err}");
 }
 
 #[test]
@@ -729,6 +769,9 @@ fn bench_formats_hold_the_same_results() {
     let objects: Vec<serde_json::Value> = jsonl.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     let settings: Vec<_> = objects.iter().map(|o| (o["n_ubatch"].as_u64().unwrap(), o["type_k"].clone())).collect();
     assert_eq!(settings, [(4, "f16".into()), (4, "f32".into()), (8, "f16".into()), (8, "f32".into())]);
+    let md = run("md");
+    assert!(md.starts_with("| model ") && md.contains("|     params |    backend |"), "{md}");
+    assert_eq!(md.matches("|        CPU |").count(), 4, "{md}");
     let sql = run("sql");
     assert!(sql.starts_with("CREATE TABLE IF NOT EXISTS llama_bench"), "{sql}");
     assert_eq!(sql.matches("INSERT INTO llama_bench").count(), 4);
