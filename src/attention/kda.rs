@@ -1,93 +1,135 @@
 //! Kimi Delta Attention (arXiv 2510.26692): the gated delta rule in which each element of a key fades what a head's matrix has for it by a rate of
-//! its own. What these rates are made of, and the gates on results, are made of a layer's input in two steps through a few values.
+//! its own. What these rates are made of, and the gates on results, are made of a layer's input at once or in two steps through a few values.
 
-use ggml_ext::kernels::Kernels;
-use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut, StateRates, StateUpdate};
+use ggml_ext::kernels::float::{FloatKernels, Rows, StateRates};
 
 use super::delta::unit_length;
 use super::recurrence::RecurrentStep;
-use crate::compute::{Activations, Form, Linear, Operand, Ops, SharedBuf, sigmoid};
+use crate::compute::{Activations, Form, Linear, Ops, SharedBuf, sigmoid};
 
-/// A layer's parameters besides those that all recurrent layers have; the layer's own gate projection is the first step of its gates.
+/// A layer's parameters besides those that all recurrent layers have; the layer's own gate projection makes its gates, or is their first step.
 pub struct KeyedDelta {
-    /// The first step of what rates are made of, `[rank, n_embd]`.
-    pub low: Linear,
-    /// The second: for each element of each head's key, `[n_head * head_dim_k, rank]`.
+    /// Makes what rates are made of, a number for each element of each head's key, `[n_head * head_dim_k, n_embd]`; or is the first step to that,
+    /// `[rank, n_embd]`.
     pub fade: Linear,
-    /// What the logarithm of a rate is, relative to a softplus of that: negative, `[n_head]`.
-    pub decay: Box<[f32]>,
+    /// The second step, `[n_head * head_dim_k, rank]`, where there are two.
+    pub fade_on: Option<Linear>,
+    /// What rates are, given these numbers.
+    pub fading: Fading,
     /// Makes what decides how far a head goes to what is new: a number for each.
     pub beta: Linear,
-    /// The second step of gates, `[n_values, rank]`.
-    pub gate: Linear,
+    /// The second step of gates, `[n_values, rank]`, where there are two.
+    pub gate_on: Option<Linear>,
     /// RMSNorm on every head's results, `[head_dim_v]`.
     pub norm: Box<[f32]>,
     /// Its epsilon, and that of the normalisation of queries and keys.
     pub eps: f32,
 }
 
-/// Work space between the two steps and after them, rows for every token of a step. A model has such layers of one size.
+/// The logarithms of rates, given a number for each.
+pub enum Fading {
+    /// A negative factor for each head, `[n_head]`, on the number's softplus.
+    Softplus(Box<[f32]>),
+}
+
+impl Fading {
+    /// Makes rates of the numbers `x` of a key of head `h`, in their place.
+    fn rates(&self, f: &FloatKernels, h: usize, x: &mut [f32]) {
+        match self {
+            Self::Softplus(factors) => {
+                f.softplus(x);
+                f.scale(x, factors[h]);
+            }
+        }
+        f.exp(x);
+    }
+}
+
+/// Work space for second steps, rows for every token of a pass. A model has such layers of one size.
 pub struct KeyedBuffers {
+    /// What first steps left, as products meet it.
     low: Activations,
     rates: SharedBuf<f32>,
     gates: SharedBuf<f32>,
 }
 
 impl KeyedBuffers {
-    /// Room for `n` tokens; `activations` makes it for rows of so many values that products meet.
-    pub fn new(rule: &KeyedDelta, n: usize, activations: impl Fn(usize) -> Activations) -> Self {
-        Self {
-            low: activations(rule.fade.weight.cols()),
-            rates: SharedBuf::new(n * rule.fade.weight.rows()),
-            gates: SharedBuf::new(n * rule.gate.weight.rows()),
-        }
+    /// Room for `n` tokens, if there are second steps; `activations` makes it for rows of so many values that products meet.
+    pub fn new(rule: &KeyedDelta, n: usize, activations: impl Fn(usize) -> Activations) -> Option<Self> {
+        let rank = [&rule.fade_on, &rule.gate_on].into_iter().flatten().map(|l| l.weight.cols()).max()?;
+        let room = |linear: &Option<Linear>| SharedBuf::new(n * linear.as_ref().map_or(0, |l| l.weight.rows()));
+        Some(Self { low: activations(rank), rates: room(&rule.fade_on), gates: room(&rule.gate_on) })
     }
 }
 
 impl KeyedDelta {
-    /// The second step of rates: of `low`, rows that the first left. Two phases.
-    pub(super) fn make(&self, ops: &mut Ops, b: &KeyedBuffers, low: &SharedBuf<f32>, step: RecurrentStep) {
-        let rows = b.low.with(step.form, step.fine_step);
-        ops.norm(low, 0..step.n, None, self.eps, rows);
-        ops.linear(rows, 0..step.n, &[(&self.fade, &b.rates)]);
+    /// The second steps, if there are any, of `n` tokens: to what rates are made of, of the rows `fade` that the first step left. Two phases, or none.
+    pub(super) fn make(&self, ops: &mut Ops, b: Option<&KeyedBuffers>, fade: &SharedBuf<f32>, step: RecurrentStep) {
+        if let (Some(second), Some(b)) = (&self.fade_on, b) {
+            self.go_on(ops, second, b, fade, step.n, (step.form, step.fine_step), &b.rates);
+        }
     }
 
-    /// Takes tokens into the matrix of head `h`, one after another. What the last `n_wanted` read goes to rows of `out`. `betas`: a row of numbers
-    /// for each token.
+    /// The same to gates, of the rows `gate`.
+    pub(super) fn make_gates(
+        &self,
+        ops: &mut Ops,
+        b: Option<&KeyedBuffers>,
+        gate: &SharedBuf<f32>,
+        n: usize,
+        form: (Form, f32),
+    ) {
+        if let (Some(second), Some(b)) = (&self.gate_on, b) {
+            self.go_on(ops, second, b, gate, n, form, &b.gates);
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn go_on(
+        &self,
+        ops: &mut Ops,
+        second: &Linear,
+        b: &KeyedBuffers,
+        first: &SharedBuf<f32>,
+        n: usize,
+        (form, fine_step): (Form, f32),
+        out: &SharedBuf<f32>,
+    ) {
+        let rows = b.low.with(form, fine_step);
+        ops.norm(first, 0..n, None, self.eps, rows);
+        ops.linear(rows, 0..n, &[(second, out)]);
+    }
+
+    /// How far a token goes to what is new, `beta` of a head; rates of keys' elements come beside it.
+    pub(super) fn step(beta: f32) -> StateRates {
+        StateRates { decay: 1.0, step: sigmoid(beta) }
+    }
+
+    /// The rates of head `h`, a row of `dim` for each of `n` tokens. `fade`: what the first step left, which they may take the place of.
     ///
     /// # Safety
-    /// Nobody else touches this head's rates, and nobody writes what others made, before the next barrier.
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn run(
+    /// Nobody else touches this head's numbers while the rates are in use.
+    pub(super) unsafe fn rates<'b>(
         &self,
-        kernels: &Kernels,
-        b: &KeyedBuffers,
+        f: &FloatKernels,
+        b: Option<&'b KeyedBuffers>,
+        fade: &'b SharedBuf<f32>,
         h: usize,
-        memory: &mut [f32],
-        [q, k, v]: [Rows<f32>; 3],
-        betas: &SharedBuf<f32>,
-        n_wanted: usize,
-        out: Operand,
-    ) {
-        let (f, n, [dim, dv], n_head) = (&kernels.float, v.n_rows(), [k.len(), v.len()], self.decay.len());
+        n: usize,
+        dim: usize,
+    ) -> Rows<'b, f32> {
+        let (numbers, width) = (b.filter(|_| self.fade_on.is_some()).map_or(fade, |b| &b.rates), self.n_head() * dim);
         for t in 0..n {
-            let (number, first) = (t * n_head + h, (t * n_head + h) * dim);
+            let first = t * width + h * dim;
             // SAFETY: passed on to the caller.
-            let (rates, beta) = unsafe { (b.rates.get_mut(first..first + dim), betas.get(number..number + 1)[0]) };
-            f.softplus(rates);
-            f.scale(rates, self.decay[h]);
-            f.exp(rates);
-            memory.chunks_exact_mut(dv).zip(&*rates).for_each(|(row, &rate)| f.scale(row, rate));
-            let result: &mut [f32] = match (t + n_wanted).checked_sub(n) {
-                // SAFETY: passed on to the caller.
-                Some(row) => unsafe { out.part_mut(row, h * dv..(h + 1) * dv) },
-                None => &mut [],
-            };
-            let out = RowsMut::new(result, usize::from(t + n_wanted >= n), dv, dv);
-            let [q, k, v] = [&q, &k, &v].map(|rows| Rows::new(rows.row(t), 1, rows.len(), rows.len()));
-            let rates = &[StateRates { decay: 1.0, step: sigmoid(beta) }];
-            f.delta_rule(StateUpdate { state: memory, q, k, v, rates, out });
+            self.fading.rates(f, h, unsafe { numbers.get_mut(first..first + dim) });
         }
+        // SAFETY: passed on to the caller.
+        unsafe { Rows::from_raw(numbers.as_ptr().add(h * dim), n, dim, width) }
+    }
+
+    fn n_head(&self) -> usize {
+        self.beta.weight.rows()
     }
 
     /// Gives the head of a query or a key its length: 1, of a query divided by the square root of its dimension.
@@ -95,27 +137,21 @@ impl KeyedDelta {
         unit_length(f, head, is_query, self.eps);
     }
 
-    /// Normalises what token `i` of those asked for has read head by head, and multiplies it with its gates.
+    /// Normalises what token `i` of those asked for has read head by head, and multiplies it with its gates. `gate`: what their first step left.
     ///
     /// # Safety
     /// Nobody writes the gates.
-    pub(super) unsafe fn finish(&self, f: &FloatKernels, b: &KeyedBuffers, i: usize, row: &mut [f32]) {
+    pub(super) unsafe fn finish(
+        &self,
+        f: &FloatKernels,
+        b: Option<&KeyedBuffers>,
+        gate: &SharedBuf<f32>,
+        i: usize,
+        row: &mut [f32],
+    ) {
+        let gates = b.filter(|_| self.gate_on.is_some()).map_or(gate, |b| &b.gates);
         row.chunks_exact_mut(self.norm.len()).for_each(|head| f.rms_norm_in_place(head, &self.norm, self.eps));
         // SAFETY: passed on to the caller.
-        f.sigmoid_mul(unsafe { b.gates.get(i * row.len()..(i + 1) * row.len()) }, row);
-    }
-
-    /// The second step of the gates of `n` tokens: of `low`, rows that the first left. Two phases.
-    pub(super) fn make_gates(
-        &self,
-        ops: &mut Ops,
-        b: &KeyedBuffers,
-        low: &SharedBuf<f32>,
-        n: usize,
-        (form, fine_step): (Form, f32),
-    ) {
-        let rows = b.low.with(form, fine_step);
-        ops.norm(low, 0..n, None, self.eps, rows);
-        ops.linear(rows, 0..n, &[(&self.gate, &b.gates)]);
+        f.sigmoid_mul(unsafe { gates.get(i * row.len()..(i + 1) * row.len()) }, row);
     }
 }

@@ -32,7 +32,7 @@ pub(crate) use channels::{ChannelDecay, ChannelScan};
 pub(crate) use conv::Convolution;
 pub(crate) use delta::DeltaRule;
 pub(crate) use gates::{GateCurve, Gates};
-pub(crate) use kda::KeyedDelta;
+pub(crate) use kda::{Fading, KeyedDelta};
 pub(crate) use kv_cache::{LayerCache, Turn};
 pub(crate) use lisa::{Hidden, LisaAttention, LowRank};
 pub(crate) use recurrence::{Recurrence, RecurrentBuffers, RecurrentShape, RecurrentStep, Rule};

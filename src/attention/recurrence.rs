@@ -58,11 +58,11 @@ impl Rule {
         }
     }
 
-    /// The projections to the numbers that rates are made of: one for each head, or a few values that a second step follows.
+    /// The projections to the numbers that rates are made of: one for each head or each element of its keys, or a few values that a second step follows.
     fn numbers(&self) -> [Option<&Linear>; 2] {
         match self {
             Self::Delta(rule) => [Some(&rule.alpha), Some(&rule.beta)],
-            Self::Keyed(rule) => [Some(&rule.low), Some(&rule.beta)],
+            Self::Keyed(rule) => [Some(&rule.fade), Some(&rule.beta)],
             Self::Scan(scan) => [Some(&scan.step), None],
             Self::Channels(_) => [None, None],
         }
@@ -72,7 +72,7 @@ impl Rule {
     fn of_values(&self) -> [Option<&Linear>; 2] {
         match self {
             Self::Channels(scan) => [Some(&scan.made), Some(&scan.step)],
-            Self::Keyed(rule) => [Some(&rule.fade), None],
+            Self::Keyed(rule) => [rule.fade_on.as_ref(), None],
             Self::Delta(_) | Self::Scan(_) => [None, None],
         }
     }
@@ -80,7 +80,7 @@ impl Rule {
     /// The second step of gates.
     fn gate(&self) -> Option<&Linear> {
         match self {
-            Self::Keyed(rule) => Some(&rule.gate),
+            Self::Keyed(rule) => rule.gate_on.as_ref(),
             Self::Delta(_) | Self::Scan(_) | Self::Channels(_) => None,
         }
     }
@@ -168,7 +168,7 @@ pub struct RecurrentBuffers {
     rates: SharedBuf<StateRates>,
     /// What scans of channels make between convolutions and scan.
     channels: Option<ChannelBuffers>,
-    /// What the delta rule with rates for each element of a key works in.
+    /// What the second steps of the delta rule with rates for each element of a key work in.
     keyed: Option<KeyedBuffers>,
     n_ubatch: usize,
 }
@@ -198,17 +198,13 @@ impl RecurrentBuffers {
             convolved: room(n_mixed),
             rates: SharedBuf::new(n_ubatch * n_head),
             channels: scan.map(|scan| ChannelBuffers::new(scan, n_ubatch, &activations)),
-            keyed: keyed.map(|rule| KeyedBuffers::new(rule, n_ubatch, &activations)),
+            keyed: keyed.and_then(|rule| KeyedBuffers::new(rule, n_ubatch, &activations)),
             n_ubatch,
         })
     }
 
     fn of_channels(&self) -> &ChannelBuffers {
         self.channels.as_ref().expect("work space for scans of channels")
-    }
-
-    fn of_keyed(&self) -> &KeyedBuffers {
-        self.keyed.as_ref().expect("work space for rates of keys' elements")
     }
 }
 
@@ -279,7 +275,7 @@ impl Recurrence {
         worker.barrier();
         match &self.rule {
             Rule::Channels(scan) => scan.make(ops, buf.of_channels(), &buf.convolved, step),
-            Rule::Keyed(rule) => rule.make(ops, buf.of_keyed(), &buf.numbers[0], step),
+            Rule::Keyed(rule) => rule.make(ops, buf.keyed.as_ref(), &buf.numbers[0], step),
             Rule::Delta(_) | Rule::Scan(_) => {}
         }
         let (dk, dv, width) = (s.head_dim_k, s.head_dim_v, s.n_mixed());
@@ -304,9 +300,8 @@ impl Recurrence {
                 match &self.rule {
                     Rule::Delta(_) => kernels.float.delta_rule(update(memory, results)),
                     Rule::Keyed(rule) => {
-                        let [q, k] = [s.key_head(h), s.n_head_k + s.key_head(h)].map(piece);
-                        let (b, betas) = (buf.of_keyed(), &buf.numbers[1]);
-                        rule.run(kernels, b, h, memory, [q, k, v], betas, step.n_wanted, out);
+                        let rates = rule.rates(&kernels.float, buf.keyed.as_ref(), &buf.numbers[0], h, n, dk);
+                        kernels.float.keyed_delta_rule(update(memory, results), rates);
                     }
                     Rule::Scan(_) => kernels.float.selective_scan(update(memory, results)),
                     Rule::Channels(scan) => {
@@ -364,10 +359,11 @@ impl Recurrence {
                 (Rule::Delta(rule), Some(h)) => {
                     buf.rates.get_mut(place(h))[0] = rule.rates(h, number(0, h), number(1, h));
                 }
+                (Rule::Keyed(_), Some(h)) => buf.rates.get_mut(place(h))[0] = KeyedDelta::step(number(1, h)),
                 (Rule::Delta(rule), None) => rule.normalise(f, out, i < s.n_head_k),
                 (Rule::Keyed(rule), None) => rule.normalise(f, out, i < s.n_head_k),
                 (Rule::Scan(scan), Some(h)) => buf.rates.get_mut(place(h))[0] = scan.rates(h, number(0, h)),
-                (Rule::Scan(_), None) | (Rule::Keyed(_), Some(_)) | (Rule::Channels(_), _) => {}
+                (Rule::Scan(_), None) | (Rule::Channels(_), _) => {}
             }
         }
     }
@@ -402,7 +398,7 @@ impl Recurrence {
     /// gates are made in two steps, which meet weights in this form and with second digits from this step on.
     pub fn finish(&self, ops: &mut Ops, buf: &RecurrentBuffers, n: usize, form: (Form, f32), out: Operand) {
         if let Rule::Keyed(rule) = &self.rule {
-            rule.make_gates(ops, buf.of_keyed(), &buf.gate, n, form);
+            rule.make_gates(ops, buf.keyed.as_ref(), &buf.gate, n, form);
         }
         let (worker, kernels) = (ops.worker, ops.kernels);
         for i in worker.share(n) {
@@ -410,7 +406,7 @@ impl Recurrence {
             unsafe {
                 let row = out.row_mut(i);
                 if let Rule::Keyed(rule) = &self.rule {
-                    rule.finish(&kernels.float, buf.of_keyed(), i, row);
+                    rule.finish(&kernels.float, buf.keyed.as_ref(), &buf.gate, i, row);
                     out.finish_row(kernels, i);
                     continue;
                 }

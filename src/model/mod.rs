@@ -34,6 +34,7 @@ mod grok;
 mod hunyuan;
 mod hy_v3;
 mod jamba;
+mod kda;
 mod kimi_linear;
 mod laguna;
 mod latent;

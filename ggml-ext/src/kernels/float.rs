@@ -64,6 +64,7 @@ macro_rules! float_kernels {
             gelu = math::gelu(x: &mut [f32]) -> ();
             silu_mul = math::silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
             gelu_mul = math::gelu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
+            sigmoid = math::sigmoid(x: &mut [f32]) -> ();
             sigmoid_mul = math::sigmoid_mul(gate: &[f32], x: &mut [f32]) -> ();
             clamped_swiglu = math::clamped_swiglu(gate: &[f32], up: &[f32], out: &mut [f32]) -> ();
             softplus = math::softplus(x: &mut [f32]) -> ();
@@ -83,6 +84,7 @@ macro_rules! float_kernels {
             sgemm_nn_acc = gemm::sgemm_nn_acc(p: Rows<f32>, v: Rows<f32>, out: RowsMut<f32>) -> ();
             align_heads = heads::align_heads(net: &HeadNet, x: Rows<f32>, units: &mut [f32], out: RowsMut<f32>) -> ();
             delta_rule = delta::delta_rule(update: StateUpdate) -> ();
+            keyed_delta_rule = delta::keyed_delta_rule(update: StateUpdate, decays: Rows<f32>) -> ();
             selective_scan = scan::selective_scan(update: StateUpdate) -> ();
             channel_scan = channels::channel_scan(update: ChannelUpdate) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
@@ -279,6 +281,12 @@ impl FloatKernels {
         unsafe { (self.clamped_swiglu)(gate, up, out) }
     }
 
+    /// `x[i] = 1 / (1 + e^-x[i])`.
+    pub fn sigmoid(&self, x: &mut [f32]) {
+        // SAFETY: see the impl.
+        unsafe { (self.sigmoid)(x) }
+    }
+
     /// `x[i] *= 1 / (1 + e^-gate[i])`: the gate on attention's results of Qwen3-Next (arXiv 2505.06708).
     pub fn sigmoid_mul(&self, gate: &[f32], x: &mut [f32]) {
         same_length!(gate, x);
@@ -427,6 +435,21 @@ impl FloatKernels {
         if !update.rates.is_empty() {
             // SAFETY: see the impl.
             unsafe { (self.delta_rule)(update) }
+        }
+    }
+
+    /// [`FloatKernels::delta_rule`] where every row of the state, one for each element of a key, is multiplied with a decay of its own in the place of
+    /// the rates': `decays` has a row of them for each token (Kimi Delta Attention, arXiv 2510.26692).
+    pub fn keyed_delta_rule(&self, update: StateUpdate, decays: Rows<f32>) {
+        update.check();
+        assert_eq!(
+            [decays.n_rows(), decays.len()],
+            [update.rates.len(), update.k.len()],
+            "decays are not as many as keys"
+        );
+        if !update.rates.is_empty() {
+            // SAFETY: see the impl.
+            unsafe { (self.keyed_delta_rule)(update, decays) }
         }
     }
 

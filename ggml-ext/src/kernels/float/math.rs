@@ -183,8 +183,15 @@ impl Binary for Silu {
     }
 }
 
-/// `x / (1 + e^-gate)`.
+/// `1 / (1 + e^-x)`; of two, `x / (1 + e^-gate)`.
 struct Sigmoid;
+impl Unary for Sigmoid {
+    #[inline(always)]
+    unsafe fn apply<V: Simd>(&self, x: V) -> V {
+        // SAFETY: the caller's contract.
+        unsafe { gated(V::splat(1.0), x.mul(V::splat(-LOG2_E))) }
+    }
+}
 impl Binary for Sigmoid {
     #[inline(always)]
     unsafe fn apply<V: Simd>(&self, gate: V, x: V) -> V {
@@ -319,6 +326,12 @@ pub(super) unsafe fn silu_mul<V: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]
 pub(super) unsafe fn gelu_mul<V: Simd>(gate: &[f32], up: &[f32], out: &mut [f32]) {
     // SAFETY: the slices are of one length (checked by the caller).
     unsafe { vector::zip::<V, _>(gate.as_ptr(), up.as_ptr(), out.as_mut_ptr(), out.len(), &Gelu) }
+}
+
+#[inline(always)]
+pub(super) unsafe fn sigmoid<V: Simd>(x: &mut [f32]) {
+    // SAFETY: the caller's contract.
+    unsafe { vector::map::<V, _>(x, &Sigmoid) }
 }
 
 #[inline(always)]

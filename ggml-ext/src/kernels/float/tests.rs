@@ -259,6 +259,8 @@ fn activations() {
             all_close(&got, want_clamped, 1e-5, 1e-6, &what);
             let got = guarded(&up, |x| k.sigmoid_mul(&wild, x));
             all_close(&got, wide(&up).zip(wide(&wild)).map(|(x, g)| x / (1.0 + (-g).exp())), 0.0, 1e-6, &what);
+            let got = guarded(&wild, |x| k.sigmoid(x));
+            all_close(&got, wide(&wild).map(|x| 1.0 / (1.0 + (-x).exp())), 0.0, 1e-6, &what);
             let got = guarded(&x, |out| k.gelu_mul(&x, &up, out));
             all_close(&got, want().map(|(x, u)| gelu64(x) * u), 0.0, 1e-6, &what);
             all_close(&guarded(&x, |x| k.soft_cap(x, 0.5)), wide(&x).map(|x| 0.5 * (2.0 * x).tanh()), 0.0, 5e-7, &what);
@@ -276,21 +278,27 @@ fn some_rows(x: &[f32], len: usize, stride: usize, rows: std::ops::Range<usize>)
     Rows::new(&x[rows.start * stride..], rows.len(), len, stride)
 }
 
-type Rule = fn(&FloatKernels, StateUpdate);
+/// A rule, given decays for each element of a key.
+type Rule = fn(&FloatKernels, StateUpdate, Rows<f32>);
 
 #[test]
 fn the_delta_rule() {
-    recurrence(FloatKernels::delta_rule, |value, known, step| step * (value - known));
+    recurrence(|k, update, _| k.delta_rule(update), |value, known, step| step * (value - known), false);
+}
+
+#[test]
+fn the_delta_rule_by_key() {
+    recurrence(FloatKernels::keyed_delta_rule, |value, known, step| step * (value - known), true);
 }
 
 #[test]
 fn the_selective_scan() {
-    recurrence(FloatKernels::selective_scan, |value, _, step| step * value);
+    recurrence(|k, update, _| k.selective_scan(update), |value, _, step| step * value, false);
 }
 
 /// Against the recurrence as it is written down, and bit for bit however many tokens a call has. `change`: what is added of a value, given what
-/// the state has for the token's key, and the step.
-fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
+/// the state has for the token's key, and the step. `keyed`: whether elements of keys have decays of their own.
+fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64, keyed: bool) {
     for (tier, kernels) in tiers() {
         for (dim, width, n_tokens) in [(8, 8, 5), (16, 16, 7), (5, 3, 4), (64, 33, 9), (128, 128, 40), (3, 80, 1)] {
             let what = format!("{tier:?} {dim} x {width}, {n_tokens} tokens");
@@ -298,11 +306,13 @@ fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
             let (v, start) = (noise(3, n_tokens * (width + 1)), noise(4, dim * width));
             let rates: Vec<_> =
                 (0..n_tokens).map(|t| StateRates { decay: 0.3 + 0.7 / (t + 1) as f32, step: 0.2 }).collect();
+            let decays: Vec<f32> = noise(5, n_tokens * (dim + 1)).iter().map(|x| 1.0 / (1.0 + x.abs())).collect();
             let mut state: Vec<f64> = wide(&start).collect();
             let mut want = Vec::new();
             for (t, r) in rates.iter().enumerate() {
                 let [q, k] = [&q, &k].map(|x| wide(&x[t * (dim + 3)..][..dim]).collect::<Vec<_>>());
-                state.iter_mut().for_each(|s| *s *= f64::from(r.decay));
+                let decay = |j: usize| if keyed { decays[t * (dim + 1) + j] } else { r.decay };
+                state.iter_mut().enumerate().for_each(|(i, s)| *s *= f64::from(decay(i / width)));
                 for i in 0..width {
                     let known: f64 = (0..dim).map(|j| state[j * width + i] * k[j]).sum();
                     let change = change(f64::from(v[t * (width + 1) + i]), known, f64::from(r.step));
@@ -316,9 +326,9 @@ fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
                     let mut out = vec![7.25; t.len() * (width + 2)];
                     let (q, k) = (some_rows(&q, dim, dim + 3, t.clone()), some_rows(&k, dim, dim + 3, t.clone()));
                     let v = some_rows(&v, width, width + 1, t.clone());
-                    let rates = &rates[t.clone()];
+                    let (rates, decays) = (&rates[t.clone()], some_rows(&decays, dim, dim + 1, t.clone()));
                     let results = RowsMut::new(&mut out, t.len(), width, width + 2);
-                    rule(&kernels, StateUpdate { state: &mut state, q, k, v, rates, out: results });
+                    rule(&kernels, StateUpdate { state: &mut state, q, k, v, rates, out: results }, decays);
                     for row in out.chunks_exact(width + 2) {
                         all.extend_from_slice(&row[..width]);
                         assert_eq!(row[width..], [7.25; 2], "{what}");
@@ -334,7 +344,8 @@ fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64) {
             let (q, k) = (some_rows(&q, dim, dim + 3, 0..n_tokens), some_rows(&k, dim, dim + 3, 0..n_tokens));
             let v = some_rows(&v, width, width + 1, 0..n_tokens);
             let out = RowsMut::new(&mut last, 1, width, width);
-            rule(&kernels, StateUpdate { state: &mut start.clone(), q, k, v, rates: &rates, out });
+            let decays = some_rows(&decays, dim, dim + 1, 0..n_tokens);
+            rule(&kernels, StateUpdate { state: &mut start.clone(), q, k, v, rates: &rates, out }, decays);
             assert_eq!(last, together.1[(n_tokens - 1) * width..], "{what}");
         }
     }
