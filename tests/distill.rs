@@ -214,6 +214,7 @@ fn what_cannot_be_trained_is_named() {
         ("grok_beside", "factors on their results"),
         ("qwen35", "the gated delta rule"),
         ("kimi_linear", "the gated delta rule"),
+        ("bailingmoe3", "the gated delta rule"),
         ("granitehybrid", "a selective scan"),
         ("nemotron_h", "a selective scan"),
         ("jamba", "a selective scan"),

@@ -70,7 +70,7 @@ families! {
     gemma gemma2 gemma2_pattern
     qwen2vl qwen3vl qwen3vlmoe glm4_sections nanbeige nanbeige_unnormed nanbeige_once xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
-    qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused kimi_linear kimi_linear_fused
+    qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused kimi_linear kimi_linear_fused bailingmoe3 bailingmoe3_sections
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
     mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied
     gemma4 gemma4_plain gemma4_experts gemma3n
@@ -312,6 +312,7 @@ fn states_do_not_share() {
         ("qwen3next", "3:2", "layer 3 (shared): layer 2 has no attention"),
         ("kimi_linear", "1:0", "layer 1 (shared): it has no attention"),
         ("kimi_linear", "4:3", "layer 4 (shared): layer 3 has no attention"),
+        ("bailingmoe3", "1:0", "layer 1 (shared): it has no attention"),
         ("granitehybrid", "1:0", "layer 1 (shared): it has no attention"),
         ("granitehybrid", "2:1", "layer 2 (shared): layer 1 has no attention"),
         ("nemotron_h", "5:3", "layer 5 (shared): it has no attention"),
@@ -362,6 +363,8 @@ fn attention_between_states_shares() {
         ("plamo2", "kv:2:0", [0, 2]),
         ("kimi_linear", "4:2", [2, 4]),
         ("kimi_linear", "kv:4:2", [2, 4]),
+        ("bailingmoe3", "4:2", [2, 4]),
+        ("bailingmoe3", "kv:4:2", [2, 4]),
         ("deci", "6:0", [0, 6]),
         ("deci", "kv:6:0", [0, 6]),
         ("openelm", "2:1", [1, 2]),
@@ -408,7 +411,9 @@ fn layers_that_share_keep_their_gates() {
 /// Layers that know a sequence as a whole can go back to where texts began and ended: nothing is read again.
 #[test]
 fn states_are_kept_of_where_texts_began_and_ended() {
-    ["qwen35", "kimi_linear", "falcon_h1", "nemotron_h", "mamba2", "mamba", "plamo2"].into_iter().for_each(goes_back);
+    ["qwen35", "kimi_linear", "bailingmoe3", "falcon_h1", "nemotron_h", "mamba2", "mamba", "plamo2"]
+        .into_iter()
+        .for_each(goes_back);
 }
 
 fn goes_back(name: &'static str) {
@@ -561,6 +566,8 @@ fn what_files_leave_unsaid_is_not_guessed() {
         ("deci", "attention.head_count_kv", OverrideValue::Int(3), "3 in layer 0 does not divide the 4 query heads"),
         ("llama4", "attention.sliding_window", OverrideValue::Int(0), "without chunks"),
         ("mpt", "attention.clamp_kqv", OverrideValue::Float(-1.0), "-1 is negative"),
+        ("bailingmoe3", "kda.safe_gate", OverrideValue::Bool(false), "rates without a lower bound"),
+        ("bailingmoe3", "kda.gate_lower_bound", OverrideValue::Float(0.5), "0.5 is not negative"),
         ("jais", "attention.max_alibi_bias", OverrideValue::Float(-1.0), "-1 is negative"),
     ] {
         let mut file = ModelFile::from_bytes(name, gunzip(&folder("families").join(format!("{name}.gguf.gz"))));

@@ -166,6 +166,7 @@ fn other_families() {
         "jamba",
         "plamo2",
         "kimi_linear",
+        "bailingmoe3",
         "chameleon_after",
         "grok_beside",
         "nanbeige",

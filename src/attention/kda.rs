@@ -30,6 +30,13 @@ pub struct KeyedDelta {
 pub enum Fading {
     /// A negative factor for each head, `[n_head]`, on the number's softplus.
     Softplus(Box<[f32]>),
+    /// As far from 0 to the number `least` as a logistic function goes.
+    Bounded {
+        /// Factors for each head, `[n_head]`, on what the function is given.
+        factors: Box<[f32]>,
+        /// The least logarithm, negative.
+        least: f32,
+    },
 }
 
 impl Fading {
@@ -39,6 +46,11 @@ impl Fading {
             Self::Softplus(factors) => {
                 f.softplus(x);
                 f.scale(x, factors[h]);
+            }
+            Self::Bounded { factors, least } => {
+                f.scale(x, factors[h]);
+                f.sigmoid(x);
+                f.scale(x, *least);
             }
         }
         f.exp(x);

@@ -4,10 +4,11 @@
 
 use super::Family;
 use super::builder::{Builder, Mixture, QkNorm};
-use super::decoder::{Attention, ContextRope, Decoder};
-use crate::Result;
+use super::config::Keys;
+use super::decoder::{Attention, ContextRope, Decoder, Ffn};
 use crate::attention::RopeStyle;
 use crate::compute::{Act, Gating};
+use crate::{Error, Result};
 
 /// The registry row of DeepSeek's first mixtures.
 pub const DEEPSEEK: Family = Family::new("deepseek", |b| build(b, &PLAIN));
@@ -95,4 +96,34 @@ pub fn completed(b: &Builder, mut mixture: Mixture, gating: Gating, normalised: 
         None => n_ff.saturating_mul(n_shared),
     };
     Ok(mixture)
+}
+
+/// The caps of hidden units, layer by layer, as what their gates' activations are.
+pub struct Caps {
+    of_experts: Vec<Act>,
+    /// Of networks that all tokens meet.
+    of_networks: Vec<Act>,
+}
+
+impl Caps {
+    /// Those that the keys give, of the family's kind; they may be missing, or 0 where there is none.
+    pub fn read(keys: &Keys, n_layer: usize, kind: fn(f32) -> Act) -> Result<Self> {
+        /// Caps up to this stand for none, as in llama.cpp.
+        const NONE: f32 = 1e-6;
+        let capped = |cap| if cap > NONE { kind(cap) } else { Act::Silu };
+        let [of_experts, of_networks] = ["swiglu_clamp_exp", "swiglu_clamp_shexp"].map(|key| {
+            let caps = keys.floats_of_layers(key, n_layer)?.unwrap_or_else(|| vec![0.0; n_layer]);
+            Ok::<_, Error>(caps.into_iter().map(capped).collect())
+        });
+        Ok(Self { of_experts: of_experts?, of_networks: of_networks? })
+    }
+
+    /// The feed-forward half of layer `i`: a mixture, or without one a network.
+    pub fn feed_forward(&self, b: &mut Builder, i: usize, mixture: Option<&Mixture>) -> Result<Ffn> {
+        let Some(mixture) = mixture else { return b.dense_feed_forward(i, self.of_networks[i]) };
+        let mut experts = b.bare_experts(i, mixture)?;
+        experts.networks.act = self.of_experts[i];
+        experts.shared.iter_mut().for_each(|beside| beside.network.act = self.of_networks[i]);
+        Ok(Ffn::Experts(Box::new(experts)))
+    }
 }

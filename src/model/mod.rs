@@ -7,6 +7,7 @@
 mod afmoe;
 mod apertus;
 mod arctic;
+mod bailingmoe3;
 mod bitnet;
 mod buffers;
 mod builder;
@@ -296,6 +297,7 @@ pub const FAMILIES: &[Family] = &[
     qwen::QWEN3VL,
     qwen::QWEN3VLMOE,
     kimi_linear::FAMILY,
+    bailingmoe3::FAMILY,
     qwen35::QWEN3NEXT,
     qwen35::QWEN35,
     qwen35::QWEN35MOE,

@@ -4,8 +4,8 @@
 
 use super::builder::{Builder, QkNorm};
 use super::config::Keys;
-use super::decoder::{Attention, ContextRope, Decoder, Ffn};
-use super::mixtures::mixture;
+use super::decoder::{Attention, ContextRope, Decoder};
+use super::mixtures::{Caps, mixture};
 use super::{Family, Windows};
 use crate::Result;
 use crate::attention::{AttentionShape, GateCurve, Rope, RopeStyle};
@@ -18,8 +18,6 @@ const GLOBAL: usize = 0;
 const LOCAL: usize = 1;
 /// The frequency base of layers with windows, where the file does not say.
 const LOCAL_BASE: f32 = 10_000.0;
-/// Caps up to this stand for none.
-const NO_CAP: f32 = 1e-6;
 
 fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
     keys.flagged_windows(n_layer)
@@ -30,8 +28,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let mixture = mixture(b, Gating::Sigmoid, false)?;
     let windows = windows(keys, n_layer)?;
     let ropes = ropes(b, windows.iter().any(Option::is_some))?;
-    let caps_of_experts = caps(keys, "swiglu_clamp_exp", n_layer)?;
-    let caps = caps(keys, "swiglu_clamp_shexp", n_layer)?;
+    let caps = Caps::read(keys, n_layer, Act::CappedSwiglu)?;
     let heads = keys.heads(n_layer)?;
     let mut layers = Vec::with_capacity(n_layer);
     for (i, window) in windows.into_iter().enumerate() {
@@ -41,15 +38,8 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         let attn = b.attention(i, shape, if window.is_some() { LOCAL } else { GLOBAL }, QkNorm::HeadsIfAny)?;
         let has_gate = b.loader.has(&format!("blk.{i}.attn_gate.weight"));
         let gate = has_gate.then(|| b.gate(i, &shape, GateCurve::Sigmoid)).transpose()?;
-        let ffn = match b.has_experts(i) {
-            true => {
-                let mut experts = b.bare_experts(i, &mixture)?;
-                experts.networks.act = caps_of_experts[i];
-                experts.shared.iter_mut().for_each(|beside| beside.network.act = caps[i]);
-                Ffn::Experts(Box::new(experts))
-            }
-            false => b.dense_feed_forward(i, caps[i])?,
-        };
+        let mixture = b.has_experts(i).then_some(&mixture);
+        let ffn = caps.feed_forward(b, i, mixture)?;
         layers.push(b.layer(i, Attention { gate, ..attn }, ffn)?);
     }
     b.decoder(layers, ropes)
@@ -69,10 +59,4 @@ fn ropes(b: &mut Builder, has_windows: bool) -> Result<Vec<ContextRope>> {
     let divisors = divisors.as_deref().map(|all| &all[..n_global / 2]);
     let global = Rope::new(RopeStyle::Neox, n_global, c.rope_base, &c.rope_scaling, divisors, c.rope_magnitude);
     Ok(vec![ContextRope::always(global), b.local_rope(RopeStyle::Neox, n_local, LOCAL_BASE)?])
-}
-
-/// The activations of layers whose caps this key gives.
-fn caps(keys: &Keys, key: &str, n_layer: usize) -> Result<Vec<Act>> {
-    let caps = keys.floats_of_layers(key, n_layer)?.unwrap_or_else(|| vec![0.0; n_layer]);
-    Ok(caps.into_iter().map(|cap| if cap > NO_CAP { Act::CappedSwiglu(cap) } else { Act::Silu }).collect())
 }

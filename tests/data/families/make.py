@@ -404,6 +404,39 @@ class KimiLinear(DeepSeek2):
         add("attn_output.weight", self.matrix(d, n, 2.4))
 
 
+class Ling3(DeepSeek2):
+    """Kimi Delta Attention with heads of `size` values where a layer has no key/value heads, elsewhere latent attention with gates on heads. `lowest`: the
+    least logarithm of a decay."""
+
+    def __init__(self, name, kv, *, size=16, conv=4, lowest=-1.5, **rest):
+        self.kv, self.delta = kv, (size, conv)
+        keys = {"attention.head_count_kv": kv, "kda.head_dim": size, "kda.safe_gate": True, "kda.gate_lower_bound": lowest,
+                "ssm.conv_kernel": conv, "expert_gating_func": 2}
+        super().__init__(name, "bailingmoe3", n_layer=len(kv), keys={**keys, **rest.pop("keys", {})}, **rest)
+        self.n_head_kv = None
+
+    def add_tensors(self, w):
+        self.turn = iter(self.kv)
+        super().add_tensors(w)
+
+    def attention(self, add):
+        d, n_head, (size, conv) = N_EMBD, self.n_head, self.delta
+        if next(self.turn):
+            super().attention(add)
+            return add("attn_gate.weight", self.matrix(n_head, d, 1.4))
+        n = n_head * size
+        for name in ("q", "k", "v"):
+            add(f"attn_{name}.weight", self.matrix(n, d, 1.2))
+            add(f"ssm_conv1d_{name}.weight", self.vector(n * conv, 0.0, 0.7).reshape(1, n, 1, conv))
+        add("ssm_f_a.weight", self.matrix(n, d, 1.5))
+        add("ssm_dt.bias", self.vector(n, -1.0, 1.0))
+        add("ssm_a", np.exp(self.vector(n_head, 0.0, 0.5)).reshape(-1, 1))
+        add("ssm_beta.weight", self.matrix(n_head, d, 1.5))
+        add("ssm_g_a.weight", self.matrix(n, d, 1.4))
+        add("ssm_norm.weight", self.vector(size, 1.0, 0.3))
+        add("attn_output.weight", self.matrix(d, n, 2.4))
+
+
 class Gemma4(Tiny):
     """Layers with heads of two sizes; with `side`, inputs of their own, of so many values each; the last `n_shared` have no keys. With
     `experts`, mixtures beside the networks of all layers but the first."""
@@ -908,6 +941,12 @@ def models():
             "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}, runs=[(512, 48, 1), SHIFTED]),
         DeltaNet("qwen3next_fused", "qwen3next", n_ff=96, experts=(6, 4), shared=48, interleaved="all", keys={
             "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 48}),
+        Ling3("bailingmoe3", [0, 0, 1, 0, 1], q_rank=48, rot=16, experts=(8, 3), shared=48, gate=2.5, expert_bias=True, eps=1e-2, keys={
+            "expert_shared_feed_forward_length": 48, "expert_shared_count": 1, "leading_dense_block_count": 1, "expert_weights_norm": True,
+            "expert_weights_scale": 1.5, "swiglu_clamp_exp": [0.0, 0.0, 0.9, 0.0, 0.7], "swiglu_clamp_shexp": [0.8, 0.0, 0.0, 0.6, 0.0]},
+            runs=[(512, 48, 1), (512, 300, 6)]),
+        Ling3("bailingmoe3_sections", [0, 1], size=24, conv=3, lowest=-0.8, rot=32, experts=(5, 2), shared=32, expert_bias=True, tied=True, keys={
+            "expert_shared_count": 1, "leading_dense_block_count": 0, "rope.dimension_sections": [6, 5, 5, 0]}),
         Gemma3n("gemma3n", [True, False] * 11, n_ff=128, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Gemma4("gemma4", [True, False, True, True, False, True, False, True], side=32, n_shared=3, n_ff=(64, 96), eps=1e-2,
                runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
