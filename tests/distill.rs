@@ -215,6 +215,8 @@ fn what_cannot_be_trained_is_named() {
         ("qwen35", "the gated delta rule"),
         ("kimi_linear", "the gated delta rule"),
         ("bailingmoe3", "the gated delta rule"),
+        ("maple", "caps its hidden units"),
+        ("spark2_5", "gates on its attention's results"),
         ("granitehybrid", "a selective scan"),
         ("nemotron_h", "a selective scan"),
         ("jamba", "a selective scan"),

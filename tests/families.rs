@@ -62,8 +62,8 @@ families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe qwen3moe_nvfp4 olmoe granitemoe
     deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense mistral4 minicpm3
-    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe hy_v3 hy_v3_unsaid minimax_m2 mellum mellum_pattern mellum_global afmoe mimo2 mimo2_split step35 step35_plain laguna laguna_values dbrx arctic grok grok_beside grok_capped smallthinker smallthinker_windows llama4
-    internlm2 ernie4_5 paddleocr exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha maincoder plamo plamo3 plamo3_pattern hunyuan_vl hunyuan_vl_plain smollm3 smollm3_tied
+    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe hy_v3 hy_v3_unsaid minimax_m2 mellum mellum_pattern mellum_global afmoe mimo2 mimo2_split step35 step35_plain laguna laguna_values dbrx arctic grok grok_beside grok_capped maple maple_plain smallthinker smallthinker_windows llama4
+    internlm2 ernie4_5 paddleocr exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha maincoder plamo plamo3 plamo3_pattern hunyuan_vl hunyuan_vl_plain smollm3 smollm3_tied spark2_5 spark2_5_tied
     openelm plm olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned granite_swa granite_swa_experts minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
@@ -205,6 +205,10 @@ fn windows_are_all_that_is_seen() {
         "cohere2",
         "cohere2moe",
         "cohere2moe_rms",
+        "maple",
+        "maple_plain",
+        "spark2_5",
+        "spark2_5_tied",
         "lfm2_attention_last",
     ] {
         reference::windows_are_all_that_is_seen(&load(name));
@@ -313,6 +317,7 @@ fn states_do_not_share() {
         ("kimi_linear", "1:0", "layer 1 (shared): it has no attention"),
         ("kimi_linear", "4:3", "layer 4 (shared): layer 3 has no attention"),
         ("bailingmoe3", "1:0", "layer 1 (shared): it has no attention"),
+        ("spark2_5", "3:1", "layer 3 (shared): it has 6 query and 2 key/value heads, its source 1 has 6 query and 3"),
         ("granitehybrid", "1:0", "layer 1 (shared): it has no attention"),
         ("granitehybrid", "2:1", "layer 2 (shared): layer 1 has no attention"),
         ("nemotron_h", "5:3", "layer 5 (shared): it has no attention"),
@@ -365,6 +370,10 @@ fn attention_between_states_shares() {
         ("kimi_linear", "kv:4:2", [2, 4]),
         ("bailingmoe3", "4:2", [2, 4]),
         ("bailingmoe3", "kv:4:2", [2, 4]),
+        ("maple", "4:2", [2, 4]),
+        ("maple", "kv:1:0", [0, 1]),
+        ("spark2_5", "4:2", [2, 4]),
+        ("spark2_5", "kv:4:2", [2, 4]),
         ("deci", "6:0", [0, 6]),
         ("deci", "kv:6:0", [0, 6]),
         ("openelm", "2:1", [1, 2]),

@@ -167,6 +167,8 @@ fn other_families() {
         "plamo2",
         "kimi_linear",
         "bailingmoe3",
+        "maple",
+        "spark2_5",
         "chameleon_after",
         "grok_beside",
         "nanbeige",

@@ -47,6 +47,8 @@ pub enum Act {
     ClampedSwiglu,
     /// SwiGLU whose gates are at most this after their activation, and what they gate within it and its negative.
     CappedSwiglu(f32),
+    /// The same whose gates are at most this before their activation.
+    ClippedSwiglu(f32),
     /// What is above 0: ReGLU (arXiv 2002.05202).
     Relu,
     /// The square of what is above 0 (arXiv 2109.08668).
@@ -79,6 +81,11 @@ impl Act {
                 Self::Silu.alone(kernels, gate, out);
                 out.iter_mut().zip(up).for_each(|(out, up)| *out = out.min(limit) * up.clamp(-limit, limit));
             }
+            Self::ClippedSwiglu(limit) => {
+                out.iter_mut().zip(gate).for_each(|(out, gate)| *out = gate.min(limit));
+                kernels.silu(out);
+                out.iter_mut().zip(up).for_each(|(out, up)| *out *= up.clamp(-limit, limit));
+            }
             Self::Relu | Self::ReluSquared | Self::Xielu(_) => {
                 self.alone(kernels, gate, out);
                 kernels.mul_assign(out, up);
@@ -89,13 +96,13 @@ impl Act {
     /// `out = act(x)`, of networks without gates.
     ///
     /// # Panics
-    /// For [`Act::ClampedSwiglu`] and [`Act::CappedSwiglu`], which are gates.
+    /// For [`Act::ClampedSwiglu`], [`Act::CappedSwiglu`] and [`Act::ClippedSwiglu`], which are gates.
     pub fn alone(self, kernels: &FloatKernels, x: &[f32], out: &mut [f32]) {
         out.copy_from_slice(x);
         match self {
             Self::Silu => kernels.silu(out),
             Self::Gelu => kernels.gelu(out),
-            Self::ClampedSwiglu | Self::CappedSwiglu(_) => panic!("a gate alone"),
+            Self::ClampedSwiglu | Self::CappedSwiglu(_) | Self::ClippedSwiglu(_) => panic!("a gate alone"),
             Self::Relu => kernels.relu(out),
             Self::ReluSquared => {
                 kernels.relu(out);

@@ -269,7 +269,7 @@ impl<'m> DenseModel<'m> {
                             input or given that input, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
-            let is_capped = |act| matches!(act, Act::CappedSwiglu(_));
+            let is_capped = |act| matches!(act, Act::CappedSwiglu(_) | Act::ClippedSwiglu(_));
             if ffn.network().is_some_and(|n| is_capped(n.act)) || ffn.experts().is_some_and(|e| is_capped(e.networks.act)) {
                 return Err(unsupported("caps its hidden units"));
             }

@@ -154,7 +154,9 @@ impl<'m> Network<'m> {
                 let bent = if *x < eps { x.exp() - 1.0 } else { -1.0 };
                 *x = beta + if *x > 0.0 { 2.0 * alpha_p * *x } else { alpha_n * bent };
             }),
-            Act::ClampedSwiglu | Act::CappedSwiglu(_) => unreachable!("no model with it is trained"),
+            Act::ClampedSwiglu | Act::CappedSwiglu(_) | Act::ClippedSwiglu(_) => {
+                unreachable!("no model with it is trained")
+            }
         }
         f.mul_assign(gate, hidden);
         if let Some(of_up) = &self.up {

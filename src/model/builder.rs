@@ -150,11 +150,24 @@ impl Builder<'_, '_, '_, '_> {
         Rope::new(style, c.n_rot, c.rope_base, &c.rope_scaling, divisors, c.rope_magnitude)
     }
 
+    /// Dimensions that layers with windows turn, as many as others where the file does not say.
+    pub fn n_rot_local(&self) -> Result<usize> {
+        const KEY: &str = "rope.dimension_count_swa";
+        let n = self.keys.count(KEY)?.unwrap_or(self.config.n_rot);
+        self.keys.check_rotating(KEY, n, self.config.head_dim_k)?;
+        Ok(n)
+    }
+
     /// The rotary embeddings of layers that see the whole context and of those with a sliding window, whose frequencies may have another base.
     pub fn alternating_ropes(&self, style: RopeStyle) -> Result<[ContextRope; 2]> {
+        self.alternating_ropes_of(style, self.config.n_rot)
+    }
+
+    /// The same where the latter turn `n_local` dimensions.
+    pub fn alternating_ropes_of(&self, style: RopeStyle, n_local: usize) -> Result<[ContextRope; 2]> {
         let c = self.config;
         let base = self.keys.positive("rope.freq_base_swa")?.unwrap_or(c.rope_base);
-        let local = Rope::new(style, c.n_rot, base, &c.rope_scaling, None, c.rope_magnitude);
+        let local = Rope::new(style, n_local, base, &c.rope_scaling, None, c.rope_magnitude);
         Ok([self.rope(style, None), local].map(ContextRope::always))
     }
 

@@ -25,7 +25,6 @@ fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
 }
 
 fn build(b: &mut Builder) -> Result<Decoder> {
-    const N_ROT_LOCAL: &str = "rope.dimension_count_swa";
     let (c, keys) = (b.config, b.keys);
     let mut mixture = mixture(b, Gating::Sigmoid, false)?;
     // The network beside the experts is as large as one of them where the file does not say.
@@ -33,10 +32,8 @@ fn build(b: &mut Builder) -> Result<Decoder> {
         mixture.n_ff_shared = mixture.n_ff;
     }
     let n_dense = keys.count("leading_dense_block_count")?.unwrap_or(0);
-    let n_local = keys.count(N_ROT_LOCAL)?.unwrap_or(c.n_rot);
-    keys.check_rotating(N_ROT_LOCAL, n_local, c.head_dim_k)?;
     let global = ContextRope::always(b.rope(RopeStyle::Neox, None));
-    let local = b.local_rope(RopeStyle::Neox, n_local, c.rope_base)?;
+    let local = b.local_rope(RopeStyle::Neox, b.n_rot_local()?, c.rope_base)?;
     let heads = keys.heads(c.n_layer)?;
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {

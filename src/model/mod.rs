@@ -46,6 +46,7 @@ mod llama;
 mod llama4;
 mod mamba1;
 mod mamba2;
+mod maple;
 mod mellum;
 mod mimo2;
 mod minicpm3;
@@ -68,6 +69,7 @@ mod seed_oss;
 mod sharing;
 mod smallthinker;
 mod smollm3;
+mod spark2_5;
 mod step35;
 mod streams;
 mod weights;
@@ -257,6 +259,7 @@ pub const FAMILIES: &[Family] = &[
     glm4::CHATGLM,
     glm4::GLM4,
     smollm3::FAMILY,
+    spark2_5::FAMILY,
     nanbeige::FAMILY,
     olmo::FAMILY,
     olmo2::FAMILY,
@@ -277,6 +280,7 @@ pub const FAMILIES: &[Family] = &[
     step35::FAMILY,
     hy_v3::FAMILY,
     laguna::FAMILY,
+    maple::FAMILY,
     deepseek2::FAMILY,
     deepseek2::MISTRAL4,
     minicpm3::FAMILY,

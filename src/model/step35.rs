@@ -48,12 +48,10 @@ fn build(b: &mut Builder) -> Result<Decoder> {
 /// The rotations of layers that see everything, and of the others. Of the divisors of frequencies that a file may have, one for each pair of any
 /// layer, the former take the first ones.
 fn ropes(b: &mut Builder, has_windows: bool) -> Result<Vec<ContextRope>> {
-    const N_ROT_LOCAL: &str = "rope.dimension_count_swa";
     let (c, keys) = (b.config, b.keys);
     let n_global = c.n_rot / 2;
     keys.check_rotating("rope.dimension_count", n_global, c.head_dim_k)?;
-    let n_local = keys.count(N_ROT_LOCAL)?.unwrap_or(c.n_rot);
-    keys.check_rotating(N_ROT_LOCAL, n_local, c.head_dim_k)?;
+    let n_local = b.n_rot_local()?;
     let n_most = if has_windows { n_local.max(n_global) } else { n_global };
     let divisors = b.loader.optional_vector("rope_freqs.weight", n_most / 2)?;
     let divisors = divisors.as_deref().map(|all| &all[..n_global / 2]);

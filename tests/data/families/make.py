@@ -1114,6 +1114,19 @@ def models():
                         "rope.dimension_count_swa": 16, **yarn}, runs=[(512, 48, 1), (512, 300, 6)]),
         Tiny("laguna_values", "laguna", head_dim=24, n_rot=24, qk_norm=True, attn_gate=True, n_ff=80, experts=(5, 2), shared=32, expert_bias=True,
              tied=True, keys={"expert_feed_forward_length": 32, "leading_dense_block_count": 2, "expert_gating_func": 2}, runs=[(512, 48, 1), SHIFTED]),
+        Alternating("spark2_5", "spark2_5", [(4, 2, 1), (6, 3, 1), (4, 2, 0), (6, 2, 1), (4, 2, 0)], head_dim=16, n_rot=8, attn_gate="heads",
+                    fused="qkv", n_ff=96, eps=1e-2, keys={
+                        "attention.sliding_window": 8, "rope.freq_base_swa": 3000.0, "rope.dimension_count_swa": 16},
+                    runs=[(512, 48, 1), (512, 300, 6)]),
+        Alternating("spark2_5_tied", "spark2_5", [(2, 1, 0), (4, 4, 1)], head_dim=24, n_rot=24, attn_gate="heads", n_ff=80, tied=True, keys={
+            "attention.sliding_window": 16}),
+        Tiny("maple", "maple", n_layer=5, head_dim=24, n_rot=16, qk_norm=True, n_ff=96, experts=(8, 3), gate=2.5, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "attention.sliding_window": 8, "attention.sliding_window_pattern": [True, True, False, True, False],
+            "rope.freq_base_swa": 3000.0, "rope.dimension_count_swa": 8, "swiglu_clamp_exp": [0.9, 0.8, 0.0, 0.7, 1.1]},
+            runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("maple_plain", "maple", n_layer=2, qk_norm=True, n_head_kv=4, experts=(5, 2), gate=2.5, keys={
+            "expert_feed_forward_length": 48, "attention.sliding_window": 16, "attention.sliding_window_pattern": [False, True],
+            "swiglu_clamp_exp": 0.8}),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
