@@ -62,7 +62,7 @@ families! {
     llama llama_mha_tied llama_mqa llama_linear llama_linear_old_key llama_rope_freqs llama_yarn llama_head_dim
     llama_bias llama_window_key llama_experts qwen3moe qwen3moe_nvfp4 olmoe granitemoe
     deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense mistral4 minicpm3
-    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe hy_v3 hy_v3_unsaid minimax_m2 mellum mellum_pattern mellum_global afmoe mimo2 mimo2_split step35 step35_plain laguna laguna_values dbrx arctic grok grok_beside grok_capped maple maple_plain smallthinker smallthinker_windows llama4
+    gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe hy_v3 hy_v3_unsaid minimax_m2 mellum mellum_pattern mellum_global afmoe mimo2 mimo2_split step35 step35_plain laguna laguna_values dbrx arctic grok grok_beside grok_capped grovemoe grovemoe_unsaid maple maple_plain smallthinker smallthinker_windows llama4
     internlm2 ernie4_5 paddleocr exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha maincoder plamo plamo3 plamo3_pattern hunyuan_vl hunyuan_vl_plain smollm3 smollm3_tied spark2_5 spark2_5_tied
     openelm plm olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned granite_swa granite_swa_experts minicpm minicpm_longrope
@@ -94,6 +94,7 @@ fn quantised_experts_and_heads_stay_close() {
         "qwen2moe",
         "arctic",
         "grok_beside",
+        "grovemoe",
         "deepseek",
         "deepseek2_dense",
         "deepseek2_old_dense",
@@ -370,6 +371,8 @@ fn attention_between_states_shares() {
         ("kimi_linear", "kv:4:2", [2, 4]),
         ("bailingmoe3", "4:2", [2, 4]),
         ("bailingmoe3", "kv:4:2", [2, 4]),
+        ("grovemoe", "2:1", [1, 2]),
+        ("grovemoe", "kv:1:0", [0, 1]),
         ("maple", "4:2", [2, 4]),
         ("maple", "kv:1:0", [0, 1]),
         ("spark2_5", "4:2", [2, 4]),
@@ -575,6 +578,7 @@ fn what_files_leave_unsaid_is_not_guessed() {
         ("deci", "attention.head_count_kv", OverrideValue::Int(3), "3 in layer 0 does not divide the 4 query heads"),
         ("llama4", "attention.sliding_window", OverrideValue::Int(0), "without chunks"),
         ("mpt", "attention.clamp_kqv", OverrideValue::Float(-1.0), "-1 is negative"),
+        ("grovemoe", "experts_per_group", OverrideValue::Int(2), "2, expected to divide 9 experts"),
         ("bailingmoe3", "kda.safe_gate", OverrideValue::Bool(false), "rates without a lower bound"),
         ("bailingmoe3", "kda.gate_lower_bound", OverrideValue::Float(0.5), "0.5 is not negative"),
         ("jais", "attention.max_alibi_bias", OverrideValue::Float(-1.0), "-1 is negative"),

@@ -62,6 +62,9 @@ pub struct Choice {
     pub normalised: bool,
     /// Factor on the weights.
     pub scale: f32,
+    /// How many experts, one after another, share a network: 1 where each has its own. Where they share, a token meets the networks of those
+    /// chosen, one maybe more than once, each weighed as the expert that has its number.
+    pub n_sharing: usize,
     /// In how many groups of equal size experts are, of which only the best ones count for a token, and how many that are. A group is as
     /// good as its two best experts together (DeepSeek-V3).
     pub groups: Option<[usize; 2]>,
@@ -151,7 +154,7 @@ impl Networks {
     pub fn sizes(&self) -> ExpertSizes {
         let Choice { n_expert, n_used, .. } = self.choice;
         let down = &self.down.weight;
-        ExpertSizes { n_expert, n_used, n_ff: down.cols(), width: down.rows() / n_expert }
+        ExpertSizes { n_expert, n_used, n_ff: down.cols(), width: down.rows() / self.choice.n_networks() }
     }
 }
 
@@ -194,6 +197,11 @@ impl ExpertBuffers {
 }
 
 impl Choice {
+    /// How many networks experts have.
+    pub fn n_networks(&self) -> usize {
+        self.n_expert / self.n_sharing
+    }
+
     /// Turns a token's scores into probabilities.
     pub fn probabilities(&self, kernels: &Kernels, scores: &mut [f32]) {
         match self.gating {
@@ -249,6 +257,13 @@ impl Choice {
             (*e, *weight) = (best as u32, scores[best]);
             scores[best] = GONE;
         }
+        if self.n_sharing > 1 {
+            chosen.iter().zip(&*weights).for_each(|(&e, &weight)| scores[e as usize] = weight);
+            for (e, weight) in chosen.iter_mut().zip(weights.iter_mut()) {
+                *e /= self.n_sharing as u32;
+                *weight = scores[*e as usize];
+            }
+        }
         if self.normalised {
             let sum = weights.iter().sum::<f32>().max(SMALLEST);
             weights.iter_mut().for_each(|w| *w /= sum);
@@ -277,10 +292,10 @@ impl Ops<'_> {
         fine_step: [f32; 2],
         out: &SharedBuf<f32>,
     ) {
-        let (choice, n_used) = (net.choice, net.choice.n_used);
+        let (n_networks, n_used) = (net.choice.n_networks(), net.choice.n_used);
         self.choose(n, net, b);
         // Which form is worth its while depends on how many rows an expert meets.
-        let form = Form::of(self.kernels, n * n_used / choice.n_expert.min(n * n_used).max(1));
+        let form = Form::of(self.kernels, n * n_used / n_networks.min(n * n_used).max(1));
         let input = b.input.with(form, fine_step[0]);
         for i in self.worker.share(n * n_used) {
             // SAFETY: places are shared out disjointly, and nobody writes the operands in this phase.
@@ -306,12 +321,12 @@ impl Ops<'_> {
         match &net.units {
             Units::Gated { gate, up } => {
                 let ups = StackJob { start: &to_ups, ..gates(up) };
-                self.products(input, choice.n_expert, &places, &[gates(gate), ups]);
+                self.products(input, n_networks, &places, &[gates(gate), ups]);
             }
-            Units::Fused(both) => self.products(input, choice.n_expert, &places, &[gates(both)]),
+            Units::Fused(both) => self.products(input, n_networks, &places, &[gates(both)]),
             Units::Ungated(up) => {
                 let units = StackJob { stack: up, out: &b.inner, start: &to_units, stride: n_ff };
-                self.products(input, choice.n_expert, &places, &[units]);
+                self.products(input, n_networks, &places, &[units]);
             }
         }
         match net.units {
@@ -319,7 +334,7 @@ impl Ops<'_> {
             _ => self.gated_halves(net.act, &b.inner, n * n_used, hidden),
         }
         let down = StackJob { stack: &net.down, out: &b.output, stride: width, start: &|e| places(e).start * width };
-        self.products(hidden, choice.n_expert, &places, &[down]);
+        self.products(hidden, n_networks, &places, &[down]);
         for t in self.worker.share(n) {
             let chosen = t * n_used..(t + 1) * n_used;
             // SAFETY: rows are shared out disjointly, and nobody writes the operands in this phase.
@@ -338,7 +353,7 @@ impl Ops<'_> {
     /// Chooses experts for `n` tokens and gives out places.
     fn choose(&mut self, n: usize, net: &Networks, b: &ExpertBuffers) {
         let (choice, bias) = (net.choice, net.selection_bias.as_deref());
-        let (n_expert, n_used) = (choice.n_expert, choice.n_used);
+        let (n_expert, n_used, n_networks) = (choice.n_expert, choice.n_used, choice.n_networks());
         assert!(n_expert <= b.most_experts && n_used <= n_expert);
         for t in self.worker.share(n) {
             let chosen = t * n_used..(t + 1) * n_used;
@@ -353,16 +368,16 @@ impl Ops<'_> {
         if self.worker.id == 0 {
             // SAFETY: the first member alone is at work until the barrier.
             unsafe {
-                let (chosen, starts) = (b.chosen.get(0..n * n_used), b.starts.get_mut(0..n_expert + 1));
+                let (chosen, starts) = (b.chosen.get(0..n * n_used), b.starts.get_mut(0..n_networks + 1));
                 starts.fill(0);
                 chosen.iter().for_each(|&e| starts[e as usize + 1] += 1);
-                (0..n_expert).for_each(|e| starts[e + 1] += starts[e]);
+                (0..n_networks).for_each(|e| starts[e + 1] += starts[e]);
                 // The next free place of each expert; afterwards the start of the next expert's.
                 for (&e, place) in chosen.iter().zip(b.places.get_mut(0..n * n_used)) {
                     *place = starts[e as usize];
                     starts[e as usize] += 1;
                 }
-                starts.copy_within(0..n_expert, 1);
+                starts.copy_within(0..n_networks, 1);
                 starts[0] = 0;
             }
         }
@@ -437,8 +452,15 @@ impl Ops<'_> {
 mod tests {
     use super::*;
 
-    const PLAIN: Choice =
-        Choice { n_expert: 5, n_used: 3, gating: Gating::Softmax, normalised: false, scale: 1.0, groups: None };
+    const PLAIN: Choice = Choice {
+        n_expert: 5,
+        n_used: 3,
+        gating: Gating::Softmax,
+        normalised: false,
+        scale: 1.0,
+        n_sharing: 1,
+        groups: None,
+    };
 
     fn chosen(choice: Choice, scores: &[f32], bias: Option<&[f32]>) -> (Vec<u32>, Vec<f32>) {
         let (mut scores, n) = (scores.to_vec(), choice.n_used);
@@ -471,6 +493,17 @@ mod tests {
         let (experts, weights) = chosen(choice, &scores, Some(&[5.0, 0.0, 0.0, 0.0, -1.0]));
         assert_eq!(experts, [0, 3]);
         assert!(close(&weights, &[0.5, sigmoid(3.0)]), "{weights:?}");
+    }
+
+    #[test]
+    fn networks_that_experts_share_are_weighed_by_their_numbers() {
+        // Probabilities in the ratio 1 : 4 : 2 : 5 : 3 : 1.
+        let scores = [1.0, 4.0, 2.0, 5.0, 3.0, 1.0].map(f32::ln);
+        let choice = Choice { n_expert: 6, n_sharing: 2, ..PLAIN };
+        assert_eq!(choice.n_networks(), 3);
+        let (networks, weights) = chosen(choice, &scores, None);
+        assert_eq!(networks, [1, 0, 2]);
+        assert!(close(&weights, &[4.0, 1.0, 2.0].map(|x| x / 16.0)), "{weights:?}");
     }
 
     #[test]

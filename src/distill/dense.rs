@@ -258,6 +258,7 @@ impl<'m> DenseModel<'m> {
                 let n = &e.networks;
                 let is_fused = matches!(n.units, Units::Fused(_));
                 e.norms.is_some()
+                    || e.of_groups.is_some()
                     || e.latent.is_some()
                     || !matches!(e.input, ExpertInput::Half)
                     || n.stacks().any(|s| s.scales.is_some())
@@ -265,8 +266,8 @@ impl<'m> DenseModel<'m> {
                     || n.weighs_input
             };
             if ffn.experts().is_some_and(is_odd) {
-                let what = "experts with norms or factors of their own, on latents, with fused gates, chosen by the layer's \
-                            input or given that input, are not supported here";
+                let what = "experts with norms or factors of their own, on latents, with fused gates, in groups with networks, chosen by \
+                            the layer's input or given that input, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
             let is_capped = |act| matches!(act, Act::CappedSwiglu(_) | Act::ClippedSwiglu(_));

@@ -4,7 +4,7 @@ use std::cell::UnsafeCell;
 
 use ggml_ext::kernels::{Digits, Kernels, MatmulScratch, takes_bf16};
 
-use super::decoder::{Attention, Decoder};
+use super::decoder::{Attention, Decoder, Experts};
 use super::latent::LatentBuffers;
 use super::laurel::LaurelBuffers;
 use super::streams::Streams;
@@ -141,7 +141,8 @@ impl Buffers {
         let n_channels = model.convolutions().map(|s| s.head_dim_v).max().unwrap_or(0);
         let scratch = || attention_scratch(model.attentions(), n_hidden, rank, n_channels, bf16);
         let latents = || model.layers.iter().filter_map(|l| Some(l.experts()?.latent.as_ref()?.up.weight.cols()));
-        let n_ffs_of_experts = model.layers.iter().filter_map(|l| Some(l.experts()?.networks.sizes().n_ff));
+        let mixtures = model.layers.iter().filter_map(|l| l.experts());
+        let n_ffs_of_experts = mixtures.flat_map(Experts::all_networks).map(|n| n.sizes().n_ff);
         let member = || Member(UnsafeCell::new((scratch(), MatmulScratch::default())));
         Self {
             x: SharedBuf::new(n_ubatch * n_embd),

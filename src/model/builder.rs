@@ -586,7 +586,8 @@ impl Builder<'_, '_, '_, '_> {
                 Some([n_groups, n_best])
             }
         };
-        let choice = Choice { n_expert, n_used, gating: Gating::Softmax, normalised: true, scale: 1.0, groups };
+        let choice =
+            Choice { n_expert, n_used, gating: Gating::Softmax, normalised: true, scale: 1.0, n_sharing: 1, groups };
         Ok(Mixture { n_ff, choice, act: Act::Silu, gated: true, n_ff_shared: 0, weighed: false, latent: None })
     }
 
@@ -634,7 +635,7 @@ impl Builder<'_, '_, '_, '_> {
                     .transpose()?,
             }),
         };
-        Ok(Experts { router, input: ExpertInput::Half, networks, latent, shared, norms: None })
+        Ok(Experts { router, input: ExpertInput::Half, networks, of_groups: None, latent, shared, norms: None })
     }
 
     /// The feed-forward half of layer `i` whose gate and up projections are one tensor, `ffn_up`, the gate's rows first.

@@ -258,12 +258,22 @@ pub struct Experts {
     pub input: ExpertInput,
     /// Who is chosen, and the networks.
     pub networks: Networks,
+    /// Networks that experts share (Grove MoE, arXiv 2508.07785), chosen by the same scores: they are given what the experts have made together, and
+    /// add to that.
+    pub of_groups: Option<Networks>,
     /// What makes the rows that the networks are given, where these are latents.
     pub latent: Option<ExpertLatent>,
     /// A network that all tokens meet besides.
     pub shared: Option<SharedExpert>,
     /// Norms of their own, where the family has them.
     pub norms: Option<ExpertNorms>,
+}
+
+impl Experts {
+    /// The networks of experts and of their groups.
+    pub fn all_networks(&self) -> impl Iterator<Item = &Networks> {
+        [&self.networks].into_iter().chain(&self.of_groups)
+    }
 }
 
 /// What a mixture in the feed-forward half of a layer is given.
@@ -339,10 +349,10 @@ impl Ffn {
 
     /// A number for each of the experts' stacks, scaled down to those that a token meets.
     fn of_chosen(&self, number: impl Fn(&Matrix) -> usize) -> usize {
-        let per_token = |Experts { networks: n, .. }: &Experts| {
-            n.stacks().map(|s| number(&s.weight) / n.choice.n_expert * n.choice.n_used).sum::<usize>()
+        let per_token = |n: &Networks| {
+            n.stacks().map(|s| number(&s.weight) / n.choice.n_networks() * n.choice.n_used).sum::<usize>()
         };
-        self.experts().map_or(0, per_token)
+        self.experts().map_or(0, |e| e.all_networks().map(per_token).sum())
     }
 }
 
@@ -483,8 +493,8 @@ impl Layer {
 
     /// The matrices of experts and of heads, with how many of these there are.
     fn stacks(&self) -> impl Iterator<Item = (&Stack, usize)> {
-        let networks = self.experts().map(|e| &e.networks).into_iter();
-        let of_experts = networks.flat_map(|n| n.stacks().map(|s| (s, n.choice.n_expert)));
+        let networks = self.experts().into_iter().flat_map(Experts::all_networks);
+        let of_experts = networks.flat_map(|n| n.stacks().map(|s| (s, n.choice.n_networks())));
         of_experts.chain(self.attn.iter().flat_map(|a| a.stacks().map(|s| (s, a.shape.n_head))))
     }
 
@@ -602,7 +612,7 @@ impl Decoder {
 
     /// Sizes of the largest mixture of experts, if there is one.
     pub fn experts(&self) -> Option<ExpertSizes> {
-        let all = self.layers.iter().filter_map(|l| Some(l.experts()?.networks.sizes()));
+        let all = self.layers.iter().filter_map(Layer::experts).flat_map(Experts::all_networks).map(Networks::sizes);
         all.reduce(|a, b| ExpertSizes {
             n_expert: a.n_expert.max(b.n_expert),
             n_used: a.n_used.max(b.n_used),

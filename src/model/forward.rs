@@ -14,7 +14,7 @@ use super::{latent, laurel};
 use crate::attention::{
     Attend, AttentionScratch, Convolution, Gates, KvCache, LayerCache, Queries, Recurrence, RecurrentStep, ScoreSource,
 };
-use crate::compute::{Act, Form, Laps, Norm, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
+use crate::compute::{Act, Form, Laps, Networks, Norm, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
 /// From which step on a block of int8 activations gets second digits, relative to its row's root mean square. What attention takes
 /// matters most, scores being exponents; what the last layer's feed-forward network and the output head take is fine throughout:
@@ -482,6 +482,9 @@ impl<'a> Pass<'a> {
             self.route(experts, x, n);
         }
         self.chosen(i, experts, x, n, out);
+        if let Some(networks) = &experts.of_groups {
+            self.of_groups(i, experts, networks, x, n, out);
+        }
         if let Some(beside) = beside {
             self.network(&beside.network, x, 0..n, self.hidden(i, beside.network.n_hidden()), &b.shared);
             match &beside.gate {
@@ -508,6 +511,27 @@ impl<'a> Pass<'a> {
                 self.ops.linear(rows, 0..n, &[(&latent.up, out)]);
             }
         }
+        self.laps.end(Phase::Experts);
+    }
+
+    /// Adds to the first `n` rows of `out`, what the `experts` of layer `i` have made of those of `x`, what `networks` make of them that groups of
+    /// experts share.
+    fn of_groups(
+        &mut self,
+        i: usize,
+        experts: &Experts,
+        networks: &Networks,
+        x: Operand,
+        n: usize,
+        out: &SharedBuf<f32>,
+    ) {
+        let b = self.buf.experts.as_ref().expect("work space for experts");
+        let steps = [fine_step::FEED_FORWARD, fine_step::HIDDEN].map(|usual| self.step(i, usual));
+        // The choice has used up the scores.
+        self.route(experts, x, n);
+        self.ops.norm(out, 0..n, None, self.eps, x);
+        self.ops.experts(x, n, networks, b, steps, &b.shared);
+        self.ops.add(out, &b.shared, n * x.k());
         self.laps.end(Phase::Experts);
     }
 

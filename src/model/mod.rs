@@ -32,6 +32,7 @@ mod gpt2;
 mod gpt_oss;
 mod granite;
 mod grok;
+mod grovemoe;
 mod hunyuan;
 mod hy_v3;
 mod jamba;
@@ -288,6 +289,7 @@ pub const FAMILIES: &[Family] = &[
     dbrx::FAMILY,
     arctic::FAMILY,
     grok::FAMILY,
+    grovemoe::FAMILY,
     granite::GRANITE,
     granite::GRANITEMOE,
     granite::GRANITE_SWA,

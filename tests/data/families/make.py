@@ -31,11 +31,12 @@ class Tiny:
     def __init__(self, name, arch, *, n_layer=3, n_head=4, n_head_kv=2, head_dim=None, value_dim=None, n_ff=112, n_vocab=300,
                  n_ctx=512, freq_base=10000.0, eps=1e-5, tied=False, bias=(), qk_norm=False, sandwich=False, post_norm=False,
                  post_names=("post_attention_norm.weight", "post_ffw_norm.weight"), experts=None, gate_up=False, beside=0, shared=0, shared_gate=False, expert_bias=False, sinks=False, fused=False, n_rot=None, emb=None, gate=1.6, ffn_norm="ffn_norm", layer_norm=None, ungated=False,
-                 ff_key=None, attn_gate=False, positions=False, silent=None, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
+                 ff_key=None, attn_gate=False, positions=False, silent=None, chunk=0, embed_norm=False, sub_norm=False, scales=False, nvfp4=False, keys=None, tensors=None, runs=None):
         self.name, self.arch = name, arch
         self.ff_key = ff_key  # what the file says in the place of n_ff
         self.attn_gate = attn_gate  # gates on what attention gives, one for each value or, "heads", for each head
         self.silent = silent  # tokens that are never predicted
+        self.chunk = chunk  # hidden units of the network that the experts of a group share
         self.positions, self.embed_norm = positions, embed_norm  # learned positions; a norm on embeddings
         self.sub_norm, self.scales = sub_norm, scales  # norms inside the halves of a layer; factors on the results of its matrices
         self.nvfp4 = nvfp4  # values that NVFP4 has, and factors beside all matrices of layers
@@ -198,6 +199,10 @@ class Tiny:
                     gates = (("gate", self.shared), ("up", self.shared)) if not self.gate_up_shared else (("up", 2 * self.shared),)
                     for name, n_out, n_in in (*((name, rows, N_EMBD) for name, rows in gates), ("down", N_EMBD, self.shared)):
                         add(f"ffn_{name}_shexp.weight", self.matrix(n_out, n_in, 1.4))
+                if self.chunk:
+                    n_groups = n // self.keys["experts_per_group"]
+                    for name, n_out, n_in in (("gate", self.chunk, N_EMBD), ("up", self.chunk, N_EMBD), ("down", N_EMBD, self.chunk)):
+                        add(f"ffn_{name}_chexps.weight", np.stack([self.matrix(n_out, n_in, 0.8) for _ in range(n_groups)]))
                 if self.arch == "arctic":
                     norm("ffn_norm_exps")
                 if self.beside:
@@ -1127,6 +1132,11 @@ def models():
         Tiny("maple_plain", "maple", n_layer=2, qk_norm=True, n_head_kv=4, experts=(5, 2), gate=2.5, keys={
             "expert_feed_forward_length": 48, "attention.sliding_window": 16, "attention.sliding_window_pattern": [False, True],
             "swiglu_clamp_exp": 0.8}),
+        Tiny("grovemoe", "grovemoe", gate=1.0, head_dim=32, n_rot=32, qk_norm=True, n_ff=96, experts=(9, 3), chunk=48, eps=1e-2, keys={
+            "expert_feed_forward_length": 32, "expert_chunk_feed_forward_length": 48, "experts_per_group": 3, "expert_group_scale": 0.6},
+            runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        Tiny("grovemoe_unsaid", "grovemoe", n_ff=96, qk_norm=True, experts=(8, 3), chunk=16, tied=True, keys={
+            "expert_feed_forward_length": 16, "experts_per_group": 2, "expert_group_scale": 0.4}),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
