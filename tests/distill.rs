@@ -215,6 +215,7 @@ fn what_cannot_be_trained_is_named() {
         ("qwen35", "the gated delta rule"),
         ("kimi_linear", "the gated delta rule"),
         ("bailingmoe3", "the gated delta rule"),
+        ("minimax_01", "lightning attention"),
         ("grovemoe", "in groups with networks"),
         ("maple", "caps its hidden units"),
         ("spark2_5", "gates on its attention's results"),

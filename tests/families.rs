@@ -70,7 +70,7 @@ families! {
     gemma gemma2 gemma2_pattern
     qwen2vl qwen3vl qwen3vlmoe glm4_sections nanbeige nanbeige_unnormed nanbeige_once xverse deci deci_attention_first pangu baichuan baichuan_slopes refact bitnet bitnet_plain
     lfm2 lfm2_attention_last lfm2moe
-    qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused kimi_linear kimi_linear_fused bailingmoe3 bailingmoe3_sections
+    qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused kimi_linear kimi_linear_fused bailingmoe3 bailingmoe3_sections minimax_01 minimax_01_interval
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
     mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied
     gemma4 gemma4_plain gemma4_experts gemma3n
@@ -318,6 +318,8 @@ fn states_do_not_share() {
         ("kimi_linear", "1:0", "layer 1 (shared): it has no attention"),
         ("kimi_linear", "4:3", "layer 4 (shared): layer 3 has no attention"),
         ("bailingmoe3", "1:0", "layer 1 (shared): it has no attention"),
+        ("minimax_01", "3:2", "layer 3 (shared): it has no attention"),
+        ("minimax_01", "kv:4:3", "layer 4 (kv): layer 3 has no attention"),
         ("spark2_5", "3:1", "layer 3 (shared): it has 6 query and 2 key/value heads, its source 1 has 6 query and 3"),
         ("granitehybrid", "1:0", "layer 1 (shared): it has no attention"),
         ("granitehybrid", "2:1", "layer 2 (shared): layer 1 has no attention"),
@@ -371,6 +373,8 @@ fn attention_between_states_shares() {
         ("kimi_linear", "kv:4:2", [2, 4]),
         ("bailingmoe3", "4:2", [2, 4]),
         ("bailingmoe3", "kv:4:2", [2, 4]),
+        ("minimax_01", "4:2", [2, 4]),
+        ("minimax_01", "kv:4:2", [2, 4]),
         ("grovemoe", "2:1", [1, 2]),
         ("grovemoe", "kv:1:0", [0, 1]),
         ("maple", "4:2", [2, 4]),
@@ -423,7 +427,7 @@ fn layers_that_share_keep_their_gates() {
 /// Layers that know a sequence as a whole can go back to where texts began and ended: nothing is read again.
 #[test]
 fn states_are_kept_of_where_texts_began_and_ended() {
-    ["qwen35", "kimi_linear", "bailingmoe3", "falcon_h1", "nemotron_h", "mamba2", "mamba", "plamo2"]
+    ["qwen35", "kimi_linear", "bailingmoe3", "minimax_01", "falcon_h1", "nemotron_h", "mamba2", "mamba", "plamo2"]
         .into_iter()
         .for_each(goes_back);
 }

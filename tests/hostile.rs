@@ -167,6 +167,7 @@ fn other_families() {
         "plamo2",
         "kimi_linear",
         "bailingmoe3",
+        "minimax_01",
         "grovemoe",
         "maple",
         "spark2_5",

@@ -2,8 +2,8 @@
 //! every token changes and reads. It does not grow with the context, and there is no way back from it.
 //!
 //! Queries, keys and values first go through short convolutions; the few inputs that the next token's meet are a part of the state. How
-//! a token changes the matrix is up to the layer's rule: the gated delta rule, with one rate of fading for a head or one for each element of its keys, or
-//! the selective scan of Mamba-2. The scan of the first Mamba has
+//! a token changes the matrix is up to the layer's rule: the gated delta rule, with one rate of fading for a head or one for each element of its keys,
+//! the selective scan of Mamba-2, or lightning attention, whose convolutions go over a token alone. The scan of the first Mamba has
 //! for each channel of values a memory of its own; its heads are channels that members of a team take together, and its queries and keys go
 //! through no convolutions.
 
@@ -16,6 +16,7 @@ use super::channels::{ChannelBuffers, ChannelScan};
 use super::delta::DeltaRule;
 use super::kda::{KeyedBuffers, KeyedDelta};
 use super::kv_cache::LayerCache;
+use super::lightning::Lightning;
 use super::scan::SelectiveScan;
 use crate::compute::{Activations, Form, Job, Linear, Operand, Ops, SharedBuf};
 
@@ -45,6 +46,8 @@ pub enum Rule {
     Keyed(KeyedDelta),
     /// The selective scan.
     Scan(SelectiveScan),
+    /// The same with rates that are the layer's own.
+    Lightning(Lightning),
     /// The selective scan of the first Mamba, channel by channel, or of PLaMo 2.
     Channels(ChannelScan),
 }
@@ -55,6 +58,7 @@ impl Rule {
         match self {
             Self::Delta(_) | Self::Keyed(_) => "the gated delta rule",
             Self::Scan(_) | Self::Channels(_) => "a selective scan",
+            Self::Lightning(_) => "lightning attention",
         }
     }
 
@@ -64,7 +68,7 @@ impl Rule {
             Self::Delta(rule) => [Some(&rule.alpha), Some(&rule.beta)],
             Self::Keyed(rule) => [Some(&rule.fade), Some(&rule.beta)],
             Self::Scan(scan) => [Some(&scan.step), None],
-            Self::Channels(_) => [None, None],
+            Self::Lightning(_) | Self::Channels(_) => [None, None],
         }
     }
 
@@ -73,7 +77,7 @@ impl Rule {
         match self {
             Self::Channels(scan) => [Some(&scan.made), Some(&scan.step)],
             Self::Keyed(rule) => [rule.fade_on.as_ref(), None],
-            Self::Delta(_) | Self::Scan(_) => [None, None],
+            Self::Delta(_) | Self::Scan(_) | Self::Lightning(_) => [None, None],
         }
     }
 
@@ -81,7 +85,7 @@ impl Rule {
     fn gate(&self) -> Option<&Linear> {
         match self {
             Self::Keyed(rule) => rule.gate_on.as_ref(),
-            Self::Delta(_) | Self::Scan(_) | Self::Channels(_) => None,
+            Self::Delta(_) | Self::Scan(_) | Self::Lightning(_) | Self::Channels(_) => None,
         }
     }
 }
@@ -276,7 +280,7 @@ impl Recurrence {
         match &self.rule {
             Rule::Channels(scan) => scan.make(ops, buf.of_channels(), &buf.convolved, step),
             Rule::Keyed(rule) => rule.make(ops, buf.keyed.as_ref(), &buf.numbers[0], step),
-            Rule::Delta(_) | Rule::Scan(_) => {}
+            Rule::Delta(_) | Rule::Scan(_) | Rule::Lightning(_) => {}
         }
         let (dk, dv, width) = (s.head_dim_k, s.head_dim_v, s.n_mixed());
         worker.for_each_chunk(s.n_head, |h| {
@@ -303,7 +307,7 @@ impl Recurrence {
                         let rates = rule.rates(&kernels.float, buf.keyed.as_ref(), &buf.numbers[0], h, n, dk);
                         kernels.float.keyed_delta_rule(update(memory, results), rates);
                     }
-                    Rule::Scan(_) => kernels.float.selective_scan(update(memory, results)),
+                    Rule::Scan(_) | Rule::Lightning(_) => kernels.float.selective_scan(update(memory, results)),
                     Rule::Channels(scan) => {
                         let channels = s.channels(2 * s.n_head_k + h);
                         let rates = buf.rates.get_mut(h * buf.n_ubatch..h * buf.n_ubatch + n);
@@ -313,7 +317,7 @@ impl Recurrence {
                 for t in 0..step.n_wanted {
                     let (value, result) = (v.row(n - step.n_wanted + t), out.part_mut(t, h * dv..(h + 1) * dv));
                     match &self.rule {
-                        Rule::Delta(_) | Rule::Keyed(_) => {}
+                        Rule::Delta(_) | Rule::Keyed(_) | Rule::Lightning(_) => {}
                         Rule::Scan(scan) => kernels.float.axpy(scan.skip[h], value, result),
                         Rule::Channels(scan) => {
                             kernels.float.add_product(result, value, &scan.skip[h * dv..(h + 1) * dv]);
@@ -363,7 +367,8 @@ impl Recurrence {
                 (Rule::Delta(rule), None) => rule.normalise(f, out, i < s.n_head_k),
                 (Rule::Keyed(rule), None) => rule.normalise(f, out, i < s.n_head_k),
                 (Rule::Scan(scan), Some(h)) => buf.rates.get_mut(place(h))[0] = scan.rates(h, number(0, h)),
-                (Rule::Scan(_), None) | (Rule::Channels(_), _) => {}
+                (Rule::Lightning(rule), Some(h)) => buf.rates.get_mut(place(h))[0] = rule.rates(h),
+                (Rule::Scan(_) | Rule::Lightning(_), None) | (Rule::Channels(_), _) => {}
             }
         }
     }
@@ -404,18 +409,19 @@ impl Recurrence {
         for i in worker.share(n) {
             // SAFETY: rows are shared out disjointly.
             unsafe {
-                let row = out.row_mut(i);
-                if let Rule::Keyed(rule) = &self.rule {
-                    rule.finish(&kernels.float, buf.keyed.as_ref(), &buf.gate, i, row);
-                    out.finish_row(kernels, i);
-                    continue;
-                }
-                let gates = buf.gate.get_mut(i * out.k()..(i + 1) * out.k());
-                kernels.float.silu(gates);
+                let (f, row) = (&kernels.float, out.row_mut(i));
+                let gates = || buf.gate.get_mut(i * out.k()..(i + 1) * out.k());
+                let curved = || {
+                    let gates = gates();
+                    f.silu(gates);
+                    gates
+                };
                 match &self.rule {
-                    Rule::Delta(rule) => rule.finish(&kernels.float, row, gates),
-                    Rule::Scan(scan) => scan.finish(&kernels.float, row, gates),
-                    Rule::Channels(_) | Rule::Keyed(_) => kernels.float.mul_assign(row, gates),
+                    Rule::Delta(rule) => rule.finish(f, row, curved()),
+                    Rule::Keyed(rule) => rule.finish(f, buf.keyed.as_ref(), &buf.gate, i, row),
+                    Rule::Scan(scan) => scan.finish(f, row, curved()),
+                    Rule::Lightning(rule) => rule.finish(f, row, gates()),
+                    Rule::Channels(_) => f.mul_assign(row, curved()),
                 }
                 out.finish_row(kernels, i);
             }

@@ -326,6 +326,19 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
+    /// `y = factor * x`: in `rows` of `y` the rows of an operand, from the first on.
+    pub fn take_back(&mut self, y: &SharedBuf<f32>, rows: Range<usize>, x: Operand, factor: f32) {
+        let len = x.k();
+        for i in self.worker.share(rows.len()) {
+            let t = rows.start + i;
+            // SAFETY: rows are shared out disjointly, and nobody writes the operand in this phase.
+            let (y, x) = unsafe { (y.get_mut(t * len..(t + 1) * len), x.f32(i..i + 1)) };
+            y.copy_from_slice(x);
+            self.kernels.float.scale(y, factor);
+        }
+        self.worker.barrier();
+    }
+
     /// `y = norm(y) + norm(x)` with norms of their own, for the first `n` rows.
     pub fn add_normed(&mut self, y: &SharedBuf<f32>, x: &SharedBuf<f32>, n: usize, norms: [&[f32]; 2], eps: f32) {
         let (k, len) = (&self.kernels.float, norms[0].len());

@@ -412,6 +412,9 @@ pub struct Layer {
     pub laurel: Option<Laurel>,
     /// How it keeps the rows of the residual stream, where there are several; the layer itself computes one, and a side network adds to the others.
     pub streams: Option<StreamLayer>,
+    /// What its halves' results are added to is what the norm before each makes of the residual stream, multiplied with this, and not that itself,
+    /// where the family has it so.
+    pub keeps_normed: Option<f32>,
     /// Factor on the residual stream after the layer.
     pub scale: f32,
 }
@@ -456,6 +459,7 @@ impl Layer {
             side: None,
             laurel: None,
             streams: None,
+            keeps_normed: None,
             scale: 1.0,
         }
     }

@@ -195,12 +195,20 @@ impl<'a> Pass<'a> {
     /// The products of layer `i`'s input that its attention and its state start from.
     fn project(&mut self, i: usize, Through { fed, asked }: &Through) {
         let (layer, buf, (_, x)) = (&self.model.layers[i], self.buf, self.input(i));
+        self.keep_normed(layer, x, fed);
         project(&mut self.ops, layer, buf, x, fed, asked);
         if let Some(attn) = &layer.attn {
             latent::heads(&mut self.ops, attn, buf, fed.len(), asked.len(), self.form, self.eps);
             clip_and_norm_rows(&self.ops, attn, buf, fed, asked, self.eps);
         }
         self.laps.end(Phase::Project);
+    }
+
+    /// Leaves in the residual stream of tokens `rows` what a norm has made of it, the first rows of `x`, where `layer` has it so.
+    fn keep_normed(&mut self, layer: &Layer, x: Operand, rows: &Range<usize>) {
+        if let Some(factor) = layer.keeps_normed {
+            self.ops.take_back(&self.buf.x, rows.clone(), x, factor);
+        }
     }
 
     /// Where what a state gives is read to.
@@ -318,6 +326,7 @@ impl<'a> Pass<'a> {
                     scale = laurel::SCALE;
                 }
                 self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, scale, norm, eps, normed);
+                self.keep_normed(layer, normed, asked);
             }
             // Experts are given the first rows of an operand, which the layer's input need not begin with.
             (true, own) if own.is_some() || ffn.experts().is_some() => {

@@ -51,6 +51,7 @@ mod maple;
 mod mellum;
 mod mimo2;
 mod minicpm3;
+mod minimax_01;
 mod mixtures;
 mod nanbeige;
 mod nemotron_h;
@@ -304,6 +305,7 @@ pub const FAMILIES: &[Family] = &[
     qwen::QWEN3VLMOE,
     kimi_linear::FAMILY,
     bailingmoe3::FAMILY,
+    minimax_01::FAMILY,
     qwen35::QWEN3NEXT,
     qwen35::QWEN35,
     qwen35::QWEN35MOE,

@@ -4,7 +4,7 @@ use super::LisaError;
 use crate::gguf::{Gguf, Value};
 
 /// Architectures that are hybrids whether their files say so or not: one layer of so many has attention, the last of these.
-const HYBRIDS: [(&str, usize); 3] = [("qwen3next", 4), ("qwen35", 4), ("qwen35moe", 4)];
+const HYBRIDS: [(&str, usize); 4] = [("qwen3next", 4), ("qwen35", 4), ("qwen35moe", 4), ("minimax-01", 8)];
 
 /// For each of the first `n_layer` layers whether it has a state, and so no heads that could be shared: as
 /// `<architecture>.attention.recurrent_layers` flags them, or all but every `<architecture>.full_attention_interval`-th, or what the
@@ -61,8 +61,8 @@ mod tests {
     fn what_files_say_and_what_they_leave_unsaid() {
         let ok = |bytes: &[u8], expected: &str| assert_eq!(layers(bytes).as_deref(), Ok(expected));
         ok(&model("llama", |_| ()), "aaaaaa");
-        for (arch, _) in HYBRIDS {
-            ok(&model(arch, |_| ()), "sssass");
+        for (arch, interval) in HYBRIDS {
+            ok(&model(arch, |_| ()), if interval == 4 { "sssass" } else { "ssssss" });
         }
         ok(&model("qwen35", |w| w.u32("qwen35.full_attention_interval", 3).unwrap()), "ssassa");
         // Of an architecture that nobody here knows, the keys count.

@@ -442,6 +442,28 @@ class Ling3(DeepSeek2):
         add("attn_output.weight", self.matrix(d, n, 2.4))
 
 
+class Lightning(Tiny):
+    """Lightning attention in layers that `recurrent` names, or all but one of `interval`; elsewhere attention."""
+
+    def __init__(self, name, recurrent=None, interval=None, **rest):
+        keys = {"attention.recurrent_layers": recurrent} if recurrent else {"full_attention_interval": interval}
+        super().__init__(name, "minimax-01", keys={**keys, **rest.pop("keys", {})}, **rest)
+        self.recurrent = recurrent or [(i + 1) % interval != 0 for i in range(self.n_layer)]
+
+    def add_tensors(self, w):
+        self.turn = iter(self.recurrent)
+        super().add_tensors(w)
+
+    def attention(self, add):
+        if not next(self.turn):
+            return super().attention(add)
+        d, n = N_EMBD, self.n_head * self.head_dim
+        add("attn_qkv.weight", self.matrix(3 * n, d, 1.4))
+        add("attn_norm_2.weight", self.vector(n, 1.0, 0.2))
+        add("attn_gate.weight", self.matrix(n, d, 1.6))
+        add("attn_output.weight", self.matrix(d, n, 2.0))
+
+
 class Gemma4(Tiny):
     """Layers with heads of two sizes; with `side`, inputs of their own, of so many values each; the last `n_shared` have no keys. With
     `experts`, mixtures beside the networks of all layers but the first."""
@@ -1137,6 +1159,10 @@ def models():
             runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
         Tiny("grovemoe_unsaid", "grovemoe", n_ff=96, qk_norm=True, experts=(8, 3), chunk=16, tied=True, keys={
             "expert_feed_forward_length": 16, "experts_per_group": 2, "expert_group_scale": 0.4}),
+        Lightning("minimax_01", [True, True, False, True, False], n_layer=5, head_dim=16, n_rot=8, n_ff=32, experts=(8, 3), eps=1e-2, keys={
+            "residual_scale": 1.8}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Lightning("minimax_01_interval", interval=2, n_layer=4, n_head=2, n_head_kv=1, head_dim=24, n_rot=24, n_ff=48, experts=(5, 2), fused="qkv",
+                  keys={"residual_scale": 1.3}),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
