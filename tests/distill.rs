@@ -219,6 +219,7 @@ fn what_cannot_be_trained_is_named() {
         ("grovemoe", "in groups with networks"),
         ("maple", "caps its hidden units"),
         ("spark2_5", "gates on its attention's results"),
+        ("talkie", "factors on their results"),
         ("granitehybrid", "a selective scan"),
         ("nemotron_h", "a selective scan"),
         ("jamba", "a selective scan"),

@@ -63,7 +63,7 @@ families! {
     llama_bias llama_window_key llama_experts qwen3moe qwen3moe_nvfp4 olmoe granitemoe
     deepseek2 deepseek2_lite deepseek2_dense deepseek2_old deepseek2_old_dense mistral4 minicpm3
     gpt_oss gpt_oss_pattern granitemoe_shared qwen2moe deepseek bailingmoe bailingmoe2 dots1 glm4moe glm4moe_normed ernie4_5_moe hunyuan_moe hy_v3 hy_v3_unsaid minimax_m2 mellum mellum_pattern mellum_global afmoe mimo2 mimo2_split step35 step35_plain laguna laguna_values dbrx arctic grok grok_beside grok_capped grovemoe grovemoe_unsaid maple maple_plain smallthinker smallthinker_windows llama4
-    internlm2 ernie4_5 paddleocr exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha maincoder plamo plamo3 plamo3_pattern hunyuan_vl hunyuan_vl_plain smollm3 smollm3_tied spark2_5 spark2_5_tied
+    internlm2 ernie4_5 paddleocr exaone exaone4 exaone4_windows exaone_moe exaone_moe_pattern seed_oss glm4 chatglm chatglm_tied hunyuan hunyuan_alpha maincoder plamo plamo3 plamo3_pattern hunyuan_vl hunyuan_vl_plain smollm3 smollm3_tied spark2_5 spark2_5_tied talkie talkie_wide
     openelm plm olmo olmo_clipped olmo2 olmo2_windows mistral3 mistral3_plain
     granite granite_unturned granite_swa granite_swa_experts minicpm minicpm_longrope
     qwen qwen2 qwen2_tied_yarn qwen3 qwen3_tied
@@ -381,6 +381,8 @@ fn attention_between_states_shares() {
         ("maple", "kv:1:0", [0, 1]),
         ("spark2_5", "4:2", [2, 4]),
         ("spark2_5", "kv:4:2", [2, 4]),
+        ("talkie", "3:1", [1, 3]),
+        ("talkie", "kv:2:1", [1, 2]),
         ("deci", "6:0", [0, 6]),
         ("deci", "kv:6:0", [0, 6]),
         ("openelm", "2:1", [1, 2]),

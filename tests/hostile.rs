@@ -171,6 +171,7 @@ fn other_families() {
         "grovemoe",
         "maple",
         "spark2_5",
+        "talkie",
         "chameleon_after",
         "grok_beside",
         "nanbeige",

@@ -326,6 +326,26 @@ impl Ops<'_> {
         self.worker.barrier();
     }
 
+    /// `y[..n] = x[..n]`.
+    pub fn copy(&mut self, y: &SharedBuf<f32>, x: &SharedBuf<f32>, n: usize) {
+        let part = self.worker.share(n);
+        // SAFETY: shared out disjointly, and nobody writes `x` in this phase.
+        unsafe { y.get_mut(part.clone()).copy_from_slice(x.get(part)) };
+        self.worker.barrier();
+    }
+
+    /// `y += factor * x`: to the rows of `y`, from the first on, `rows` of `x`, all of `len` values.
+    pub fn add_rows(&mut self, y: &SharedBuf<f32>, x: &SharedBuf<f32>, rows: Range<usize>, factor: f32, len: usize) {
+        for i in self.worker.share(rows.len()) {
+            let t = rows.start + i;
+            // SAFETY: rows are shared out disjointly, and nobody writes `x` in this phase.
+            unsafe {
+                self.kernels.float.axpy(factor, x.get(t * len..(t + 1) * len), y.get_mut(i * len..(i + 1) * len));
+            }
+        }
+        self.worker.barrier();
+    }
+
     /// `y = factor * x`: in `rows` of `y` the rows of an operand, from the first on.
     pub fn take_back(&mut self, y: &SharedBuf<f32>, rows: Range<usize>, x: Operand, factor: f32) {
         let len = x.k();

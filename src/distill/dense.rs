@@ -250,7 +250,7 @@ impl<'m> DenseModel<'m> {
                             gates off, are not supported here";
                 return Err(Error::Impossible(what.into()));
             }
-            let is_odd = layer.scale != 1.0 || layer.keeps_normed.is_some();
+            let is_odd = layer.scale != 1.0 || layer.keeps_normed.is_some() || layer.embeddings.is_some();
             if attn.v_norm.is_some() || layer.side.is_some() || is_odd {
                 let what = "layers with norms on values or with inputs of their own are not supported here";
                 return Err(Error::Impossible(what.into()));

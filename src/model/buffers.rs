@@ -48,6 +48,8 @@ pub struct Buffers {
     pub(super) streams: Option<Box<[SharedBuf<f32>]>>,
     /// For layers that add something beside attention.
     pub(super) laurel: Option<LaurelBuffers>,
+    /// The embeddings, for layers that add them again.
+    pub(super) embedded: Option<SharedBuf<f32>>,
     /// `[n_logit_rows, n_vocab]`.
     pub(super) logits: SharedBuf<f32>,
     /// What `shared` layers' linear compensation adds.
@@ -167,6 +169,7 @@ impl Buffers {
             side: model.side.as_ref().map(|s| [(); 2].map(|()| SharedBuf::new(n_ubatch * s.embed.cols()))),
             streams: Streams::buffers(model, n_ubatch),
             laurel: LaurelBuffers::new(model, n_ubatch, activations),
+            embedded: model.adds_embeddings().then(|| SharedBuf::new(n_ubatch * n_embd)),
             comp: SharedBuf::new(widest(&|a| a.comp.as_ref())),
             logits: SharedBuf::new(n_logit_rows * model.n_vocab()),
             latent: LatentBuffers::new(model, kernels, n_ubatch, ty),

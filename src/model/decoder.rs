@@ -415,6 +415,8 @@ pub struct Layer {
     /// What its halves' results are added to is what the norm before each makes of the residual stream, multiplied with this, and not that itself,
     /// where the family has it so.
     pub keeps_normed: Option<f32>,
+    /// The tokens' embeddings are added to its results once more, multiplied with this, where the family has that.
+    pub embeddings: Option<f32>,
     /// Factor on the residual stream after the layer.
     pub scale: f32,
 }
@@ -460,6 +462,7 @@ impl Layer {
             laurel: None,
             streams: None,
             keeps_normed: None,
+            embeddings: None,
             scale: 1.0,
         }
     }
@@ -612,6 +615,11 @@ impl Decoder {
     /// Most hidden units that a token meets in one product.
     pub fn n_ff_per_token(&self) -> usize {
         self.n_ff().max(self.experts().map_or(0, |e| e.n_used * e.n_ff))
+    }
+
+    /// Whether layers add the tokens' embeddings once more.
+    pub fn adds_embeddings(&self) -> bool {
+        self.layers.iter().any(|l| l.embeddings.is_some())
     }
 
     /// Sizes of the largest mixture of experts, if there is one.

@@ -156,6 +156,9 @@ impl<'a> Pass<'a> {
         if let Some(norm) = &model.embed_norm {
             self.ops.norm_in_place(&buf.x, n, norm, self.eps);
         }
+        if let Some(embedded) = &buf.embedded {
+            self.ops.copy(embedded, &buf.x, n * model.embed.weight.cols());
+        }
         let (norm, out) = self.input(0);
         if let (Some(inputs), Some(bufs)) = (&model.side, &buf.side) {
             side_inputs(&mut self.ops, inputs, buf, bufs, ids, out, self.eps);
@@ -360,6 +363,9 @@ impl<'a> Pass<'a> {
             // It made nothing.
             self.ops.norm(&buf.x, asked.clone(), norm, eps, out);
             return self.laps.end(Phase::Norm);
+        }
+        if let (Some(factor), Some(embedded)) = (layer.embeddings, &buf.embedded) {
+            self.ops.add_rows(&buf.delta, embedded, asked.clone(), factor, out.k());
         }
         let mut post = layer.post_ffn_norm.as_ref();
         if let (Some(side), Some([inputs, _])) = (&layer.side, &buf.side) {

@@ -74,6 +74,7 @@ mod smollm3;
 mod spark2_5;
 mod step35;
 mod streams;
+mod talkie;
 mod weights;
 
 use std::path::Path;
@@ -319,6 +320,7 @@ pub const FAMILIES: &[Family] = &[
     phi3::PHI3,
     phi3::PHIMOE,
     apertus::FAMILY,
+    talkie::FAMILY,
     bitnet::FAMILY,
     smallthinker::FAMILY,
     gpt2::GPT2,

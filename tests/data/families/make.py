@@ -464,6 +464,21 @@ class Lightning(Tiny):
         add("attn_output.weight", self.matrix(d, n, 2.0))
 
 
+class Talkie(Tiny):
+    """Norms without weights, after the rotation on heads too, whose queries have factors; factors on what the halves of a layer make, and on the
+    embeddings that it adds once more."""
+
+    def __init__(self, name, *, eps=1e-5, **rest):
+        super().__init__(name, "talkie", layer_norm="bare", eps=eps, keys={"attention.layer_norm_rms_epsilon": eps, **rest.pop("keys", {})}, **rest)
+
+    def attention(self, add):
+        super().attention(add)
+        add("attn_q_norm.weight", self.vector(self.n_head, 2.0, 0.6).reshape(-1, 1))
+        add("attn_output.scale", self.vector(1, 1.0, 0.4))
+        add("ffn_down.scale", self.vector(1, 1.0, 0.4))
+        add("layer_output_scale.weight", self.vector(1, 0.5, 0.4))
+
+
 class Gemma4(Tiny):
     """Layers with heads of two sizes; with `side`, inputs of their own, of so many values each; the last `n_shared` have no keys. With
     `experts`, mixtures beside the networks of all layers but the first."""
@@ -1163,6 +1178,8 @@ def models():
             "residual_scale": 1.8}, runs=[(512, 48, 1), (512, 300, 6)]),
         Lightning("minimax_01_interval", interval=2, n_layer=4, n_head=2, n_head_kv=1, head_dim=24, n_rot=24, n_ff=48, experts=(5, 2), fused="qkv",
                   keys={"residual_scale": 1.3}),
+        Talkie("talkie", n_layer=4, eps=1e-2, keys={"logit_scale": 0.6}, runs=[(512, 48, 1), (512, 300, 6), SHIFTED]),
+        Talkie("talkie_wide", n_head_kv=4, head_dim=24, n_rot=24, keys={"logit_scale": 1.5}),
         Tiny("orion", "orion", layer_norm="bias", eps=1e-2),
         Tiny("codeshell", "codeshell", fused="qkv", layer_norm="bias", ungated=True, bias=("qkv", "o", "ffn"), eps=1e-2,
              runs=[(512, 48, 1), SHIFTED]),
