@@ -18,6 +18,7 @@ mod delta;
 mod elem;
 mod gemm;
 mod heads;
+mod keyed;
 mod math;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -35,6 +36,7 @@ mod tests;
 pub use channels::ChannelUpdate;
 pub use elem::{BlockQ8_0, KEY_GROUP, KeysQ8_0};
 pub use heads::{HeadNet, UNIT_FLOATS, UnitAct};
+pub use keyed::KeyedUpdate;
 pub use rows::{Rows, RowsMut};
 pub use state::{StateRates, StateUpdate};
 
@@ -87,6 +89,7 @@ macro_rules! float_kernels {
             keyed_delta_rule = delta::keyed_delta_rule(update: StateUpdate, decays: Rows<f32>) -> ();
             selective_scan = scan::selective_scan(update: StateUpdate) -> ();
             channel_scan = channels::channel_scan(update: ChannelUpdate) -> ();
+            keyed_scan = keyed::keyed_scan(update: KeyedUpdate) -> ();
             values_f16 = gemm::values_f16(p: Rows<f32>, v: Rows<f16>, out: RowsMut<f32>) -> ();
             values_q8_0 = gemm::values_q8_0(p: Rows<f32>, v: Rows<BlockQ8_0>, out: RowsMut<f32>) -> ();
         }
@@ -469,6 +472,15 @@ impl FloatKernels {
         update.check();
         // SAFETY: see the impl.
         unsafe { (self.channel_scan)(update) }
+    }
+
+    /// A memory that fades element by element of a key (RWKV-6 and 7): for each token every row of the state is multiplied with its rate; `v` is added,
+    /// `k` times it to each row; and, where the token moves something, what the state had for the first key, the second times it to each row. The
+    /// state's product with `q`, before that or after it, is a row of `out`.
+    pub fn keyed_scan(&self, update: KeyedUpdate) {
+        update.check();
+        // SAFETY: see the impl.
+        unsafe { (self.keyed_scan)(update) }
     }
 
     /// [`Self::sgemm_nn_acc`] with `v` in f16, to the same bits as with `v` converted beforehand.

@@ -402,6 +402,64 @@ fn the_scan_of_channels() {
     }
 }
 
+/// Against the recurrence as it is written down, and bit for bit however many tokens a call has.
+#[test]
+fn the_scan_with_rates_for_elements_of_keys() {
+    for (tier, kernels) in tiers() {
+        for (dim, width, n_tokens) in [(8, 8, 5), (64, 64, 7), (5, 3, 4), (32, 33, 9), (64, 17, 40), (3, 80, 1)] {
+            for (moves, reads_before) in [(false, false), (false, true), (true, false), (true, true)] {
+                let what = format!("{tier:?} {dim} x {width}, {n_tokens} tokens, {moves}, {reads_before}");
+                // Some numbers of a token that are as long as a key, and how much longer its row is.
+                let [q, k, from, to] = [1, 2, 3, 4].map(|seed| noise(seed, n_tokens * (dim + 3)));
+                let rates: Vec<f32> = noise(5, n_tokens * (dim + 3)).iter().map(|x| 1.0 / (1.0 + x.abs())).collect();
+                let to: Vec<f32> = to.iter().map(|x| 0.1 * x).collect();
+                let (v, start) = (noise(6, n_tokens * (width + 1)), noise(7, dim * width));
+                let mut state: Vec<f64> = wide(&start).collect();
+                let mut want = Vec::new();
+                for t in 0..n_tokens {
+                    let key = |x: &[f32]| wide(&x[t * (dim + 3)..][..dim]).collect::<Vec<_>>();
+                    let [q, k, rates, from, to] = [&q, &k, &rates, &from, &to].map(|x| key(x));
+                    for i in 0..width {
+                        let read =
+                            |state: &[f64], by: &[f64]| (0..dim).map(|j| state[j * width + i] * by[j]).sum::<f64>();
+                        let (before, found) = (read(&state, &q), if moves { read(&state, &from) } else { 0.0 });
+                        for j in 0..dim {
+                            let s = &mut state[j * width + i];
+                            *s = *s * rates[j] + k[j] * f64::from(v[t * (width + 1) + i]) + to[j] * found;
+                        }
+                        want.push(if reads_before { before } else { read(&state, &q) });
+                    }
+                }
+                let run = |state: &mut [f32], tokens: std::ops::Range<usize>, n_read: usize| {
+                    let mut out = vec![7.25; n_read * (width + 2)];
+                    let rows = |x| some_rows(x, dim, dim + 3, tokens.clone());
+                    kernels.keyed_scan(KeyedUpdate {
+                        state,
+                        q: rows(&q),
+                        k: rows(&k),
+                        v: some_rows(&v, width, width + 1, tokens.clone()),
+                        rates: rows(&rates),
+                        moves: moves.then(|| [rows(&from), rows(&to)]),
+                        reads_before,
+                        out: RowsMut::new(&mut out, n_read, width, width + 2),
+                    });
+                    assert!(out.chunks_exact(width + 2).all(|row| row[width..] == [7.25; 2]), "{what}");
+                    out.chunks_exact(width + 2).flat_map(|row| row[..width].to_vec()).collect::<Vec<_>>()
+                };
+                let mut together = start.clone();
+                let all = run(&mut together, 0..n_tokens, n_tokens);
+                all_close(&together, state.into_iter(), 1.0, 1e-5, &what);
+                all_close(&all, want.into_iter(), dim as f64, 1e-6, &what);
+                let (mut apart, half) = (start.clone(), n_tokens / 2);
+                let mut read = run(&mut apart, 0..half, half);
+                read.extend(run(&mut apart, half..n_tokens, n_tokens - half));
+                assert!((&apart, &read) == (&together, &all), "{what}");
+                assert_eq!(run(&mut start.clone(), 0..n_tokens, 1), all[(n_tokens - 1) * width..], "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn half_precision() {
     let every: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
