@@ -8,8 +8,9 @@ use ggml_ext::gguf::{Gguf, GgufWriter};
 use lisa_cpp::Error;
 use lisa_cpp::tokenizer::{StreamDecoder, Tokenizer};
 
-/// The vocabularies that llama.cpp's own tests use, and one of PLaMo's kind.
-const VOCABS: [&str; 8] = ["deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "qwen2", "starcoder", "plamo2"];
+/// The vocabularies that llama.cpp's own tests use, and some of other kinds.
+const VOCABS: [&str; 9] =
+    ["deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "qwen2", "starcoder", "plamo2", "rwkv"];
 
 fn data(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);

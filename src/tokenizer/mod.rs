@@ -1,16 +1,18 @@
 //! Text to token ids and back, from the metadata of a GGUF file.
 //!
-//! Three kinds of vocabulary are known: SentencePiece (`llama`: Llama 2, Mistral, Gemma), byte-pair encoding (`gpt2`, and
-//! `gemma4`, which spells its words as SentencePiece does) and PLaMo's (`plamo2`). The ids are those of llama.cpp b11434 for every text; the
+//! Four kinds of vocabulary are known: SentencePiece (`llama`: Llama 2, Mistral, Gemma), byte-pair encoding (`gpt2`, and
+//! `gemma4`, which spells its words as SentencePiece does), PLaMo's (`plamo2`) and RWKV's (`rwkv`). The ids are those of llama.cpp b11434 for every text; the
 //! tests compare with its results.
 
 mod bpe;
 mod plamo;
 mod pre;
+mod prefixes;
 mod special;
 mod spm;
 mod stream;
 mod vocab;
+mod world;
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -26,6 +28,7 @@ use pre::{PreTokenizer, Spelling};
 use special::{Finder, Fragment, Roles};
 use spm::Spm;
 use vocab::{Attr, Vocab, byte_of};
+use world::World;
 
 /// Metadata keys.
 mod key {
@@ -70,6 +73,7 @@ enum Model {
     Spm(Spm),
     Bpe(Bpe),
     Plamo(Plamo),
+    World(World),
 }
 
 fn failed(what: impl Display) -> Error {
@@ -85,36 +89,41 @@ impl Tokenizer {
     pub fn from_gguf(g: &Gguf) -> Result<Tokenizer> {
         let model = g.str(key::MODEL).map_err(failed)?.ok_or_else(|| failed(format!("`{}` is missing", key::MODEL)))?;
         let pre = match model {
-            "llama" | "plamo2" => None,
+            "llama" | "plamo2" | "rwkv" => None,
             "gpt2" => Some(g.str(key::PRE).map_err(failed)?.filter(|name| !name.is_empty()).unwrap_or("default")),
             "gemma4" => Some("gemma4"),
             _ => {
                 return Err(failed(format!(
                     "`{}` is `{model}`; known kinds: llama (SentencePiece), gpt2 and gemma4 (byte-pair encoding), \
-                     plamo2",
+                     plamo2, rwkv",
                     key::MODEL
                 )));
             }
         };
-        let (pre, is_plamo) = (pre.map(PreTokenizer::new).transpose()?, model == "plamo2");
+        let pre = pre.map(PreTokenizer::new).transpose()?;
+        let [is_spm, is_plamo, is_world] = ["llama", "plamo2", "rwkv"].map(|kind| model == kind);
 
         let mut vocab = Vocab::from_gguf(g)?;
         for id in 0..vocab.len() as u32 {
-            if vocab.attr(id).has(Attr::BYTE) && byte_of(vocab.text(id)).is_none() {
+            if !is_world && vocab.attr(id).has(Attr::BYTE) && byte_of(vocab.text(id)).is_none() {
                 return Err(failed(format!("token {id} is a byte and reads `{}`, not `<0xXX>`", vocab.text(id))));
             }
         }
-        let roles = Roles::from_gguf(g, &mut vocab, pre.is_none())?;
+        let roles = Roles::from_gguf(g, &mut vocab, is_spm || is_plamo)?;
         let finder = Finder::new(g, &mut vocab)?;
 
         let flag = |key: &str, default: bool| Ok(g.bool(key).map_err(failed)?.unwrap_or(default));
-        let add_space_prefix = flag(key::ADD_SPACE_PREFIX, pre.is_none() && !is_plamo)?;
-        let mut add_bos = flag(key::ADD_BOS, pre.as_ref().map_or(!is_plamo, PreTokenizer::add_bos))?;
+        let add_space_prefix = flag(key::ADD_SPACE_PREFIX, is_spm)?;
+        let mut add_bos = flag(key::ADD_BOS, pre.as_ref().map_or(is_spm, PreTokenizer::add_bos))?;
         if pre.as_ref().is_some_and(|pre| pre.spelling() == Spelling::Raw { newline_tokens: true }) {
             // Files of Gemma 4 are known to say false by mistake.
             add_bos = true;
         }
-        let add_eos = flag(key::ADD_EOS, false)?;
+        let mut add_eos = flag(key::ADD_EOS, false)?;
+        if is_world {
+            // Whatever the file says.
+            (add_bos, add_eos) = (false, false);
+        }
         // Files number padding here that the vocabulary does not have.
         let suppressed = g.i32s(key::SUPPRESS).map_err(failed)?.unwrap_or_default();
         let suppressed = suppressed.into_iter().filter_map(|id| u32::try_from(id).ok());
@@ -126,6 +135,7 @@ impl Tokenizer {
         }
         let model = match pre {
             Some(pre) => Model::Bpe(Bpe::from_gguf(g, &vocab, pre)?),
+            None if is_world => Model::World(World::new(&vocab, roles.unknown)),
             None if is_plamo => Model::Plamo(Plamo::from_gguf(g, &vocab)?),
             None => Model::Spm(Spm::from_gguf(g, &vocab, roles.unknown)?),
         };
@@ -164,6 +174,7 @@ impl Tokenizer {
                     spm.encode(&self.vocab, &[prefix, &text[range].replace(' ', SPACE)].concat(), &mut ids);
                 }
                 Model::Plamo(plamo) => plamo.encode(&self.vocab, &text[range], &mut ids),
+                Model::World(world) => world.encode(&text[range], &mut ids),
                 Model::Bpe(bpe) => match bpe.pre().spelling() {
                     Spelling::ByteLevel => bpe.encode(&self.vocab, &text[range], &mut ids)?,
                     Spelling::Raw { .. } => bpe.encode(&self.vocab, &text[range].replace(' ', SPACE), &mut ids)?,
@@ -186,6 +197,9 @@ impl Tokenizer {
         }
         let (text, attr) = (self.vocab.text(id), self.vocab.attr(id));
         let hidden = Attr::CONTROL.with(Attr::UNKNOWN);
+        if let Model::World(world) = &self.model {
+            return if special || !attr.has(hidden) { Cow::Borrowed(world.bytes(id)) } else { EMPTY };
+        }
         if attr.has(hidden.with(Attr::USER_DEFINED)) {
             return if special || !attr.has(hidden) { Cow::Borrowed(text.as_bytes()) } else { EMPTY };
         }

@@ -6,6 +6,7 @@
 
 use ggml_ext::gguf::Gguf;
 
+use super::prefixes::Prefixes;
 use super::vocab::{Attr, NONE, Vocab, check_len};
 use super::{failed, key};
 use crate::Result;
@@ -21,8 +22,8 @@ const BYTE_ORDER_MARK: char = '\u{feff}';
 
 #[derive(Debug)]
 pub(super) struct Plamo {
-    /// The tokens that texts are spelled in, in the order of their bytes.
-    sorted: Vec<u32>,
+    /// The tokens that texts are spelled in.
+    prefixes: Prefixes,
     /// The score of every token.
     scores: Vec<i64>,
     /// The token that stands for each byte.
@@ -48,14 +49,13 @@ impl Plamo {
         let units = |score: &f32| if score.is_finite() { (f64::from(*score) * UNITS).round() as i64 } else { UNUSABLE };
         let scores: Vec<i64> = scores.iter().map(units).collect();
         let usable = |&id: &u32| !vocab.attr(id).has(Attr::BYTE) && scores[id as usize] > UNUSABLE;
-        let mut sorted: Vec<u32> = (0..vocab.len() as u32).filter(usable).collect();
-        sorted.sort_unstable_by_key(|&id| vocab.text(id).as_bytes());
+        let prefixes = Prefixes::new((0..vocab.len() as u32).filter(usable), |id| vocab.text(id).as_bytes());
         let mut bytes = Box::new([NONE; 256]);
         for byte in 0..=255u8 {
             bytes[byte as usize] =
                 vocab.byte_fallback(byte).ok_or_else(|| failed(format!("there is no token `<0x{byte:02X}>`")))?;
         }
-        Ok(Plamo { sorted, scores, bytes })
+        Ok(Plamo { prefixes, scores, bytes })
     }
 
     /// Appends the tokens of `text`.
@@ -65,7 +65,8 @@ impl Plamo {
         for (start, c) in text.char_indices().rev() {
             let len = c.len_utf8();
             let mut here = Best { score: best[start + len].score + IN_BYTES, len: len as u32, id: NONE };
-            self.tokens_at(vocab, &text.as_bytes()[start..], |id, len| {
+            let of_token = |id| vocab.text(id).as_bytes();
+            self.prefixes.of(&text.as_bytes()[start..], of_token, |id, len| {
                 let score = best[start + len].score + self.scores[id as usize];
                 if score >= here.score {
                     here = Best { score, len: len as u32, id };
@@ -82,23 +83,6 @@ impl Plamo {
                 id => ids.push(id),
             }
             start = end;
-        }
-    }
-
-    /// Calls `found` with every token that `text` begins with and its length, the shortest first.
-    fn tokens_at(&self, vocab: &Vocab, text: &[u8], mut found: impl FnMut(u32, usize)) {
-        // Those that have the bytes before `at`: the one that has no more, if there is one, comes first.
-        let mut range = &self.sorted[..];
-        for (at, byte) in text.iter().enumerate() {
-            let of = |id: &u32| vocab.text(*id).as_bytes().get(at);
-            let first = range.partition_point(|id| of(id) < Some(byte));
-            let n = range[first..].partition_point(|id| of(id) == Some(byte));
-            range = &range[first..first + n];
-            match range.first() {
-                None => return,
-                Some(&id) if vocab.text(id).len() == at + 1 => found(id, at + 1),
-                Some(_) => {}
-            }
         }
     }
 }

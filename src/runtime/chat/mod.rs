@@ -118,7 +118,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The template to use: `given` (`--chat-template`: a built-in name or Jinja text) before the model's own, before
+    /// The template to use: `given` (`--chat-template`: a built-in name or Jinja text) before the model's own (which may be such a name too), before
     /// chatml. The second value is a notice for the user when chatml was assumed.
     ///
     /// # Errors
@@ -129,6 +129,7 @@ impl ChatTemplate {
                 Ok((ChatTemplate::new(text, bos, eos)?, None))
             }
             (Some(name), _) => Ok((ChatTemplate::builtin(name, bos, eos)?, None)),
+            (None, Some(name)) if builtin::source(name).is_some() => Ok((ChatTemplate::builtin(name, bos, eos)?, None)),
             (None, Some(text)) if !text.trim().is_empty() => Ok((ChatTemplate::new(text, bos, eos)?, None)),
             _ => {
                 let notice = "the model has no chat template: using chatml (choose another with --chat-template)";

@@ -267,6 +267,7 @@ fn the_template_is_chosen_in_order() {
     assert_eq!(source(Some("llama3"), Some("{{ 1 }}")), (builtin("llama3"), false));
     assert_eq!(source(Some("{{ 2 }}"), Some("{{ 1 }}")), ("{{ 2 }}".into(), false));
     assert_eq!(source(None, Some("{{ 1 }}")), ("{{ 1 }}".into(), false));
+    assert_eq!(source(None, Some("rwkv-world")), (builtin("rwkv-world"), false), "a file may have the name alone");
     assert_eq!(source(None, None), (builtin("chatml"), true));
     assert_eq!(source(None, Some(" ")), (builtin("chatml"), true));
     let error = ChatTemplate::choose(Some("llama-3"), None, "", "").err().unwrap().to_string();
