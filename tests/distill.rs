@@ -224,6 +224,7 @@ fn what_cannot_be_trained_is_named() {
         ("nemotron_h", "a selective scan"),
         ("jamba", "a selective scan"),
         ("plamo2", "norms of single heads"),
+        ("rwkv7", "time mixing"),
         ("deci", "a linear map in the place of attention"),
     ] {
         let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();

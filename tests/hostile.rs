@@ -165,6 +165,7 @@ fn other_families() {
         "mamba",
         "jamba",
         "plamo2",
+        "rwkv7",
         "kimi_linear",
         "bailingmoe3",
         "minimax_01",

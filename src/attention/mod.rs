@@ -4,6 +4,7 @@
 mod alibi;
 mod attend;
 mod cache_memory;
+mod channel_mix;
 mod channels;
 mod conv;
 mod delta;
@@ -21,7 +22,10 @@ mod route;
 mod scan;
 mod states;
 mod stream;
+mod time_mix;
+mod token_shift;
 mod weights;
+mod wkv7;
 
 pub use kv_cache::{CacheParams, CacheType, KvCache, state_bytes};
 pub use plan::{Share, SharePlan};
@@ -29,6 +33,7 @@ pub use plan::{Share, SharePlan};
 // What members of a team do together.
 pub(crate) use alibi::{USUAL_MAX_BIAS, slopes, subtract_distances};
 pub(crate) use attend::{Attend, PartialSums, Queries, ScoreSource, attention_scratch};
+pub(crate) use channel_mix::ChannelMix;
 pub(crate) use channels::{ChannelDecay, ChannelScan};
 pub(crate) use conv::Convolution;
 pub(crate) use delta::DeltaRule;
@@ -42,7 +47,10 @@ pub(crate) use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
 pub(crate) use route::{Holds, Routes};
 pub(crate) use scan::{GroupNorm, SelectiveScan};
 pub(crate) use stream::AttentionScratch;
+pub(crate) use time_mix::{Curve, Given, TimeMix, TimeMixBuffers, TimeRule, TimeShape, TwoSteps};
+pub(crate) use token_shift::TokenShift;
 pub(crate) use weights::AttnWeights;
+pub(crate) use wkv7::Moving;
 
 /// The shape of a layer's attention. Query head `h` reads key/value head `h / (n_head / n_head_kv)`.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -221,7 +221,7 @@ pub struct RecurrentStep {
     pub n: usize,
     /// Of how many, the last ones, results are wanted.
     pub n_wanted: usize,
-    /// In which form rows meet weights between convolutions and scan.
+    /// In which form rows meet weights on the way to the scan.
     pub form: Form,
     /// From which step on they get second digits.
     pub fine_step: f32,

@@ -395,16 +395,29 @@ impl Ops<'_> {
     /// [`Ops::linear`] for the jobs that are there.
     pub fn linear_some(&mut self, x: Operand, rows: Range<usize>, jobs: &[Option<Job>]) {
         let jobs = || jobs.iter().flatten();
-        let n_groups = |linear: &Linear| linear.weight.rows().div_ceil(ROWS);
-        let chunks = Chunks::new(jobs().map(|(l, _)| n_groups(l)).sum(), self.worker.n);
-        let worker = self.worker;
         if let Some(observer) = self.observer {
             self.show(observer, x, rows.clone(), jobs().map(|(l, _)| *l));
         }
+        self.all_products(rows, jobs().map(|&job| (x, job)));
+    }
+
+    /// [`Ops::linear`] for jobs with operands of their own, all of them with these rows.
+    pub fn linear_apart(&mut self, rows: Range<usize>, jobs: &[(Operand, Job)]) {
+        if let Some(observer) = self.observer {
+            jobs.iter().for_each(|(x, (l, _))| self.show(observer, *x, rows.clone(), [*l].into_iter()));
+        }
+        self.all_products(rows, jobs.iter().copied());
+    }
+
+    /// All of `jobs` in one phase.
+    fn all_products<'j>(&mut self, rows: Range<usize>, jobs: impl Iterator<Item = (Operand<'j>, Job<'j>)> + Clone) {
+        let n_groups = |linear: &Linear| linear.weight.rows().div_ceil(ROWS);
+        let chunks = Chunks::new(jobs.clone().map(|(_, (l, _))| n_groups(l)).sum(), self.worker.n);
+        let worker = self.worker;
         worker.for_each_chunk(chunks.n_chunks(), |c| {
             let chunk = chunks.chunk(c);
             let mut first = 0;
-            for (linear, out) in jobs() {
+            for (x, (linear, out)) in jobs.clone() {
                 let end = first + n_groups(linear);
                 let groups = chunk.start.max(first)..chunk.end.min(end);
                 if !groups.is_empty() {

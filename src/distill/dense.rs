@@ -208,6 +208,9 @@ impl<'m> DenseModel<'m> {
             if let Some(recurrence) = &layer.recurrence {
                 return Err(unsupported(&format!("has {}", recurrence.rule.name())));
             }
+            if layer.time_mix.is_some() {
+                return Err(unsupported("has time mixing"));
+            }
             if layer.map.is_some() {
                 return Err(unsupported("has a linear map in the place of attention"));
             }

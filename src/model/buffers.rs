@@ -9,7 +9,8 @@ use super::latent::LatentBuffers;
 use super::laurel::LaurelBuffers;
 use super::streams::Streams;
 use crate::attention::{
-    AttentionScratch, AttentionShape, AttnWeights, PartialSums, RecurrentBuffers, RopeTable, attention_scratch,
+    AttentionScratch, AttentionShape, AttnWeights, PartialSums, RecurrentBuffers, RopeTable, TimeMixBuffers,
+    attention_scratch,
 };
 use crate::compute::{ActivationType, Activations, ExpertBuffers, Linear, Matrix, SharedBuf, Widths, Worker};
 
@@ -26,6 +27,8 @@ pub struct Buffers {
     pub(super) gates: SharedBuf<f32>,
     /// What layers with states work in.
     pub(super) recurrent: Option<RecurrentBuffers>,
+    /// What layers with time mixing do.
+    pub(super) time_mix: Option<TimeMixBuffers>,
     /// What they read of these, what output projections meet.
     pub(super) read: Widths,
     /// The heads' results, what output projections meet.
@@ -154,7 +157,11 @@ impl Buffers {
             v: SharedBuf::new(widest(&|a| a.v.as_ref()).max(made(|s| s.n_head_kv * s.head_dim_v))),
             gates: SharedBuf::new(widest(&|a| a.gate.as_ref().map(|g| &g.linear))),
             recurrent: RecurrentBuffers::new(model.recurrences(), n_ubatch, activations),
-            read: Widths::new(model.recurrences().map(|r| r.shape.n_values()), activations),
+            time_mix: TimeMixBuffers::new(model.time_mixes(), n_ubatch, activations),
+            read: Widths::new(
+                model.recurrences().map(|r| r.shape.n_values()).chain(model.time_mixes().map(|m| m.shape.n_embd())),
+                activations,
+            ),
             heads: Widths::new(outputs(model).map(|w| w.cols()), activations),
             delta: SharedBuf::new(n_ubatch * n_embd),
             beside: SharedBuf::new(n_ubatch * n_embd),

@@ -525,9 +525,14 @@ impl Builder<'_, '_, '_, '_> {
 
     /// The network of layer `i` with `n_ff` hidden units and no gates, its tensors' names ending in `suffix`.
     fn ungated_network(&mut self, i: usize, suffix: &str, n_ff: usize, act: Act) -> Result<FeedForward> {
+        self.ungated_network_of(["up", "down"].map(|part| format!("blk.{i}.ffn_{part}{suffix}")), n_ff, act)
+    }
+
+    /// The same of these two tensors, to hidden units and from them.
+    pub fn ungated_network_of(&mut self, [up, down]: [String; 2], n_ff: usize, act: Act) -> Result<FeedForward> {
         let n_embd = self.config.n_embd;
-        let gate = self.loader.linear(&format!("blk.{i}.ffn_up{suffix}"), n_ff, n_embd)?;
-        let down = self.loader.linear(&format!("blk.{i}.ffn_down{suffix}"), n_embd, n_ff)?;
+        let gate = self.loader.linear(&up, n_ff, n_embd)?;
+        let down = self.loader.linear(&down, n_embd, n_ff)?;
         Ok(FeedForward { gate, up: None, norm: None, deviations: None, down, act })
     }
 

@@ -7,7 +7,8 @@ use super::latent::Latent;
 use super::laurel::Laurel;
 use super::streams::{StreamLayer, Streams};
 use crate::attention::{
-    AttentionShape, Convolution, GateCurve, LayerCacheSpec, LisaAttention, Recurrence, Rope, Routes, Temperature,
+    AttentionShape, ChannelMix, Convolution, GateCurve, LayerCacheSpec, LisaAttention, Recurrence, Rope, Routes,
+    Temperature, TimeMix,
 };
 use crate::compute::{Act, ExpertSizes, Linear, Matrix, Networks, Norm, Stack};
 
@@ -363,6 +364,8 @@ pub struct Mixer {
     pub attn: Option<Attention>,
     /// A state, in place of attention or beside it.
     pub recurrence: Option<Box<Recurrence>>,
+    /// Time mixing, in the place of both.
+    pub time_mix: Option<Box<TimeMix>>,
     /// A linear map in their place, by which tokens know of none before.
     pub map: Option<Linear>,
 }
@@ -376,6 +379,12 @@ impl From<Attention> for Mixer {
 impl From<Recurrence> for Mixer {
     fn from(recurrence: Recurrence) -> Self {
         Self { recurrence: Some(recurrence.into()), ..Self::default() }
+    }
+}
+
+impl From<TimeMix> for Mixer {
+    fn from(time_mix: TimeMix) -> Self {
+        Self { time_mix: Some(time_mix.into()), ..Self::default() }
     }
 }
 
@@ -393,12 +402,16 @@ pub struct Layer {
     pub attn: Option<Attention>,
     /// A state in its place; or beside it, when both are given the same and what they make is added up.
     pub recurrence: Option<Box<Recurrence>>,
-    /// A linear map in the place of both, where the layer has it.
+    /// Time mixing in the place of both.
+    pub time_mix: Option<Box<TimeMix>>,
+    /// A linear map in the place of these, where the layer has it.
     pub map: Option<Linear>,
     /// Norm on the attention's result, where the family has it.
     pub post_attn_norm: Option<Norm>,
     /// Norm before the feed-forward network, where the family has it.
     pub ffn_norm: Option<Norm>,
+    /// What the second half is given of each token and the one before, where it does not know the former alone.
+    pub channel_mix: Option<ChannelMix>,
     /// Feed-forward network: the second half.
     pub ffn: Option<Ffn>,
     /// Norm on the network's result, where the family has it.
@@ -447,14 +460,16 @@ pub struct SideInputs {
 impl Layer {
     /// A layer without norms.
     pub fn bare(mixer: impl Into<Mixer>, ffn: Option<Ffn>) -> Self {
-        let Mixer { attn, recurrence, map } = mixer.into();
+        let Mixer { attn, recurrence, time_mix, map } = mixer.into();
         Self {
             attn_norm: None,
             attn,
             recurrence,
+            time_mix,
             map,
             post_attn_norm: None,
             ffn_norm: None,
+            channel_mix: None,
             ffn,
             post_ffn_norm: None,
             parallel: false,
@@ -469,19 +484,24 @@ impl Layer {
 
     /// Whether it has a first half.
     pub fn has_mixer(&self) -> bool {
-        self.attn.is_some() || self.recurrence.is_some() || self.map.is_some()
+        self.attn.is_some() || self.recurrence.is_some() || self.time_mix.is_some() || self.map.is_some()
     }
 
     /// The matrices that make what later tokens need.
     fn cached(&self) -> impl Iterator<Item = &Linear> {
         let states = self.recurrence.iter().flat_map(|r| r.cached());
-        self.attn.iter().flat_map(Attention::cached).chain(states)
+        let mixed = self.time_mix.iter().flat_map(|m| m.cached());
+        // What the second half keeps is made of all that the first makes.
+        let of_second = self.time_mix.iter().filter(|_| self.channel_mix.is_some()).map(|m| &m.out);
+        self.attn.iter().flat_map(Attention::cached).chain(states).chain(mixed).chain(of_second)
     }
 
     /// Every matrix but those of experts.
     fn matrices(&self) -> impl Iterator<Item = &Linear> {
         let states = self.recurrence.iter().flat_map(|r| r.matrices());
-        let mixer = self.attn.iter().flat_map(Attention::matrices).chain(states).chain(&self.map);
+        let mixed = self.time_mix.iter().flat_map(|m| m.matrices());
+        let mixer = self.attn.iter().flat_map(Attention::matrices).chain(states).chain(mixed).chain(&self.map);
+        let mixer = mixer.chain(self.channel_mix.iter().flat_map(|m| &m.gate));
         let side = self.side.iter().flat_map(|s| [&s.gate, &s.out]);
         let laurel = self.laurel.iter().flat_map(Laurel::matrices);
         mixer.chain(self.ffn.iter().flat_map(Ffn::matrices)).chain(side).chain(laurel)
@@ -489,7 +509,8 @@ impl Layer {
 
     /// What it keeps in the cache.
     fn cache(&self) -> LayerCacheSpec {
-        let n_state = self.recurrence.as_ref().map_or(0, |r| r.shape.n_state());
+        let of_time_mix = self.time_mix.as_ref().map_or(0, |m| m.shape.n_state());
+        let n_state = self.recurrence.as_ref().map_or(of_time_mix, |r| r.shape.n_state());
         LayerCacheSpec { n_state, ..self.attn.as_ref().map_or(LayerCacheSpec::NONE, Attention::cache) }
     }
 
@@ -700,6 +721,11 @@ impl Decoder {
     /// What layers with states have for these.
     pub fn recurrences(&self) -> impl Iterator<Item = &Recurrence> + Clone {
         self.layers.iter().filter_map(|l| l.recurrence.as_deref())
+    }
+
+    /// What layers with time mixing have for it.
+    pub fn time_mixes(&self) -> impl Iterator<Item = &TimeMix> + Clone {
+        self.layers.iter().filter_map(|l| l.time_mix.as_deref())
     }
 
     /// What every layer keeps in the cache, round by round.

@@ -13,6 +13,7 @@ use super::streams::StreamLayer;
 use super::{latent, laurel};
 use crate::attention::{
     Attend, AttentionScratch, Convolution, Gates, KvCache, LayerCache, Queries, Recurrence, RecurrentStep, ScoreSource,
+    TimeMixBuffers,
 };
 use crate::compute::{Act, Form, Laps, Networks, Norm, Observer, Operand, Ops, Phase, Profile, SharedBuf, Worker};
 
@@ -80,13 +81,21 @@ pub fn forward(model: &Decoder, w: &Worker, o: &Mode, buf: &Buffers, cache: &KvC
         pass.begin_round(round, n);
         for i in 0..model.layers.len() {
             let asked = if !pass.is_last_round() || i < last_caching { 0..n } else { n - tokens.n_wanted..n };
-            let through = Through { fed, asked };
+            let looks_back = model.layers[i].channel_mix.is_some();
+            let mut through = Through { asked: if looks_back { fed.clone() } else { asked.clone() }, fed };
             pass.project(i, &through);
             pass.place(i, &through);
             if through.asked.is_empty() {
                 break 'rounds;
             }
             pass.mix(i, &through);
+            if looks_back {
+                pass.look_back(i, &asked, &through);
+                through = Through { asked, ..through };
+                if through.asked.is_empty() {
+                    break 'rounds;
+                }
+            }
             pass.feed_forward(i, &through);
             pass.add_up(i, &through);
             fed = through.asked;
@@ -216,7 +225,12 @@ impl<'a> Pass<'a> {
 
     /// Where what a state gives is read to.
     fn read(&self, recurrence: &Recurrence) -> Operand<'a> {
-        self.buf.read.of(recurrence.shape.n_values()).with(self.form, fine_step::HEADS)
+        self.read_to(recurrence.shape.n_values())
+    }
+
+    /// The same where that are so many values.
+    fn read_to(&self, n_values: usize) -> Operand<'a> {
+        self.buf.read.of(n_values).with(self.form, fine_step::HEADS)
     }
 
     /// Puts into the cache what later tokens see of layer `i`. Where the layer has a state, takes the tokens into it, and reads what was asked
@@ -232,6 +246,13 @@ impl<'a> Pass<'a> {
             let (step, out) =
                 (RecurrentStep { begins: self.pos == 0, n, n_wanted, form, fine_step }, self.read(recurrence));
             recurrence.absorb(&mut self.ops, work, cache, step, out);
+        }
+        if let (Some(mix), Some(work)) = (&layer.time_mix, &self.buf.time_mix) {
+            let (n, n_wanted) = (through.fed.len(), through.asked.len());
+            let (form, fine_step) = (self.form, fine_step::ATTENTION);
+            let step = RecurrentStep { begins: self.pos == 0, n, n_wanted, form, fine_step };
+            let (x, out) = (self.input(i).1, self.read_to(mix.shape.n_embd()));
+            mix.absorb(&mut self.ops, work, x, cache, step, out);
         }
         self.laps.end(Phase::Place);
     }
@@ -250,6 +271,10 @@ impl<'a> Pass<'a> {
             if layer.attn.is_some() {
                 self.ops.add(&buf.delta, made, n * recurrence.out.weight.rows());
             }
+            self.laps.end(Phase::AttnOut);
+        }
+        if let Some(mix) = &layer.time_mix {
+            self.ops.linear(self.read_to(mix.shape.n_embd()), 0..n, &[(&mix.out, &buf.delta)]);
             self.laps.end(Phase::AttnOut);
         }
         if let Some(map) = &layer.map {
@@ -308,6 +333,23 @@ impl<'a> Pass<'a> {
         self.laps.end(Phase::AttnOut);
     }
 
+    /// Where the second half of layer `i` leans to the token before: adds up what the first made of all tokens, and makes of this what the second is
+    /// given of those in `wanted`.
+    fn look_back(&mut self, i: usize, wanted: &Range<usize>, Through { asked, .. }: &Through) {
+        let (layer, buf, eps) = (&self.model.layers[i], self.buf, self.eps);
+        let (Some(mix), Some(work)) = (&layer.channel_mix, &buf.time_mix) else { return };
+        let (x, post) = (self.input(i).1, layer.post_attn_norm.as_ref());
+        self.ops.residual_norm(&buf.x, asked.clone(), &buf.delta, post, 1.0, layer.ffn_norm.as_ref(), eps, x);
+        let state = self.cache.layer(self.cached(i)).state();
+        mix.lean(&self.ops, x, asked.len(), wanted.clone(), state, &self.leaning(i, work));
+        self.laps.end(Phase::Norm);
+    }
+
+    /// The operands of the second half of layer `i` where it leans to the token before.
+    fn leaning(&self, i: usize, work: &'a TimeMixBuffers) -> Vec<Operand<'a>> {
+        work.operands(self.form, self.step(i, fine_step::FEED_FORWARD))
+    }
+
     /// The second half of layer `i`, if it has one. The results of both halves are left in the residual stream and `buf.delta`, not yet added
     /// up.
     fn feed_forward(&mut self, i: usize, Through { fed, asked }: &Through) {
@@ -319,7 +361,10 @@ impl<'a> Pass<'a> {
         }
         // Which rows of the operand the half is given, and where its result goes.
         let (mut x, mut given, mut made) = (normed, 0..n, &buf.delta);
+        let mixed = layer.channel_mix.as_ref().zip(buf.time_mix.as_ref());
+        let mixed = mixed.map(|(mix, work)| (mix, work, self.leaning(i, work)));
         match (layer.parallel, layer.ffn_norm.as_ref()) {
+            _ if layer.channel_mix.is_some() => x = mixed.as_ref().map_or(x, |(.., operands)| operands[0]),
             _ if !layer.has_mixer() => (x, given) = (self.input(i).1, fed.len() - n..fed.len()),
             (false, norm) => {
                 let (post, mut scale) = (layer.post_attn_norm.as_ref(), 1.0);
@@ -345,6 +390,10 @@ impl<'a> Pass<'a> {
                 assert_eq!(given.start, 0, "experts are given the first rows");
                 self.mixture(i, experts, x, asked, made);
             }
+        }
+        if let Some((mix, work, operands)) = &mixed {
+            mix.gate(&mut self.ops, operands, n, work.gates(), made);
+            self.laps.end(Phase::Down);
         }
         if layer.parallel {
             self.ops.add(&buf.delta, &buf.beside, n * x.k());

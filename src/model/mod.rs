@@ -67,6 +67,7 @@ mod plm;
 mod qwen;
 mod qwen35;
 mod recommended;
+mod rwkv7;
 mod seed_oss;
 mod sharing;
 mod smallthinker;
@@ -125,7 +126,7 @@ pub struct Family {
     heads_vary: bool,
     /// Of what kind norms are.
     norms: Norms,
-    /// Whether there is attention in it, and are feed-forward networks.
+    /// Whether there is attention in it, and are feed-forward networks of a width that all files tell.
     attends: bool,
 }
 
@@ -160,7 +161,7 @@ impl Family {
         Self { rounds, ..self }
     }
 
-    /// The same with states, in the place of attention and feed-forward networks.
+    /// The same with states in the place of attention. What feed-forward networks there are is up to the family.
     const fn without_attention(self) -> Self {
         Self { attends: false, ..self }
     }
@@ -351,6 +352,8 @@ pub const FAMILIES: &[Family] = &[
     jamba::FAMILY,
     plamo2::FAMILY,
     mamba2::MAMBA2,
+    rwkv7::RWKV7,
+    rwkv7::ARWKV7,
 ];
 
 /// How a model is loaded.

@@ -303,6 +303,8 @@ impl Memory {
         };
         let of_states = of_state("inner_size").saturating_mul(4).saturating_add(of_keys);
         let of_states = of_states.saturating_add(of_steps.saturating_mul(2));
+        // Time mixing: operands, what is made of them, and what is read.
+        let of_time_mix = if number("wkv.head_size").is_some() { n_embd.saturating_mul(20) } else { 0 };
         // Residual, norm, attention's inputs and outputs, the feed-forward's three: floats for every token of a pass.
         let per_token = [
             n_embd.saturating_mul(3),
@@ -312,6 +314,7 @@ impl Memory {
             of_experts,
             of_latents,
             of_states,
+            of_time_mix,
         ];
         let per_token = per_token.into_iter().fold(0u64, u64::saturating_add).saturating_mul(4);
         let n_vocab = match gguf.get("tokenizer.ggml.tokens") {

@@ -895,6 +895,84 @@ class Plamo2(Scan):
         add("ssm_out.weight", self.matrix(d, inner, 2.0))
 
 
+class Rwkv(Tiny):
+    """Time mixing in the place of attention, and channel mixing in that of feed-forward networks unless the name says that these are Qwen2's.
+    `ranks`: of what is made in two steps. `gated`, `normed`: whether results have gates, and norms."""
+
+    def __init__(self, name, arch, *, head=32, ranks, gated=True, normed=True, **rest):
+        self.head, self.ranks, self.gated, self.normed = head, ranks, gated, normed
+        self.mixed = arch == "rwkv7"
+        keys = {"wkv.head_size": head, **({} if self.mixed else {"token_shift_count": 1})}
+        # What converters write of models without attention.
+        super().__init__(name, arch, n_head=0, n_head_kv=None, head_dim=1, freq_base=None, layer_norm="bias" if self.mixed else None,
+                         keys={**keys, **rest.pop("keys", {})}, **rest)
+        self.explicit_head_dim = False
+
+    def add_tensors(self, w):
+        d = N_EMBD
+        w.add_tensor("token_embd.weight", self.table((0.35 if self.tied else 1.0) * np.sqrt(d)))
+
+        def norm(name, std=0.2):
+            w.add_tensor(f"{name}.weight", self.vector(d, 1.0, std))
+            if self.mixed:
+                w.add_tensor(f"{name}.bias", self.vector(d, 0.0, 0.3))
+
+        if self.mixed:
+            norm("token_embd_norm")
+        for i in range(self.n_layer):
+            def add(name, tensor):
+                w.add_tensor(f"blk.{i}.{name}", tensor)
+
+            norm(f"blk.{i}.attn_norm")
+            norm(f"blk.{i}.attn_norm_2" if self.mixed else f"blk.{i}.ffn_norm")
+            self.time_mix(lambda name, tensor: add(f"time_mix_{name}.weight", tensor), i)
+            if self.normed:
+                add("time_mix_ln.weight", self.vector(d, 1.0, 0.3))
+                add("time_mix_ln.bias", self.vector(d, 0.0, 0.3))
+            if self.mixed:
+                self.channel_mix(lambda name, tensor: add(f"channel_mix_{name}.weight", tensor))
+            else:
+                for name, n_out, n_in in (("gate", self.n_ff, d), ("up", self.n_ff, d), ("down", d, self.n_ff)):
+                    add(f"ffn_{name}.weight", self.matrix(n_out, n_in, 1.3))
+        norm("output_norm")
+        if not self.tied:
+            w.add_tensor("output.weight", self.table(3.0))
+
+
+class Rwkv7(Rwkv):
+    """`ranks`: of rates, of how far keys are renewed, of how far values lean to the first layer's, of gates."""
+
+    def __init__(self, name, arch="rwkv7", *, ranks, **rest):
+        names = [f"attention.{name}_lora_rank" for name in ("decay", "iclr", "value_residual_mix", "gate")]
+        super().__init__(name, arch, ranks=ranks, keys={**dict(zip(names, ranks)), **rest.pop("keys", {})}, **rest)
+
+    def time_mix(self, add, i):
+        d, (decay, rate, lean, gate) = N_EMBD, self.ranks
+        add("lerp_fused", self.rng.uniform(0.0, 1.0, (6 if self.gated else 5, 1, 1, d)).astype(np.float32))
+        # Of the first layer's nothing is used.
+        for part, rank, mean, gain in (("w", decay, -1.0, 1.8), ("a", rate, 0.0, 1.2), ("v", lean if i else rate, 0.0, 1.2)):
+            add(f"{part}0", self.vector(d, mean, 1.0))
+            add(f"{part}1", self.matrix(rank, d, 1.0))
+            add(f"{part}2", self.matrix(d, rank, gain))
+        if self.gated:
+            add("g1", self.matrix(gate, d, 1.5))
+            add("g2", self.matrix(d, gate, 2.5))
+        add("k_k", self.vector(d, 1.0, 0.4))
+        add("k_a", self.vector(d, 0.8, 0.4))
+        add("r_k", self.vector(d, 0.0, 0.4))
+        # Without norms results grow with queries and keys.
+        small = 1.0 if self.normed else 0.5
+        add("receptance", self.matrix(d, d, small))
+        add("key", self.matrix(d, d, small))
+        add("value", self.matrix(d, d, 0.3))
+        add("output", self.matrix(d, d, 1.4))
+
+    def channel_mix(self, add):
+        add("lerp_k", self.rng.uniform(0.0, 1.0, N_EMBD).astype(np.float32))
+        add("key", self.matrix(self.n_ff, N_EMBD, 1.2))
+        add("value", self.matrix(N_EMBD, self.n_ff, 1.2))
+
+
 def to_nvfp4(values):
     """The values of NVFP4 next to these: such that quantising gives the same again."""
     nvfp4, sixteens = gguf.quants.NVFP4, values.reshape(-1, 16)
@@ -1293,6 +1371,9 @@ def models():
              eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         Scan("mamba2_tied", "mamba2", "mm", heads=6, groups=3, state=40, inner=120, conv=5, networks=False, varies=False,
              tied=True),
+        Rwkv7("rwkv7", ranks=(8, 16, 24, 8), eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
+        Rwkv7("arwkv7", "arwkv7", ranks=(16, 8, 8, 24), eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
+        Rwkv7("arwkv7_plain", "arwkv7", ranks=(8, 8, 16, 0), n_layer=2, gated=False, normed=False),
         ChannelScan("mamba", "mamba", "mmm", networks=False, varies=False, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         ChannelScan("mamba_normed", "mamba", "mm", rank=5, state=10, conv=3, normed="plain", networks=False, varies=False, tied=True,
                     eps=1e-2),
