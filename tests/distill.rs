@@ -225,6 +225,7 @@ fn what_cannot_be_trained_is_named() {
         ("jamba", "a selective scan"),
         ("plamo2", "norms of single heads"),
         ("rwkv7", "time mixing"),
+        ("rwkv6qwen2", "time mixing"),
         ("deci", "a linear map in the place of attention"),
     ] {
         let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();

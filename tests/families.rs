@@ -72,7 +72,7 @@ families! {
     lfm2 lfm2_attention_last lfm2moe
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused kimi_linear kimi_linear_fused bailingmoe3 bailingmoe3_sections minimax_01 minimax_01_interval
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
-    mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied rwkv7 arwkv7 arwkv7_plain
+    mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied rwkv7 arwkv7 arwkv7_plain rwkv6 rwkv6_apart rwkv6qwen2
     gemma4 gemma4_plain gemma4_experts gemma3n
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 cohere2moe cohere2moe_rms arcee
     gpt2 starcoder bloom mpt mpt_learned jais
@@ -107,6 +107,8 @@ fn quantised_experts_and_heads_stay_close() {
         "plamo2",
         "rwkv7",
         "arwkv7",
+        "rwkv6",
+        "rwkv6qwen2",
         "deci",
         "openelm",
         "plm",
@@ -330,6 +332,8 @@ fn states_do_not_share() {
         ("mamba", "2:0", "layer 2 (shared): it has no attention"),
         ("rwkv7", "1", "layer 1 (shared): it has no attention"),
         ("arwkv7", "kv:2:0", "layer 2 (kv): it has no attention"),
+        ("rwkv6", "2:1", "layer 2 (shared): it has no attention"),
+        ("rwkv6qwen2", "1", "layer 1 (shared): it has no attention"),
         ("jamba", "4:1", "layer 4 (shared): it has no attention"),
         ("jamba", "3:2", "layer 3 (shared): layer 2 has no attention"),
         ("plamo2", "1:0", "layer 1 (shared): it has no attention"),
@@ -445,6 +449,7 @@ fn states_are_kept_of_where_texts_began_and_ended() {
         "plamo2",
         "rwkv7",
         "arwkv7",
+        "rwkv6",
     ]
     .into_iter()
     .for_each(goes_back);
@@ -607,6 +612,7 @@ fn what_files_leave_unsaid_is_not_guessed() {
         ("rwkv7", "wkv.head_size", OverrideValue::Int(24), "heads of 24 values do not divide 64"),
         ("rwkv7", "token_shift_count", OverrideValue::Int(1), "1, expected 2"),
         ("arwkv7", "attention.decay_lora_rank", OverrideValue::Int(0), "0 is out of range"),
+        ("rwkv6qwen2", "attention.head_count_kv", OverrideValue::Int(3), "3 does not divide the 2 heads"),
     ] {
         let mut file = ModelFile::from_bytes(name, gunzip(&folder("families").join(format!("{name}.gguf.gz"))));
         file.set_overrides(vec![Override::new(format!("{name}.{key}"), value)]).unwrap();

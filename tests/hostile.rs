@@ -166,6 +166,7 @@ fn other_families() {
         "jamba",
         "plamo2",
         "rwkv7",
+        "rwkv6_apart",
         "kimi_linear",
         "bailingmoe3",
         "minimax_01",

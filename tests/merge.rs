@@ -180,6 +180,7 @@ fn plans_that_cannot_be_loaded() {
         ("mamba2", "1", "layer 1 (shared): it has no attention"),
         ("mamba", "2:0", "layer 2 (shared): it has no attention"),
         ("rwkv7", "1", "layer 1 (shared): it has no attention"),
+        ("rwkv6qwen2", "2:1", "layer 2 (shared): it has no attention"),
         ("jamba", "2:1", "layer 2 (shared): it has no attention"),
         ("plamo2", "3:2", "layer 3 (shared): it has no attention"),
         ("deci", "2:0", "layer 2 (shared): it has no attention"),

@@ -15,7 +15,7 @@ pub struct KeyedDelta {
     /// The second step, `[n_head * head_dim_k, rank]`, where there are two.
     pub fade_on: Option<Linear>,
     /// What rates are, given these numbers.
-    pub fading: Fading,
+    pub fading: KeyedDecay,
     /// Makes what decides how far a head goes to what is new: a number for each.
     pub beta: Linear,
     /// The second step of gates, `[n_values, rank]`, where there are two.
@@ -27,7 +27,7 @@ pub struct KeyedDelta {
 }
 
 /// The logarithms of rates, given a number for each.
-pub enum Fading {
+pub enum KeyedDecay {
     /// A negative factor for each head, `[n_head]`, on the number's softplus.
     Softplus(Box<[f32]>),
     /// As far from 0 to the number `least` as a logistic function goes.
@@ -39,7 +39,7 @@ pub enum Fading {
     },
 }
 
-impl Fading {
+impl KeyedDecay {
     /// Makes rates of the numbers `x` of a key of head `h`, in their place.
     fn rates(&self, f: &FloatKernels, h: usize, x: &mut [f32]) {
         match self {

@@ -25,6 +25,7 @@ mod stream;
 mod time_mix;
 mod token_shift;
 mod weights;
+mod wkv6;
 mod wkv7;
 
 pub use kv_cache::{CacheParams, CacheType, KvCache, state_bytes};
@@ -38,7 +39,7 @@ pub(crate) use channels::{ChannelDecay, ChannelScan};
 pub(crate) use conv::Convolution;
 pub(crate) use delta::DeltaRule;
 pub(crate) use gates::{GateCurve, Gates};
-pub(crate) use kda::{Fading, KeyedDelta};
+pub(crate) use kda::{KeyedDecay, KeyedDelta};
 pub(crate) use kv_cache::{LayerCache, Turn};
 pub(crate) use lightning::Lightning;
 pub(crate) use lisa::{Hidden, LisaAttention, LowRank};
@@ -47,9 +48,10 @@ pub(crate) use rope::{Rope, RopeScaling, RopeStyle, RopeTable, Temperature};
 pub(crate) use route::{Holds, Routes};
 pub(crate) use scan::{GroupNorm, SelectiveScan};
 pub(crate) use stream::AttentionScratch;
-pub(crate) use time_mix::{Curve, Given, TimeMix, TimeMixBuffers, TimeRule, TimeShape, TwoSteps};
+pub(crate) use time_mix::{Curve, Given, OwnLeaning, TimeMix, TimeMixBuffers, TimeRule, TimeShape, TwoSteps};
 pub(crate) use token_shift::TokenShift;
 pub(crate) use weights::AttnWeights;
+pub(crate) use wkv6::Fading;
 pub(crate) use wkv7::Moving;
 
 /// The shape of a layer's attention. Query head `h` reads key/value head `h / (n_head / n_head_kv)`.

@@ -12,6 +12,7 @@ use ggml_ext::kernels::float::{FloatKernels, Rows, RowsMut};
 use super::kv_cache::LayerCache;
 use super::recurrence::RecurrentStep;
 use super::token_shift::{Before, TokenShift};
+use super::wkv6::Fading;
 use super::wkv7::Moving;
 use crate::compute::{Activations, Form, Job, Linear, Norm, Operand, Ops, SharedBuf};
 
@@ -21,6 +22,8 @@ pub struct TimeMix {
     pub shape: TimeShape,
     /// What each of the operands is given.
     pub shift: TokenShift,
+    /// What makes factors that tokens have for themselves in that, where the family has them.
+    pub own: Option<OwnLeaning>,
     /// Makes queries, rows of [`TimeShape::n_embd`].
     pub q: Given<Linear>,
     /// Makes keys.
@@ -49,8 +52,20 @@ pub struct Given<T> {
 
 /// How a token changes a head's matrix, with the parameters for that.
 pub enum TimeRule {
-    /// RWKV-7: what the matrix has for a key moves to another.
+    /// RWKV-6: it fades.
+    Fading(Fading),
+    /// RWKV-7: what the matrix has for a key moves to another besides.
     Moving(Box<Moving>),
+}
+
+/// What makes factors by which each token leans to the one before.
+pub struct OwnLeaning {
+    /// What the first step is given.
+    pub shift: TokenShift,
+    /// The first, to a few values for each operand, `[n_operands * rank, n_embd]`; a hyperbolic tangent follows.
+    pub down: Linear,
+    /// The second, for each operand, `[n_embd, rank]`.
+    pub up: Box<[Linear]>,
 }
 
 /// A matrix of low rank: two steps through a few values, with a curve between them.
@@ -123,6 +138,10 @@ pub struct TimeMixBuffers {
     low: [SharedBuf<f32>; N_TWO_STEPS],
     rows: [Option<Activations>; N_TWO_STEPS],
     made: [SharedBuf<f32>; N_TWO_STEPS],
+    /// What is between the two steps of factors that tokens have for themselves, and for each operand what meets the second and what that makes.
+    own_low: SharedBuf<f32>,
+    own_rows: Vec<Activations>,
+    own: Vec<SharedBuf<f32>>,
     /// Keys that the rule makes of others.
     keys: SharedBuf<f32>,
     /// The values of the first layer.
@@ -142,6 +161,8 @@ impl TimeMixBuffers {
         let steps = |i: usize| layers.clone().find_map(|l| l.two_steps()[i]).map(|s| &s.meets);
         let rank = |i: usize| steps(i).map(|s| s.up.weight.cols());
         let kinds = [DECAY, RATE, LEAN, GATE];
+        let own = first.own.as_ref();
+        let up = || own.into_iter().flat_map(|own| &own.up);
         Some(Self {
             operands: (0..first.shift.n_operands(n_embd)).map(|_| activations(n_embd)).collect(),
             q: room(n_embd),
@@ -150,6 +171,9 @@ impl TimeMixBuffers {
             low: kinds.map(|i| room(rank(i).unwrap_or(0))),
             rows: kinds.map(|i| rank(i).map(&activations)),
             made: kinds.map(|_| room(n_embd)),
+            own_low: room(own.map_or(0, |own| own.down.weight.rows())),
+            own_rows: up().map(|up| activations(up.weight.cols())).collect(),
+            own: up().map(|up| room(up.weight.rows())).collect(),
             keys: room(n_embd),
             first_values: room(n_embd),
         })
@@ -173,6 +197,9 @@ pub(super) struct Head<'a> {
     pub n: usize,
     at: Range<usize>,
     width: usize,
+    /// The same of keys and values, which heads may share.
+    kv_at: Range<usize>,
+    kv_width: usize,
 }
 
 impl<'a> Head<'a> {
@@ -194,6 +221,8 @@ impl<'a> Head<'a> {
         unsafe { self.of(&self.buf.q, t) }
     }
 
+    /// The key of a token, of a rule whose heads have keys of their own.
+    ///
     /// # Safety
     /// As [`Head::of`].
     #[allow(clippy::mut_from_ref)]
@@ -202,12 +231,32 @@ impl<'a> Head<'a> {
         unsafe { self.of(&self.buf.k, t) }
     }
 
+    /// The value, likewise.
+    ///
     /// # Safety
     /// As [`Head::of`].
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn value(&self, t: usize) -> &'a mut [f32] {
         // SAFETY: passed on to the caller.
         unsafe { self.of(&self.buf.v, t) }
+    }
+
+    /// The key of a token, which may be that of other heads too.
+    ///
+    /// # Safety
+    /// Nobody writes it as long as it is borrowed.
+    pub unsafe fn shared_key(&self, t: usize) -> &'a [f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.buf.k.get(t * self.kv_width + self.kv_at.start..t * self.kv_width + self.kv_at.end) }
+    }
+
+    /// The value, likewise.
+    ///
+    /// # Safety
+    /// As [`Head::shared_key`].
+    pub unsafe fn shared_value(&self, t: usize) -> &'a [f32] {
+        // SAFETY: passed on to the caller.
+        unsafe { self.buf.v.get(t * self.kv_width + self.kv_at.start..t * self.kv_width + self.kv_at.end) }
     }
 
     /// What the second step of this kind made.
@@ -250,23 +299,19 @@ impl<'a> Head<'a> {
         unsafe { self.of(&self.buf.first_values, t) }
     }
 
-    /// All tokens' elements of these rows.
-    ///
-    /// # Safety
-    /// Nobody writes them as long as they are borrowed.
-    unsafe fn rows(&self, of: &'a SharedBuf<f32>) -> Rows<'a, f32> {
-        // SAFETY: passed on to the caller; rows of all heads are `width` long.
-        unsafe { Rows::from_raw(of.as_ptr().add(self.at.start), self.n, self.at.len(), self.width) }
-    }
-
     /// Queries, keys, values and rates; keys that the rule made; what decides how far what moves goes.
     ///
     /// # Safety
-    /// As [`Head::rows`].
+    /// Nobody writes them as long as they are borrowed.
     pub unsafe fn all(&self) -> [Rows<'a, f32>; 6] {
         let b = self.buf;
-        // SAFETY: passed on to the caller.
-        [&b.q, &b.k, &b.v, &b.made[DECAY], &b.keys, &b.made[RATE]].map(|of| unsafe { self.rows(of) })
+        // SAFETY: passed on to the caller; rows are as wide as they are said to be.
+        let rows = |of: &'a SharedBuf<f32>, at: &Range<usize>, width| unsafe {
+            Rows::from_raw(of.as_ptr().add(at.start), self.n, at.len(), width)
+        };
+        let own = |of| rows(of, &self.at, self.width);
+        let shared = |of| rows(of, &self.kv_at, self.kv_width);
+        [own(&b.q), shared(&b.k), shared(&b.v), own(&b.made[DECAY]), own(&b.keys), own(&b.made[RATE])]
     }
 }
 
@@ -274,14 +319,33 @@ impl TimeMix {
     /// What is made in two steps, by kind.
     fn two_steps(&self) -> [Option<&Given<TwoSteps>>; N_TWO_STEPS] {
         match &self.rule {
+            TimeRule::Fading(_) => [Some(&self.decay), None, None, None],
             TimeRule::Moving(rule) => [Some(&self.decay), Some(&rule.rate), rule.lean.as_ref(), rule.gate.as_ref()],
+        }
+    }
+
+    /// What makes gates in one step.
+    fn gate(&self) -> Option<&Given<Linear>> {
+        match &self.rule {
+            TimeRule::Fading(rule) => Some(&rule.gate),
+            TimeRule::Moving(_) => None,
+        }
+    }
+
+    /// How many heads have keys and values of their own.
+    fn n_head_kv(&self) -> usize {
+        match &self.rule {
+            TimeRule::Fading(rule) => rule.n_head_kv,
+            TimeRule::Moving(_) => self.shape.n_head,
         }
     }
 
     /// The projections that make what the state takes in, and what is made beside that.
     pub fn cached(&self) -> impl Iterator<Item = &Linear> {
+        let own = self.own.iter().flat_map(|own| own.up.iter().chain([&own.down]));
         let steps = self.two_steps().into_iter().flatten().flat_map(|s| [&s.meets.down, &s.meets.up]);
-        [&self.q.meets, &self.k.meets, &self.v.meets].into_iter().chain(steps)
+        let whole = [&self.q, &self.k, &self.v].into_iter().chain(self.gate()).map(|g| &g.meets);
+        own.chain(whole).chain(steps)
     }
 
     /// Every matrix.
@@ -290,7 +354,7 @@ impl TimeMix {
     }
 
     /// Takes the step's tokens, given as rows of `x`, into the state that `cache` keeps. What the last of them read there goes to `out`. Six
-    /// phases, one more where a sequence begins.
+    /// phases, four more where tokens lean by factors of their own, and one where a sequence begins.
     pub fn absorb(
         &self,
         ops: &mut Ops,
@@ -308,23 +372,34 @@ impl TimeMix {
             worker.barrier();
         }
         let (operands, before) = (buf.operands(step.form, step.fine_step), Before { state, at: 0 });
-        self.shift.lean(ops, x, 0..n, before, None, &operands);
+        if let Some(own) = &self.own {
+            own.shift.lean(ops, x, 0..n, before, None, &operands[..1]);
+            own.make(ops, buf, operands[0], step);
+        }
+        self.shift.lean(ops, x, 0..n, before, self.own.is_some().then_some(&buf.own), &operands);
         before.keep(ops, x, n);
         let whole = [(&self.q, &buf.q), (&self.k, &buf.k), (&self.v, &buf.v)];
-        let whole = whole.into_iter().map(|(g, to)| (operands[g.operand], (&g.meets, to)));
+        let whole = whole
+            .into_iter()
+            .chain(self.gate().map(|gate| (gate, buf.gates())))
+            .map(|(g, to)| (operands[g.operand], (&g.meets, to)));
         let first_steps = self.two_steps().into_iter().zip(&buf.low).filter_map(|(g, low)| Some((g?, low)));
         let first_steps = first_steps.map(|(g, low)| (operands[g.operand], (&g.meets.down, low)));
         ops.linear_apart(0..n, &whole.chain(first_steps).collect::<Vec<(Operand, Job)>>());
         self.second_steps(ops, buf, step);
+        let n_head_kv = self.n_head_kv();
         worker.for_each_chunk(s.n_head, |h| {
-            let at = h * s.head_dim..(h + 1) * s.head_dim;
+            let elements = |h: usize| h * s.head_dim..(h + 1) * s.head_dim;
+            let (at, kv_at) = (elements(h), elements(h / (s.n_head / n_head_kv)));
             // SAFETY: a head's matrix, its elements of all rows and its results belong to one member.
             unsafe {
                 let memory = state.get_mut(s.memory(h));
                 let first = out.part_mut(0, at.clone()).as_mut_ptr();
                 let results = RowsMut::from_raw(first, step.n_wanted, s.head_dim, out.k());
-                let head = Head { buf, n, at: at.clone(), width: s.n_embd() };
+                let (width, kv_width) = (s.n_embd(), n_head_kv * s.head_dim);
+                let head = Head { buf, n, at: at.clone(), width, kv_at, kv_width };
                 match &self.rule {
+                    TimeRule::Fading(rule) => rule.run(&kernels.float, &head, memory, results),
                     TimeRule::Moving(rule) => rule.run(&kernels.float, &head, h, memory, results),
                 }
                 for row in 0..step.n_wanted {
@@ -373,15 +448,41 @@ impl TimeMix {
     /// # Safety
     /// The head is this member's.
     unsafe fn finish(&self, kernels: &Kernels, head: &Head, h: usize, t: usize, result: &mut [f32]) {
+        if let TimeRule::Fading(rule) = &self.rule {
+            // SAFETY: passed on to the caller.
+            unsafe { rule.add_own(&kernels.float, head, h, t, result) };
+        }
         if let Some(norms) = &self.norm {
             norms[h].apply_in_place(&kernels.float, result, self.norm_eps);
         }
         // SAFETY: passed on to the caller.
         unsafe {
             match &self.rule {
+                TimeRule::Fading(rule) => rule.finish(&kernels.float, head, t, result),
                 TimeRule::Moving(rule) => rule.finish(&kernels.float, head, h, t, result),
             }
         }
+    }
+}
+
+impl OwnLeaning {
+    /// Makes factors for every operand, of the rows of `x` for a step's tokens. Three phases.
+    fn make(&self, ops: &mut Ops, buf: &TimeMixBuffers, x: Operand, step: RecurrentStep) {
+        ops.linear(x, 0..step.n, &[(&self.down, &buf.own_low)]);
+        let rows: Vec<Operand> = buf.own_rows.iter().map(|rows| rows.with(step.form, step.fine_step)).collect();
+        for i in ops.worker.share(step.n * rows.len()) {
+            let (t, rows) = (i / rows.len(), rows[i % rows.len()]);
+            // SAFETY: rows of each operand are shared out disjointly; `i` counts them as they lie in the first step's result.
+            unsafe {
+                let row = rows.row_mut(t);
+                row.copy_from_slice(buf.own_low.get(i * rows.k()..(i + 1) * rows.k()));
+                Curve::Tanh.apply(&ops.kernels.float, row);
+                rows.finish_row(ops.kernels, t);
+            }
+        }
+        ops.worker.barrier();
+        let jobs: Vec<(Operand, Job)> = rows.into_iter().zip(self.up.iter().zip(&buf.own)).collect();
+        ops.linear_apart(0..step.n, &jobs);
     }
 }
 

@@ -8,7 +8,7 @@ use super::deepseek2::{absorbed_sizes, attention};
 use super::kda::{self, delta_attention};
 use super::mixtures::{Caps, mixture};
 use crate::Result;
-use crate::attention::{AttentionShape, Fading, GateCurve, RopeStyle};
+use crate::attention::{AttentionShape, GateCurve, KeyedDecay, RopeStyle};
 use crate::compute::{Act, Gating};
 
 /// The registry row.
@@ -33,7 +33,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let mut layers = Vec::with_capacity(c.n_layer);
     for (i, attends) in kda::attends(keys, c.n_layer)?.into_iter().enumerate() {
         let mixer: Mixer = match attends {
-            false => delta_attention(b, i, None, |factors| Fading::Bounded { factors, least })?.into(),
+            false => delta_attention(b, i, None, |factors| KeyedDecay::Bounded { factors, least })?.into(),
             true => {
                 let attn = attention(b, i, &sizes, shape)?;
                 // One for each head, so that it does not matter whether what is summed up is multiplied or what is made of that.

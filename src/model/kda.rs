@@ -4,7 +4,7 @@ use super::builder::Builder;
 use super::config::{Keys, MAX_HEAD_DIM, MAX_WIDTH};
 use super::mamba2::MAX_FILTER;
 use crate::Result;
-use crate::attention::{Fading, KeyedDelta, Recurrence, RecurrentShape, Rule};
+use crate::attention::{KeyedDecay, KeyedDelta, Recurrence, RecurrentShape, Rule};
 use crate::compute::Linear;
 
 /// Floats that all of so many layers keep.
@@ -50,7 +50,7 @@ pub fn delta_attention(
     b: &mut Builder,
     i: usize,
     rank: Option<usize>,
-    fading: impl FnOnce(Box<[f32]>) -> Fading,
+    fading: impl FnOnce(Box<[f32]>) -> KeyedDecay,
 ) -> Result<Recurrence> {
     b.has_no_attention(i)?;
     let shape = shape(b.keys)?;

@@ -8,7 +8,7 @@ use super::deepseek2::{absorbed_sizes, attention};
 use super::kda::{self, delta_attention};
 use super::mixtures::mixture;
 use crate::Result;
-use crate::attention::{AttentionShape, Fading, Rope};
+use crate::attention::{AttentionShape, KeyedDecay, Rope};
 use crate::compute::{Act, Gating};
 
 /// The registry row.
@@ -26,7 +26,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     for (i, attends) in kda::attends(keys, c.n_layer)?.into_iter().enumerate() {
         let mixer: Mixer = match attends {
             true => attention(b, i, &sizes, shape)?.into(),
-            false => delta_attention(b, i, Some(rank), Fading::Softplus)?.into(),
+            false => delta_attention(b, i, Some(rank), KeyedDecay::Softplus)?.into(),
         };
         let ffn = match &mixture {
             Some(mixture) if i >= n_dense => b.experts(i, mixture)?,

@@ -67,6 +67,7 @@ mod plm;
 mod qwen;
 mod qwen35;
 mod recommended;
+mod rwkv6;
 mod rwkv7;
 mod seed_oss;
 mod sharing;
@@ -354,6 +355,8 @@ pub const FAMILIES: &[Family] = &[
     mamba2::MAMBA2,
     rwkv7::RWKV7,
     rwkv7::ARWKV7,
+    rwkv6::RWKV6,
+    rwkv6::RWKV6QWEN2,
 ];
 
 /// How a model is loaded.

@@ -140,6 +140,7 @@ fn time_mix(b: &mut Builder, i: usize, shape: TimeShape, complete: bool) -> Resu
         k: whole(K, "key")?,
         v: whole(V, "value")?,
         shift: TokenShift { leaning },
+        own: None,
         decay,
         rule: TimeRule::Moving(rule.into()),
         norm,

@@ -901,7 +901,7 @@ class Rwkv(Tiny):
 
     def __init__(self, name, arch, *, head=32, ranks, gated=True, normed=True, **rest):
         self.head, self.ranks, self.gated, self.normed = head, ranks, gated, normed
-        self.mixed = arch == "rwkv7"
+        self.mixed = arch in ("rwkv6", "rwkv7")
         keys = {"wkv.head_size": head, **({} if self.mixed else {"token_shift_count": 1})}
         # What converters write of models without attention.
         super().__init__(name, arch, n_head=0, n_head_kv=None, head_dim=1, freq_base=None, layer_norm="bias" if self.mixed else None,
@@ -926,6 +926,8 @@ class Rwkv(Tiny):
             norm(f"blk.{i}.attn_norm")
             norm(f"blk.{i}.attn_norm_2" if self.mixed else f"blk.{i}.ffn_norm")
             self.time_mix(lambda name, tensor: add(f"time_mix_{name}.weight", tensor), i)
+            if self.arch == "rwkv6qwen2":
+                self.biases(add)
             if self.normed:
                 add("time_mix_ln.weight", self.vector(d, 1.0, 0.3))
                 add("time_mix_ln.bias", self.vector(d, 0.0, 0.3))
@@ -971,6 +973,49 @@ class Rwkv7(Rwkv):
         add("lerp_k", self.rng.uniform(0.0, 1.0, N_EMBD).astype(np.float32))
         add("key", self.matrix(self.n_ff, N_EMBD, 1.2))
         add("value", self.matrix(N_EMBD, self.n_ff, 1.2))
+
+
+class Rwkv6(Rwkv):
+    """`ranks`: of how far tokens lean to the one before, of rates. `n_head_kv`: of heads that share keys and values. `apart`: factors of operands are
+    tensors of their own."""
+
+    def __init__(self, name, arch="rwkv6", *, ranks, kv=None, apart=False, **rest):
+        self.kv, self.apart = kv, apart
+        keys = {"time_mix_extra_dim": ranks[0], "time_decay_extra_dim": ranks[1], **({"attention.head_count_kv": kv} if kv else {})}
+        super().__init__(name, arch, ranks=ranks, normed=arch == "rwkv6", keys={**keys, **rest.pop("keys", {})}, **rest)
+
+    def time_mix(self, add, i):
+        d, (lean, decay) = N_EMBD, self.ranks
+        add("lerp_x", self.rng.uniform(0.0, 1.0, (1, 1, d)).astype(np.float32))
+        factors = self.rng.uniform(0.0, 1.0, (5, 1, 1, d)).astype(np.float32)
+        if self.apart:
+            for part, vector in zip("wkvrg", factors):
+                add(f"lerp_{part}", vector)
+        else:
+            add("lerp_fused", factors)
+        add("w1", self.matrix(5 * lean, d, 1.0))
+        add("w2", np.stack([self.matrix(d, lean, 0.5) for _ in range(5)]))
+        if self.normed:
+            add("first", self.vector(d, 0.0, 0.5).reshape(-1, self.head))
+        # Rates of about 0.2 to 1.
+        add("decay", self.vector(d, -1.0, 1.0))
+        add("decay_w1", self.matrix(decay, d, 1.0))
+        add("decay_w2", self.matrix(d, decay, 1.2))
+        n_kv = (self.kv or d // self.head) * self.head
+        for part, n, gain in (("key", n_kv, 1.0), ("value", n_kv, 0.3 if self.normed else 1.0), ("receptance", d, 1.0 if self.normed else 2.0), ("gate", d, 1.5)):
+            add(part, self.matrix(n, d, gain))
+        add("output", self.matrix(d, d, 1.4 if self.normed else 2.4))
+
+    def biases(self, add):
+        for part, n in (("key", self.kv * self.head), ("value", self.kv * self.head), ("receptance", N_EMBD)):
+            add(f"time_mix_{part}.bias", self.vector(n, 0.0, 0.5))
+
+    def channel_mix(self, add):
+        for part in "kr":
+            add(f"lerp_{part}", self.rng.uniform(0.0, 1.0, (1, 1, N_EMBD)).astype(np.float32))
+        add("key", self.matrix(self.n_ff, N_EMBD, 1.2))
+        add("value", self.matrix(N_EMBD, self.n_ff, 1.6))
+        add("receptance", self.matrix(N_EMBD, N_EMBD, 1.5))
 
 
 def to_nvfp4(values):
@@ -1373,6 +1418,9 @@ def models():
              tied=True),
         Rwkv7("rwkv7", ranks=(8, 16, 24, 8), eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         Rwkv7("arwkv7", "arwkv7", ranks=(16, 8, 8, 24), eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
+        Rwkv6("rwkv6", ranks=(8, 16), eps=1e-2, keys={"rescale_every_n_layers": 2}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Rwkv6("rwkv6_apart", ranks=(16, 8), n_layer=2, apart=True),
+        Rwkv6("rwkv6qwen2", "rwkv6qwen2", ranks=(8, 16), kv=1, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         Rwkv7("arwkv7_plain", "arwkv7", ranks=(8, 8, 16, 0), n_layer=2, gated=False, normed=False),
         ChannelScan("mamba", "mamba", "mmm", networks=False, varies=False, eps=1e-2, runs=[(512, 48, 1), (512, 300, 6)]),
         ChannelScan("mamba_normed", "mamba", "mm", rank=5, state=10, conv=3, normed="plain", networks=False, varies=False, tied=True,
