@@ -226,6 +226,7 @@ fn what_cannot_be_trained_is_named() {
         ("plamo2", "norms of single heads"),
         ("rwkv7", "time mixing"),
         ("rwkv6qwen2", "time mixing"),
+        ("muse_glimmer", "gates on its attention's results"),
         ("deci", "a linear map in the place of attention"),
     ] {
         let refused = DenseModel::new(&family(name), 24, Precision::Exact).err().expect(name).to_string();

@@ -73,7 +73,7 @@ families! {
     qwen35 qwen35_guessing qwen35moe qwen35moe_nvfp4 qwen3next qwen3next_fused kimi_linear kimi_linear_fused bailingmoe3 bailingmoe3_sections minimax_01 minimax_01_interval
     granitehybrid granitehybrid_experts falcon_h1 falcon_h1_normed nemotron_h nemotron_h_moe nemotron_h_moe_latents nemotron_h_moe_varying mamba2 mamba2_tied
     mamba mamba_normed jamba jamba_dense plamo2 plamo2_tied rwkv7 arwkv7 arwkv7_plain rwkv6 rwkv6_apart rwkv6qwen2
-    gemma4 gemma4_plain gemma4_experts gemma3n
+    gemma4 gemma4_plain gemma4_experts gemma3n muse_glimmer muse_glimmer_flags
     gptneox gptneox_in_turn falcon falcon_two_norms phi2 starcoder2 codeshell jais2 nemotron stablelm stablelm_parallel stablelm_normed orion command_r command_r_normed cohere2 cohere2moe cohere2moe_rms arcee
     gpt2 starcoder bloom mpt mpt_learned jais
     gemma3 gemma3_pattern gemma3_linear gemma3_softcap_untied
@@ -207,6 +207,8 @@ fn windows_are_all_that_is_seen() {
         "gemma4_plain",
         "gemma4_experts",
         "gemma3n",
+        "muse_glimmer",
+        "muse_glimmer_flags",
         "cohere2",
         "cohere2moe",
         "cohere2moe_rms",

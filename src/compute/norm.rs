@@ -12,21 +12,24 @@ pub struct Norm {
     pub bias: Option<Box<[f32]>>,
     /// Whether the mean is taken off first.
     pub centred: bool,
+    /// The epsilon, where it is not that of the model's other norms.
+    pub eps: Option<f32>,
 }
 
 impl Norm {
     /// RMSNorm.
     pub fn rms(weight: Box<[f32]>) -> Self {
-        Self { weight, bias: None, centred: false }
+        Self { weight, bias: None, centred: false, eps: None }
     }
 
     /// Either without weights, of `n` values.
     pub fn plain(n: usize, centred: bool) -> Self {
-        Self { weight: vec![1.0; n].into(), bias: None, centred }
+        Self { weight: vec![1.0; n].into(), bias: None, centred, eps: None }
     }
 
-    /// `out = norm(x)`.
+    /// `out = norm(x)`. `eps`: that of the model's norms.
     pub fn apply(&self, k: &FloatKernels, x: &[f32], eps: f32, out: &mut [f32]) {
+        let eps = self.eps.unwrap_or(eps);
         if self.centred {
             let mean = mean(x);
             out.iter_mut().zip(x).for_each(|(out, x)| *out = x - mean);
@@ -39,8 +42,9 @@ impl Norm {
         }
     }
 
-    /// `x = norm(x)`.
+    /// `x = norm(x)`. `eps`: that of the model's norms.
     pub fn apply_in_place(&self, k: &FloatKernels, x: &mut [f32], eps: f32) {
+        let eps = self.eps.unwrap_or(eps);
         if self.centred {
             let mean = mean(x);
             x.iter_mut().for_each(|x| *x -= mean);
@@ -80,7 +84,7 @@ mod tests {
         let wide: Vec<f64> = x.iter().map(|&x| x.into()).collect();
         let mean = wide.iter().sum::<f64>() / 37.0;
         let variance = wide.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 37.0;
-        let mut norm = Norm { weight: weight.clone(), bias: Some(bias.clone()), centred: true };
+        let mut norm = Norm { weight: weight.clone(), bias: Some(bias.clone()), centred: true, eps: None };
         for factor in [1.0, 3.0] {
             let mut out = vec![0.0; 37];
             norm.apply(&Kernels::detect().float, &x, 0.01, &mut out);

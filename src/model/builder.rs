@@ -396,7 +396,7 @@ impl Builder<'_, '_, '_, '_> {
             QkNorm::Heads | QkNorm::HeadsIfAny => Some(HeadNorm::Each([self.norm_of(&name, dim)?].into())),
             QkNorm::Own | QkNorm::OwnIfAny => {
                 let weights = self.loader.values(&format!("{name}.weight"), &[dim, n_row / dim])?;
-                let of_head = |w: &[f32]| Norm { weight: w.into(), bias: None, centred: self.layer_norm };
+                let of_head = |w: &[f32]| Norm { weight: w.into(), bias: None, centred: self.layer_norm, eps: None };
                 Some(HeadNorm::Each(weights.chunks_exact(dim).map(of_head).collect()))
             }
             QkNorm::OwnLayerNorm => Some(HeadNorm::Each(self.layer_norms(&name, dim, n_row / dim)?)),
@@ -412,7 +412,7 @@ impl Builder<'_, '_, '_, '_> {
         let biases = self.loader.has(&bias).then(|| self.loader.values(&bias, &[dim, n])).transpose()?;
         let of_head = |(h, weight): (usize, &[f32])| {
             let bias = biases.as_ref().map(|all| all[h * dim..(h + 1) * dim].into());
-            Norm { weight: weight.into(), bias, centred: true }
+            Norm { weight: weight.into(), bias, centred: true, eps: None }
         };
         Ok(weights.chunks_exact(dim).enumerate().map(of_head).collect())
     }
@@ -690,7 +690,7 @@ impl Builder<'_, '_, '_, '_> {
         let weight = self.loader.vector(&format!("{name}.weight"), n)?;
         let bias =
             if centred || self.rms_biases { self.loader.optional_vector(&format!("{name}.bias"), n)? } else { None };
-        Ok(Norm { weight, bias, centred })
+        Ok(Norm { weight, bias, centred, eps: None })
     }
 
     /// What layer `i` makes of its inputs beside the residual stream, which have `width` values.

@@ -53,6 +53,7 @@ mod mimo2;
 mod minicpm3;
 mod minimax_01;
 mod mixtures;
+mod muse_glimmer;
 mod nanbeige;
 mod nemotron_h;
 mod olmo;
@@ -317,6 +318,7 @@ pub const FAMILIES: &[Family] = &[
     gemma3::FAMILY,
     gemma3n::FAMILY,
     gemma4::FAMILY,
+    muse_glimmer::FAMILY,
     plamo::PLAMO,
     plamo::PLAMO3,
     phi3::PHI3,

@@ -92,7 +92,7 @@ pub fn head_norms(b: &mut Builder, i: usize, shape: TimeShape) -> Result<Box<[No
         .map(Box::from)
         .zip(biases?.chunks_exact(shape.head_dim).map(Box::from))
         .collect::<Vec<_>>();
-    Ok(heads.into_iter().map(|(weight, bias)| Norm { weight, bias: Some(bias), centred: true }).collect())
+    Ok(heads.into_iter().map(|(weight, bias)| Norm { weight, bias: Some(bias), centred: true, eps: None }).collect())
 }
 
 /// The time mixing of layer `i`. Gates, and norms on heads' results, are there in all models that are `complete`.

@@ -1222,6 +1222,11 @@ def models():
                  "expert_feed_forward_length": 32, "expert_shared_count": 1, "leading_dense_block_count": 1,
                  "expert_weights_scale": 1.5, "expert_weights_norm": True, "attention.sliding_window": 8,
                  "rope.freq_base_swa": 3000.0}, runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("muse_glimmer", "muse-glimmer", n_layer=5, emb=0.2, qk_norm=True, sandwich=True, attn_gate=True, eps=1e-2, keys={
+            "attention.sliding_window": 8, "rope.freq_base_swa": 3000.0, "logit_scale": 0.4, "final_logit_softcapping": 5.0},
+            runs=[(512, 48, 1), (512, 300, 6)]),
+        Tiny("muse_glimmer_flags", "muse-glimmer", n_layer=4, head_dim=32, qk_norm=True, sandwich=True, attn_gate=True, keys={
+            "attention.sliding_window": 12, "attention.sliding_window_pattern": [False, True, True, False], "logit_scale": 1.5}),
         Tiny("smallthinker", "smallthinker", n_ff=32, experts=(8, 3), eps=1e-2, keys={
             "expert_feed_forward_length": 32, "expert_gating_func": 2}, runs=[(512, 48, 1), SHIFTED]),
         Tiny("smallthinker_windows", "smallthinker", n_layer=5, gate=1.0, n_ff=32, experts=(8, 3), keys={
