@@ -245,7 +245,7 @@ fn template_error(e: &minijinja::Error) -> Error {
         (python::RAISED, Some(detail)) if detail.starts_with(python::RAISED_PREFIX) => {
             return Error::Template(format!("the template refuses: {}", &detail[python::RAISED_PREFIX.len()..]));
         }
-        (kind, Some(detail)) => format!("{kind}: {detail}"),
+        (kind, Some(detail)) => format!("{kind}, {detail}"),
         (kind, None) => kind.to_string(),
     };
     let what = what.split_whitespace().collect::<Vec<_>>().join(" ");
