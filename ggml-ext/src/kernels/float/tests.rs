@@ -351,6 +351,35 @@ fn recurrence(rule: Rule, change: fn(f64, f64, f64) -> f64, keyed: bool) {
     }
 }
 
+/// What rows of a result hold besides, for a kernel to leave alone.
+const BESIDE: [f32; 2] = [7.25; 2];
+
+/// `n_rows` rows of `width` results, which `run` fills.
+fn results(n_rows: usize, width: usize, run: impl FnOnce(RowsMut<f32>), what: &str) -> Vec<f32> {
+    let mut out = vec![BESIDE[0]; n_rows * (width + BESIDE.len())];
+    run(RowsMut::new(&mut out, n_rows, width, width + BESIDE.len()));
+    assert!(out.chunks_exact(width + BESIDE.len()).all(|row| row[width..] == BESIDE), "{what}");
+    out.chunks_exact(width + BESIDE.len()).flat_map(|row| row[..width].to_vec()).collect()
+}
+
+/// Runs a scan on a state for some tokens, and returns what the last `n_read` of them read.
+type Scan<'a> = &'a dyn Fn(&mut [f32], std::ops::Range<usize>, usize) -> Vec<f32>;
+
+/// That a scan from `start` through `n_tokens` leaves the state and the results that are `wanted`, and the same bits
+/// however many tokens a call has and how few of them are read.
+fn scan_is(run: Scan, start: &[f32], n_tokens: usize, wanted: (Vec<f64>, Vec<f64>), dim: usize, what: &str) {
+    let (mut together, (state, results)) = (start.to_vec(), wanted);
+    let width = start.len() / dim;
+    let all = run(&mut together, 0..n_tokens, n_tokens);
+    all_close(&together, state.into_iter(), 1.0, 1e-5, what);
+    all_close(&all, results.into_iter(), dim as f64, 1e-6, what);
+    let (mut apart, half) = (start.to_vec(), n_tokens / 2);
+    let mut read = run(&mut apart, 0..half, half);
+    read.extend(run(&mut apart, half..n_tokens, n_tokens - half));
+    assert!((&apart, &read) == (&together, &all), "{what}");
+    assert_eq!(run(&mut start.to_vec(), 0..n_tokens, 1), all[(n_tokens - 1) * width..], "{what}");
+}
+
 /// Against the recurrence as it is written down, and bit for bit however many tokens a call has.
 #[test]
 fn the_scan_of_channels() {
@@ -375,29 +404,21 @@ fn the_scan_of_channels() {
                 }
             }
             let run = |state: &mut [f32], tokens: std::ops::Range<usize>, n_read: usize| {
-                let mut out = vec![7.25; n_read * (width + 2)];
                 let rows = |x, len, more| some_rows(x, len, len + more, tokens.clone());
-                kernels.channel_scan(ChannelUpdate {
-                    state,
-                    q: rows(&q, dim, 3),
-                    k: rows(&k, dim, 3),
-                    v: rows(&v, width, 1),
-                    steps: rows(&steps, width, 4),
-                    rates: some_rows(&rates, width, width + 5, 0..dim),
-                    out: RowsMut::new(&mut out, n_read, width, width + 2),
-                });
-                assert!(out.chunks_exact(width + 2).all(|row| row[width..] == [7.25; 2]), "{what}");
-                out.chunks_exact(width + 2).flat_map(|row| row[..width].to_vec()).collect::<Vec<_>>()
+                let scan = |out: RowsMut<f32>| {
+                    kernels.channel_scan(ChannelUpdate {
+                        state,
+                        q: rows(&q, dim, 3),
+                        k: rows(&k, dim, 3),
+                        v: rows(&v, width, 1),
+                        steps: rows(&steps, width, 4),
+                        rates: some_rows(&rates, width, width + 5, 0..dim),
+                        out,
+                    })
+                };
+                results(n_read, width, scan, &what)
             };
-            let mut together = start.clone();
-            let all = run(&mut together, 0..n_tokens, n_tokens);
-            all_close(&together, state.into_iter(), 1.0, 1e-5, &what);
-            all_close(&all, want.into_iter(), dim as f64, 1e-6, &what);
-            let (mut apart, half) = (start.clone(), n_tokens / 2);
-            let mut read = run(&mut apart, 0..half, half);
-            read.extend(run(&mut apart, half..n_tokens, n_tokens - half));
-            assert!((&apart, &read) == (&together, &all), "{what}");
-            assert_eq!(run(&mut start.clone(), 0..n_tokens, 1), all[(n_tokens - 1) * width..], "{what}");
+            scan_is(&run, &start, n_tokens, (state, want), dim, &what);
         }
     }
 }
@@ -431,30 +452,22 @@ fn the_scan_with_rates_for_elements_of_keys() {
                     }
                 }
                 let run = |state: &mut [f32], tokens: std::ops::Range<usize>, n_read: usize| {
-                    let mut out = vec![7.25; n_read * (width + 2)];
                     let rows = |x| some_rows(x, dim, dim + 3, tokens.clone());
-                    kernels.keyed_scan(KeyedUpdate {
-                        state,
-                        q: rows(&q),
-                        k: rows(&k),
-                        v: some_rows(&v, width, width + 1, tokens.clone()),
-                        rates: rows(&rates),
-                        moves: moves.then(|| [rows(&from), rows(&to)]),
-                        reads_before,
-                        out: RowsMut::new(&mut out, n_read, width, width + 2),
-                    });
-                    assert!(out.chunks_exact(width + 2).all(|row| row[width..] == [7.25; 2]), "{what}");
-                    out.chunks_exact(width + 2).flat_map(|row| row[..width].to_vec()).collect::<Vec<_>>()
+                    let scan = |out: RowsMut<f32>| {
+                        kernels.keyed_scan(KeyedUpdate {
+                            state,
+                            q: rows(&q),
+                            k: rows(&k),
+                            v: some_rows(&v, width, width + 1, tokens.clone()),
+                            rates: rows(&rates),
+                            moves: moves.then(|| [rows(&from), rows(&to)]),
+                            reads_before,
+                            out,
+                        })
+                    };
+                    results(n_read, width, scan, &what)
                 };
-                let mut together = start.clone();
-                let all = run(&mut together, 0..n_tokens, n_tokens);
-                all_close(&together, state.into_iter(), 1.0, 1e-5, &what);
-                all_close(&all, want.into_iter(), dim as f64, 1e-6, &what);
-                let (mut apart, half) = (start.clone(), n_tokens / 2);
-                let mut read = run(&mut apart, 0..half, half);
-                read.extend(run(&mut apart, half..n_tokens, n_tokens - half));
-                assert!((&apart, &read) == (&together, &all), "{what}");
-                assert_eq!(run(&mut start.clone(), 0..n_tokens, 1), all[(n_tokens - 1) * width..], "{what}");
+                scan_is(&run, &start, n_tokens, (state, want), dim, &what);
             }
         }
     }
