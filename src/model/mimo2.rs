@@ -2,24 +2,20 @@
 //! than values, whose sums have a factor; mixtures of experts after a few layers without them.
 
 use super::builder::{Builder, QkNorm};
-use super::config::{Keys, MAX_WIDTH};
+use super::config::MAX_WIDTH;
 use super::decoder::{Attention, ContextRope, Decoder};
-use super::{Family, Windows};
+use super::{Family, flagged_windows};
 use crate::Result;
 use crate::attention::{AttentionShape, RopeStyle};
 use crate::compute::{Act, Gating};
 
 /// The registry row.
-pub const FAMILY: Family = Family::new("mimo2", build).with_varying_layers().with_windows(windows);
+pub const FAMILY: Family = Family::new("mimo2", build).with_varying_layers().with_windows(flagged_windows);
 
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;
 /// The frequency base of layers with windows, where the file does not say.
 const LOCAL_BASE: f32 = 10_000.0;
-
-fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
-    keys.flagged_windows(n_layer)
-}
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     let (c, keys) = (b.config, b.keys);
@@ -30,7 +26,7 @@ fn build(b: &mut Builder) -> Result<Decoder> {
     let local = b.local_rope(RopeStyle::Neox, c.n_rot, LOCAL_BASE)?;
     let heads_kv = keys.heads_kv(c.n_layer)?;
     let mut layers = Vec::with_capacity(c.n_layer);
-    for (i, window) in windows(keys, c.n_layer)?.into_iter().enumerate() {
+    for (i, window) in keys.flagged_windows(c.n_layer)?.into_iter().enumerate() {
         let n_head_kv = heads_kv[i];
         keys.check_heads(n_head_kv, c.n_head, Some(i))?;
         let rope = if window.is_some() { LOCAL } else { GLOBAL };

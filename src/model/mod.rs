@@ -213,6 +213,11 @@ fn no_windows(_: &Keys, n_layer: usize) -> Result<Windows> {
     Ok(vec![None; n_layer])
 }
 
+/// The same where files say how long windows are and which layers have them.
+fn flagged_windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
+    keys.flagged_windows(n_layer)
+}
+
 /// How many positions each layer of a file attends to, see [`AttentionShape::window`]; those of unknown families, to all.
 ///
 /// # Errors

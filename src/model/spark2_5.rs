@@ -2,29 +2,24 @@
 //! each head's result; GeGLU.
 
 use super::builder::{Builder, QkNorm};
-use super::config::Keys;
 use super::decoder::{Attention, Decoder};
-use super::{Family, Windows};
+use super::{Family, flagged_windows};
 use crate::Result;
 use crate::attention::{AttentionShape, GateCurve, RopeStyle};
 use crate::compute::Act;
 
 /// The registry row.
-pub const FAMILY: Family = Family::new("spark2_5", build).with_varying_heads().with_windows(windows);
+pub const FAMILY: Family = Family::new("spark2_5", build).with_varying_heads().with_windows(flagged_windows);
 
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;
-
-fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
-    keys.flagged_windows(n_layer)
-}
 
 fn build(b: &mut Builder) -> Result<Decoder> {
     let (n_layer, keys) = (b.config.n_layer, b.keys);
     let ropes = b.alternating_ropes_of(RopeStyle::Neox, b.n_rot_local()?)?;
     let heads = keys.heads(n_layer)?;
     let mut layers = Vec::with_capacity(n_layer);
-    for (i, window) in windows(keys, n_layer)?.into_iter().enumerate() {
+    for (i, window) in keys.flagged_windows(n_layer)?.into_iter().enumerate() {
         let [n_head, n_head_kv] = heads[i];
         keys.check_heads(n_head_kv, n_head, Some(i))?;
         let shape = AttentionShape { window, n_head, n_head_kv, ..b.shape() };

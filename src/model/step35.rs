@@ -3,30 +3,25 @@
 //! units some layers cap.
 
 use super::builder::{Builder, QkNorm};
-use super::config::Keys;
 use super::decoder::{Attention, ContextRope, Decoder};
 use super::mixtures::{Caps, mixture};
-use super::{Family, Windows};
+use super::{Family, flagged_windows};
 use crate::Result;
 use crate::attention::{AttentionShape, GateCurve, Rope, RopeStyle};
 use crate::compute::{Act, Gating};
 
 /// The registry row.
-pub const FAMILY: Family = Family::new("step35", build).with_varying_heads().with_windows(windows);
+pub const FAMILY: Family = Family::new("step35", build).with_varying_heads().with_windows(flagged_windows);
 
 const GLOBAL: usize = 0;
 const LOCAL: usize = 1;
 /// The frequency base of layers with windows, where the file does not say.
 const LOCAL_BASE: f32 = 10_000.0;
 
-fn windows(keys: &Keys, n_layer: usize) -> Result<Windows> {
-    keys.flagged_windows(n_layer)
-}
-
 fn build(b: &mut Builder) -> Result<Decoder> {
     let (n_layer, keys) = (b.config.n_layer, b.keys);
     let mixture = mixture(b, Gating::Sigmoid, false)?;
-    let windows = windows(keys, n_layer)?;
+    let windows = keys.flagged_windows(n_layer)?;
     let ropes = ropes(b, windows.iter().any(Option::is_some))?;
     let caps = Caps::read(keys, n_layer, Act::CappedSwiglu)?;
     let heads = keys.heads(n_layer)?;
